@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo serve test test-slow lint clean
+
+# Serve the packaged demo bundle, send it edits, write the pictures to out/demo.png.
+demo: .venv/.installed
+	$(BIN)/fashion-rag demo run --out out/demo.png
+
+# Serve the demo bundle on http://127.0.0.1:8000 until Ctrl-C.
+serve: .venv/.installed
+	$(BIN)/fashion-rag serve
+
+test: lint
+	$(BIN)/pytest
+
+# Everything that runs on a CPU: also the tests that start a cluster or train.
+test-slow: lint
+	$(BIN)/pytest -m "not gpu"
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (several GB on the first run) ..."
+	$(BIN)/pip install --quiet --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+"""Exports the networks of a bundle to ONNX and TensorRT, and runs them like the PyTorch modules."""

@@ -1,0 +1,1 @@
+"""Fashion-RAG: edit a photo so that the person wears a garment retrieved by text."""

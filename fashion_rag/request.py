@@ -1,0 +1,97 @@
+"""What an edit asks for and what it returns: the words that the pipeline and the servers share."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fashion_rag.errors import InvalidRequest
+
+CATEGORIES = ("dresses", "upper_body", "lower_body")
+# 77 text positions hold the template and three garments; a fourth would overrun it.
+MAX_GARMENTS = 3
+MAX_STEPS = 1000
+MAX_PROMPT_CHARS = 2000
+MAX_SEED = 2**63 - 1
+
+
+class Template(StrEnum):
+    """How text and pseudo-words make the prompt (`models/prompt.py` has the wording)."""
+
+    GARMENTS = "garments"
+    CAPTION_AND_GARMENTS = "caption_and_garments"
+    CAPTION = "caption"
+
+
+def _require(ok: bool, field_name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise InvalidRequest(field_name, value, rule)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One edit. Pictures may have any size; the pipeline resizes to the model's.
+
+    image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
+    keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = no pose known.
+    num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
+
+    Raises InvalidRequest, naming the field, for anything outside these rules.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    prompt: str
+    category: str
+    keypoints: NDArray[np.float64] | None = None
+    num_garments: int = 1
+    garment_ids: tuple[str, ...] = ()
+    template: Template = Template.GARMENTS
+    seed: int = 0
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        image, mask = self.image, self.mask
+        _require(image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8, "image",
+                 f"{image.dtype} {image.shape}", "must be uint8 [height, width, 3]")
+        _require(mask.shape == image.shape[:2], "mask", mask.shape, f"must have the image's size {image.shape[:2]}")
+        _require(bool(mask.any()), "mask", "all zero", "must mark at least one pixel to repaint")
+        _require(self.category in CATEGORIES, "category", self.category, f"must be one of {', '.join(CATEGORIES)}")
+        _require(bool(self.prompt.strip()), "prompt", self.prompt, "must not be empty")
+        _require(len(self.prompt) <= MAX_PROMPT_CHARS, "prompt", f"{len(self.prompt)} characters",
+                 f"must have at most {MAX_PROMPT_CHARS} characters")
+        if self.keypoints is not None:
+            _require(self.keypoints.shape == (18, 2), "keypoints", self.keypoints.shape, "must be 18 rows of (x, y)")
+            _require(bool(np.isfinite(self.keypoints).all()), "keypoints", "a non-finite number", "must be finite")
+        _require(_is_int(self.num_garments) and 0 <= self.num_garments <= MAX_GARMENTS, "num_garments",
+                 self.num_garments, f"must be a whole number from 0 to {MAX_GARMENTS}")
+        _require(len(self.garment_ids) <= MAX_GARMENTS, "garment_ids", self.garment_ids,
+                 f"must name at most {MAX_GARMENTS} garments")
+        _require(_is_int(self.seed) and 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"must be from 0 to {MAX_SEED}")
+        _require(_is_int(self.num_inference_steps) and 1 <= self.num_inference_steps <= MAX_STEPS, "steps",
+                 self.num_inference_steps, f"must be a whole number from 1 to {MAX_STEPS}")
+        _require(math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 50, "guidance_scale",
+                 self.guidance_scale, "must be a finite number from 0 to 50")
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """The picture (uint8 [H, W, 3], the input's size), the garments used (ids, best first) and seconds per stage."""
+
+    image: NDArray[np.uint8]
+    garment_ids: tuple[str, ...]
+    seed: int
+    timings_s: dict[str, float]
+    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,212 @@
+"""Holds the architecture: which module may import which, where each package may be used, what an import may do."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("fashion_rag", "export", "serve")
+
+# Lowest first. A module imports from its own group and from the rows below; groups that share a row are strangers.
+LAYERS = (
+    ("fashion_rag.errors",),
+    ("fashion_rag.artifacts",),
+    ("fashion_rag.config", "fashion_rag.request"),
+    ("fashion_rag.data",),
+    ("fashion_rag.models",),
+    ("fashion_rag.catalogue", "fashion_rag.denoising"),
+    ("fashion_rag.bundle",),
+    ("fashion_rag.bundle_import",),
+    ("fashion_rag.pipeline",),
+    ("fashion_rag.evaluation",),
+    ("fashion_rag.demo",),
+    ("export",),
+    ("serve",),
+    ("fashion_rag.cli",),
+)
+# A package, and the only part of the project that may import it.
+HOMES = {
+    "fastapi": "serve",
+    "ray": "serve",
+    "starlette": "serve",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "tensorrt": "export",
+    "tensorrt_rtx": "export",
+}
+# Where the name of a distribution is not the name of what it installs.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "open_clip": "open_clip_torch",
+    "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
+}
+HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+# An import inside a function, or for type checking only, counts like any other.
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+
+def belongs(module: str, group: str) -> bool:
+    return module == group or module.startswith(group + ".")
+
+
+def row_and_group(module: str) -> tuple[int, str] | None:
+    return next(((row, group) for row, groups in enumerate(LAYERS) for group in groups if belongs(module, group)), None)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules, or names in them, that a source imports, as dotted names; a relative one starts with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def violations(module: str, tree: ast.AST) -> list[str]:
+    """What `module` imports against the rules above, one line each."""
+    here = row_and_group(module)
+    found = []
+    for target in imports(tree):
+        there = row_and_group(target)
+        package = target.split(".")[0]
+        if target.startswith("."):
+            found.append(f"{module}: relative import of {target}")
+        elif here and there and here[1] != there[1] and here[0] <= there[0]:
+            found.append(f"{module}: imports {target}, which is not below it")
+        elif package in HOMES and not belongs(module, HOMES[package]):
+            found.append(f"{module}: imports {target}, which belongs to {HOMES[package]}")
+    return found
+
+
+def own_names(module: str) -> set[str]:
+    """What a module defines itself, and the modules directly in it; what it imports is not among them."""
+    names = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == module}
+    for node in TREES[module].body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            stores = (child for child in ast.walk(node) if isinstance(child, ast.Name))
+            names.update(child.id for child in stores if isinstance(child.ctx, ast.Store))
+    return names
+
+
+def work_at_import(tree: ast.Module) -> list[int]:
+    """The lines of top-level statements that are more than a definition, an import, a constant or a docstring."""
+    definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef,
+                   ast.ClassDef)  # fmt: skip
+    return [
+        node.lineno
+        for node in tree.body
+        if not isinstance(node, definitions)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+
+
+def test_imports_point_one_way() -> None:
+    assert [line for module, tree in TREES.items() for line in violations(module, tree)] == []
+
+
+def test_every_module_has_a_place_in_the_layers() -> None:
+    packages = {"fashion_rag"}  # its __init__ holds a docstring only
+    assert {module for module in TREES if row_and_group(module) is None} == packages
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fashion_rag.models.unet", "from fashion_rag.pipeline import Pipeline"),
+        ("fashion_rag.data.image", "import fashion_rag.models.unet"),
+        ("fashion_rag.data.image", "from fashion_rag import models"),
+        ("fashion_rag.catalogue.index", "from fashion_rag.denoising.sampler import guide"),
+        ("fashion_rag.denoising.sampler", "from fashion_rag.catalogue.index import Catalogue"),
+        ("fashion_rag.pipeline", "def run():\n    from export import to_onnx"),
+        ("fashion_rag.demo.evaluate", "import serve.app"),
+        ("export.to_onnx", "from serve import app"),
+        ("serve.app", "from fashion_rag.cli import app"),
+        ("fashion_rag.pipeline", "import ray"),
+        ("export.engines", "from fastapi import FastAPI"),
+        ("serve.denoiser", "import onnxruntime as ort"),
+        ("fashion_rag.bundle", "if True:\n    import onnx"),
+        ("fashion_rag.pipeline", "from .bundle import Bundle"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, source: str) -> None:
+    assert len(violations(module, ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fashion_rag.pipeline", "from fashion_rag.bundle import Bundle\nimport torch"),
+        ("fashion_rag.demo.draw", "from fashion_rag.demo.world import Garment"),
+        ("fashion_rag.cli", "def demo():\n    from serve.showcase import run"),
+        ("serve.denoiser", "from ray import serve as ray_serve\nfrom export.engines import Engine"),
+        ("export.to_onnx", "import onnx\nfrom fashion_rag.models.unet import UNet"),
+    ],
+)
+def test_an_allowed_import_is_left_alone(module: str, source: str) -> None:
+    assert violations(module, ast.parse(source)) == []
+
+
+def test_each_name_is_imported_from_the_module_that_defines_it() -> None:
+    elsewhere = []
+    for module, tree in TREES.items():
+        for target in imports(tree):
+            source, _, name = target.rpartition(".")
+            if source in TREES and name not in own_names(source):
+                elsewhere.append(f"{module}: {name} is not defined in {source}")
+    assert elsewhere == []
+
+
+def test_a_module_only_defines_when_it_is_imported() -> None:
+    # The command line puts its groups of commands together at import; that it is light is tested below.
+    modules = (name for name in TREES if belongs(name, "fashion_rag") and name != "fashion_rag.cli")
+    assert {name: lines for name in modules if (lines := work_at_import(TREES[name]))} == {}
+
+
+def test_work_at_import_is_found() -> None:
+    source = '"""Doc."""\nimport torch\nSIDE = 3\ntorch.manual_seed(0)\nfor i in range(SIDE):\n    print(i)\n'
+    assert work_at_import(ast.parse(source)) == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "module", ["fashion_rag.errors", "fashion_rag.config", "fashion_rag.request", "fashion_rag.cli"]
+)
+def test_light_modules_import_no_heavy_package(module: str) -> None:
+    script = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def requirements() -> dict[str, list[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {"": project["dependencies"], **project["optional-dependencies"]}
+
+
+def test_every_package_we_import_is_a_dependency() -> None:
+    declared = {re.split(r"[\[=]", requirement)[0] for extra in ("", "gpu") for requirement in requirements()[extra]}
+    imported = {target.split(".")[0] for tree in TREES.values() for target in imports(tree)}
+    foreign = imported - set(PACKAGES) - sys.stdlib_module_names
+    assert {DISTRIBUTIONS.get(package, package) for package in foreign} - declared == set()
+
+
+def test_requirements_are_exact() -> None:
+    loose = [requirement for extra in requirements().values() for requirement in extra if "==" not in requirement]
+    assert loose == []
