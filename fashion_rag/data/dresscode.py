@@ -1,0 +1,251 @@
+"""Reads a data set in the Dress Code layout. Called by the evaluation, the catalogue's ingest and the demo's training.
+
+The layout, below the root but for the retrieval files:
+
+    fine_captions.json, coarse_captions.json               garment id -> noun chunks
+    CATEGORY/{train_pairs,test_pairs_ORDER}.txt            a person's and a garment's file name a line
+    CATEGORY/images/ID_0.jpg                               person (ID_1.jpg: garment)
+    CATEGORY/label_maps/ID_4.png, keypoints/ID_2.json      of the person
+    CATEGORY/cleaned_inshop_imgs/ID_1_cleaned.jpg          garment without background, not for all
+    RETRIEVAL/MODEL/PHASE_CATEGORY_{single,double,triplet}.json    caption -> garment files, best first
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.request import CATEGORIES
+
+Phase = Literal["train", "test"]
+Order = Literal["paired", "unpaired"]
+
+# A fine caption with fewer chunks is not used at all.
+MIN_FINE_CHUNKS = 3
+CHUNK_NAMES = {1: "single", 2: "double", 3: "triplet"}
+RETRIEVAL_MODEL = "ViT-L-14_laion2b_s32b_b82k"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One person to edit.
+
+    image: RGB. label_map: uint8 [H, W], of the same size. keypoints: float64 [18, 2], x and y in pixels of
+    `pose.KEYPOINT_FRAME`. garment_path: the garment of the pair. retrieved_paths: best first.
+    """
+
+    person_id: str
+    garment_id: str
+    category: str
+    caption: str
+    image: Image.Image
+    label_map: NDArray[np.uint8]
+    keypoints: NDArray[np.float64]
+    garment_path: Path
+    retrieved_paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Garment:
+    """One in-shop garment; the caption is empty where there is none."""
+
+    garment_id: str
+    category: str
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Pair:
+    person_id: str
+    garment_id: str
+    category: str
+    caption: str
+
+
+class DressCode:
+    """The samples of one phase, by category in alphabetical order; pictures are read when a sample is.
+
+    size: (height, width) of image and label map. order: which garment a person gets (test only). num_chunks: how many
+    chunks make a caption. retrieval: folder of the retrieval files, needed for num_retrieved > 0.
+    A pair without caption, and a person's second pair in a category, are left out, as in the paper's evaluation.
+
+    Raises InvalidRequest for an argument outside its range; ArtifactError, naming the path, for a file that is
+    missing or damaged, here or when a sample is read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        phase: Phase = "test",
+        order: Order = "paired",
+        *,
+        categories: Sequence[str] = CATEGORIES,
+        num_chunks: int = 3,
+        size: tuple[int, int] = (512, 384),
+        retrieval: Path | None = None,
+        num_retrieved: int = 0,
+    ) -> None:
+        _check(num_chunks, categories)
+        if num_retrieved and retrieval is None:
+            raise InvalidRequest("num_retrieved", num_retrieved, "must be 0 without a retrieval folder")
+        self.root = root
+        self.size = size
+        self.num_retrieved = num_retrieved
+        self._pairs: list[_Pair] = []
+        self._retrieved: dict[str, dict[str, list[str]]] = {}
+        captions = _captions(root, num_chunks)
+        for category in sorted(set(categories)):
+            self._pairs += _captioned_pairs(root, category, phase, order, captions)
+            if retrieval is not None and num_retrieved:
+                path = retrieval / RETRIEVAL_MODEL / f"{phase}_{category}_{CHUNK_NAMES[num_chunks]}.json"
+                self._retrieved[category] = _read_key(path, "pred_files")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`, its pictures read from disk."""
+        pair = self._pairs[index]
+        folder = self.root / pair.category
+        return Sample(
+            person_id=pair.person_id,
+            garment_id=pair.garment_id,
+            category=pair.category,
+            caption=pair.caption,
+            image=_read_image(folder / "images" / f"{pair.person_id}_0.jpg", self.size),
+            label_map=_read_label_map(folder / "label_maps" / f"{pair.person_id}_4.png", self.size),
+            keypoints=_read_keypoints(folder / "keypoints" / f"{pair.person_id}_2.json"),
+            garment_path=_garment_path(self.root, pair.category, pair.garment_id),
+            retrieved_paths=self._retrieved_paths(pair),
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def _retrieved_paths(self, pair: _Pair) -> tuple[Path, ...]:
+        if not self.num_retrieved:
+            return ()
+        names = self._retrieved[pair.category].get(pair.caption, [])[: self.num_retrieved]
+        if len(names) < self.num_retrieved:
+            raise ArtifactError(
+                f"retrieval file of {pair.category}: {len(names)} garments for {pair.caption!r}; "
+                f"{self.num_retrieved} are needed"
+            )
+        return tuple(_with_fallback(self.root / name) for name in names)
+
+
+def garments(
+    root: Path, phase: Phase = "test", *, categories: Sequence[str] = CATEGORIES, num_chunks: int = 3
+) -> Iterator[Garment]:
+    """The in-shop garments of the (paired) pairs files, each once. Raises like DressCode."""
+    _check(num_chunks, categories)
+    captions = _captions(root, num_chunks)
+    for category in sorted(set(categories)):
+        for garment_id in dict.fromkeys(garment for _, garment in _pairs(root, category, phase, "paired")):
+            path = _garment_path(root, category, garment_id)
+            yield Garment(garment_id, category, captions.get(garment_id, ""), path)
+
+
+def _check(num_chunks: int, categories: Sequence[str]) -> None:
+    if num_chunks not in CHUNK_NAMES:
+        raise InvalidRequest("num_chunks", num_chunks, "must be 1, 2 or 3")
+    if unknown := set(categories) - set(CATEGORIES):
+        raise InvalidRequest("categories", sorted(unknown), f"must be of {', '.join(CATEGORIES)}")
+
+
+def _captions(root: Path, num_chunks: int) -> dict[str, str]:
+    """Garment id -> caption: the first chunks in alphabetical order, joined by ", "."""
+    fine, coarse = (_read_json(root / f"{kind}_captions.json") for kind in ("fine", "coarse"))
+    chunks = {key: value for key, value in fine.items() if len(value) >= MIN_FINE_CHUNKS} | coarse
+    return {key: ", ".join(sorted(value)[:num_chunks]) for key, value in chunks.items()}
+
+
+def _pairs(root: Path, category: str, phase: Phase, order: Order) -> Iterator[tuple[str, str]]:
+    """Person and garment id of each line of a pairs file."""
+    path = root / category / ("train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt")
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable pairs file: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if names := line.split():
+            if len(names) != 2:
+                raise ArtifactError(f"{path}, line {number}: {line!r}; must be a person's and a garment's file name")
+            yield names[0].split("_")[0], names[1].split("_")[0]
+
+
+def _captioned_pairs(
+    root: Path, category: str, phase: Phase, order: Order, captions: dict[str, str]
+) -> Iterator[_Pair]:
+    seen: set[str] = set()
+    for person_id, garment_id in _pairs(root, category, phase, order):
+        if captions.get(garment_id) and person_id not in seen:
+            seen.add(person_id)
+            yield _Pair(person_id, garment_id, category, captions[garment_id])
+
+
+def _garment_path(root: Path, category: str, garment_id: str) -> Path:
+    return _with_fallback(root / category / "cleaned_inshop_imgs" / f"{garment_id}_1_cleaned.jpg")
+
+
+def _with_fallback(path: Path) -> Path:
+    """The cleaned garment picture, or the plain one where it was never cleaned."""
+    if path.is_file():
+        return path
+    plain = path.parent.parent / "images" / path.name.replace("_cleaned", "")
+    if plain.is_file():
+        return plain
+    raise ArtifactError(f"{path}: no such garment picture, nor {plain}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: holds a {type(content).__name__}; must be an object")
+    return content
+
+
+def _read_key(path: Path, key: str) -> Any:
+    content = _read_json(path)
+    if key not in content:
+        raise ArtifactError(f"{path}: the key {key!r} is missing")
+    return content[key]
+
+
+def _read_keypoints(path: Path) -> NDArray[np.float64]:
+    rows = np.asarray(_read_key(path, "keypoints"), dtype=np.float64)
+    if rows.shape != (18, 4):
+        raise ArtifactError(f"{path}: key points of shape {rows.shape}; must be 18 rows of 4")
+    return rows[:, :2]
+
+
+def _read_image(path: Path, size: tuple[int, int]) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise ArtifactError(f"{path}: not a readable picture: {error}") from error
+
+
+def _read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            # A palette picture is read as its indices, which are the labels.
+            labels = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    except OSError as error:
+        raise ArtifactError(f"{path}: not a readable label map: {error}") from error
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ArtifactError(f"{path}: {labels.dtype} {labels.shape}; a label map must be 8-bit grey or palette")
+    return labels

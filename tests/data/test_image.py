@@ -1,0 +1,341 @@
+import io
+import json
+import struct
+import threading
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from safetensors.torch import load_file
+
+from fashion_rag.data.image import (
+    binarise,
+    open_image,
+    open_mask,
+    paste_outside,
+    to_tensor,
+    to_uint8,
+    vision_crop,
+    vision_pixels,
+)
+from fashion_rag.errors import InvalidRequest
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height=24, width=20, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def quadrants(width=40, height=20):
+    """Red in the upper left, black elsewhere."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (255, 0, 0)
+    return Image.fromarray(pixels)
+
+
+def png_header_only(width, height):
+    """A PNG that claims a size and holds no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
+
+
+# Golden
+
+
+def golden_garments(golden):
+    files = json.loads((golden / "manifest.json").read_text())["cases"]["7_vision"]["garment_files_in_order"]
+    return [Image.open(golden / "dresscode" / file).convert("RGB") for file in files]
+
+
+def test_garment_crops_equal_the_published_ones(golden):
+    garments = golden_garments(golden)
+    references = sorted((golden / "case7_clip224").glob("*.png"))
+    assert references
+    for reference in references:
+        crop = vision_crop(garments[int(reference.stem)], (512, 384), 224)
+        np.testing.assert_array_equal(crop, np.asarray(Image.open(reference)))
+
+
+def test_vision_pixels_equal_the_published_ones(golden):
+    expected = load_file(golden / "case7_vision.safetensors")["pixel_values_stride7"]
+    for garment, reference in zip(golden_garments(golden), expected, strict=True):
+        pixels = vision_pixels(garment, (512, 384), 224, CLIP_MEAN, CLIP_STD)
+        assert pixels.is_contiguous()
+        torch.testing.assert_close(pixels[:, ::7, ::7], reference, atol=1e-6, rtol=0)
+
+
+def test_pictures_equal_the_published_tensors(golden):
+    retrieved = {
+        (entry["category"], entry["im_name"]): entry["retrieved"]
+        for entry in json.loads((golden / "case6_dataprep.json").read_text())
+    }
+    compared = 0
+    for name, expected in load_file(golden / "case6_dataprep.safetensors").items():
+        kind, shape, category, person_id = name.split(".")
+        size = tuple(map(int, shape.split("x")))
+        if kind == "image":
+            path, reference = f"{category}/images/{person_id}_0.jpg", expected
+        elif kind == "retrieved_cloth":
+            path, reference = retrieved[category, f"{person_id}_0.jpg"][0], expected[0]
+        else:
+            continue
+        assert torch.equal(to_tensor(Image.open(golden / "dresscode" / path).convert("RGB"), size), reference)
+        compared += 1
+    assert compared > 0, "the golden data hold no pictures"
+
+
+# Tensors
+
+
+def test_to_tensor_does_not_keep_the_aspect_and_is_contiguous():
+    picture = to_tensor(Image.new("RGB", (100, 30), (255, 0, 51)), (16, 24))
+    assert picture.shape == (3, 16, 24) and picture.dtype == torch.float32 and picture.is_contiguous()
+    torch.testing.assert_close(picture[:, 0, 0], torch.tensor([1.0, -1.0, -0.6]))
+
+
+@given(hnp.arrays(np.uint8, (16, 16, 3)))
+def test_every_byte_survives_the_way_to_a_tensor_and_back(pixels):
+    np.testing.assert_array_equal(to_uint8(to_tensor(Image.fromarray(pixels), (16, 16))), pixels)
+
+
+def test_to_uint8_rounds_clamps_and_keeps_a_batch():
+    picture = torch.tensor([-1.2, -1 + 2 * 0.4 / 255, -1 + 2 * 0.6 / 255, 1.3])
+    levels = to_uint8(picture[None, None, None, :].expand(2, 3, 1, 4))
+    assert levels.shape == (2, 1, 4, 3) and levels.dtype == np.uint8
+    assert levels[1, 0, :, 2].tolist() == [0, 0, 1, 255]
+
+
+def test_binarise_counts_one_half_as_set_and_leaves_its_argument():
+    mask = torch.tensor([0.0, 0.49, 0.5, 1.0])
+    before = mask.clone()
+    assert binarise(mask).tolist() == [0, 0, 1, 1]
+    assert torch.equal(mask, before)
+
+
+def test_vision_crop_cuts_top_and_bottom_of_a_tall_garment():
+    garment = np.full((512, 384, 3), 255, np.uint8)
+    garment[:60] = garment[-60:] = 0
+    assert vision_crop(Image.fromarray(garment), (512, 384), 224).min() == 255
+
+
+# Uploads: pictures
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_come_back_exactly(format):
+    image = open_image(encoded(Image.fromarray(noise()), format))
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), noise())
+
+
+@pytest.mark.parametrize("orientation, corner", [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
+def test_exif_orientation_is_applied(orientation, corner):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = open_image(encoded(quadrants(), "JPEG", exif=exif, quality=95))
+    assert image.size == ((40, 20) if orientation in (1, 3) else (20, 40))
+    assert np.asarray(image)[corner][0] > 200
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_eight_bit_rgb(mode):
+    white_and_black = np.zeros((20, 20), np.uint8)
+    white_and_black[:10] = 255
+    if mode == "I;16":
+        image = Image.fromarray(white_and_black.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(white_and_black).convert("RGB").convert(mode)
+    assert image.mode == mode
+    decoded = open_image(encoded(image, "TIFF" if mode == "CMYK" else "PNG"))
+    assert decoded.mode == "RGB"
+    pixels = np.asarray(decoded)
+    assert (pixels[:9] == 255).all() and (pixels[11:] == 0).all()
+
+
+def test_cmyk_jpeg_is_not_inverted():
+    pixels = np.asarray(open_image(encoded(Image.new("RGB", (32, 32), (250, 10, 10)).convert("CMYK"), "JPEG")))
+    assert pixels[..., 0].min() > 230 and pixels[..., 1:].max() < 30
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    image = Image.fromarray(np.full((16, 16), 128 * 257, np.uint16))
+    assert set(np.unique(np.asarray(open_image(encoded(image))))) == {128}
+
+
+def test_transparency_is_laid_on_white():
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[:8, :, 3] = 255
+    decoded = np.asarray(open_image(encoded(Image.fromarray(pixels))))
+    assert (decoded[:8] == 0).all() and (decoded[8:] == 255).all()
+
+
+def test_transparent_palette_colour_is_laid_on_white():
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.paste(0, (0, 0, 16, 8))
+    decoded = np.asarray(open_image(encoded(image, transparency=b"\x00\xff")))
+    assert (decoded[:8] == 255).all() and (decoded[8:] == (10, 20, 30)).all()
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    decoded = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert decoded.getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_a_path_is_read(tmp_path):
+    quadrants().save(tmp_path / "photo.png")
+    assert open_image(tmp_path / "photo.png").size == (40, 20)
+    with pytest.raises(InvalidRequest, match=r"image: got .*missing\.png"):
+        open_image(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_a_truncated_file_is_refused(format):
+    whole = encoded(Image.fromarray(noise(64, 64)), format)
+    for part in (0.1, 0.5, 0.8):
+        with pytest.raises(InvalidRequest, match=r"photo: got .*whole picture"):
+            open_image(whole[: int(len(whole) * part)], field="photo")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", b"<svg/>"])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(InvalidRequest, match=r"image: got .*must be a whole picture"):
+        open_image(data)
+
+
+def test_float_pixels_are_refused():
+    with pytest.raises(InvalidRequest, match="8 or 16 bits"):
+        open_image(encoded(Image.new("F", (20, 20)), "TIFF"))
+
+
+def test_size_limits_hold_before_anything_is_decoded():
+    # No pixels follow the header, so a decoder would complain about a truncated file instead.
+    with pytest.raises(InvalidRequest, match="at most 64000000 pixels"):
+        open_image(png_header_only(8001, 8000))
+    with pytest.raises(InvalidRequest, match="at most 64000000 pixels"):
+        open_image(png_header_only(60_000, 60_000))
+    with pytest.raises(InvalidRequest, match=r"101x100 pixels.*at most 10000 pixels"):
+        open_image(png_header_only(101, 100), max_pixels=10_000)
+    with pytest.raises(InvalidRequest, match=r"15x90 pixels.*at least 16 pixels"):
+        open_image(png_header_only(15, 90))
+    with pytest.raises(InvalidRequest, match="whole picture"):
+        open_image(png_header_only(100, 100), max_pixels=10_000)
+
+
+def test_pillow_warns_nobody():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(InvalidRequest, match="whole picture"):
+            open_image(png_header_only(12_000, 12_000), max_pixels=150_000_000)  # over Pillow's own warning limit
+    assert not caught
+
+
+def test_threads_leave_the_warning_filters_as_they_were():
+    data = [encoded(Image.fromarray(noise(side, side))) for side in (100, 200, 300, 400)]
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=open_image, args=(photo,)) for photo in data * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.data())
+def test_damaged_files_are_opened_or_refused(format, data):
+    damaged = bytearray(encoded(Image.fromarray(noise()), format))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert open_image(bytes(damaged), max_pixels=10_000).mode == "RGB"
+    except InvalidRequest as error:
+        assert str(error).startswith("image: got ")
+
+
+# Uploads: masks
+
+
+def test_white_marks_what_to_repaint():
+    drawn = np.zeros((20, 30), np.uint8)
+    drawn[5:10, 3:7] = 255
+    for image in (Image.fromarray(drawn), Image.fromarray(drawn).convert("1"), Image.fromarray(drawn).convert("RGBA")):
+        mask = open_mask(encoded(image))
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, drawn // 255)
+
+
+def test_transparent_marks_what_to_repaint():
+    photo = noise(20, 30, 4)
+    photo[..., 3] = 255
+    photo[5:10, 3:7, 3] = 0
+    np.testing.assert_array_equal(open_mask(encoded(Image.fromarray(photo))), photo[..., 3] == 0)
+
+
+def test_a_mask_is_scaled_without_grey():
+    drawn = np.zeros((20, 30), np.uint8)
+    drawn[:10] = 255
+    mask = open_mask(encoded(Image.fromarray(drawn)), (40, 90))
+    assert mask.shape == (40, 90) and mask.flags.writeable
+    assert (mask[:20] == 1).all() and (mask[20:] == 0).all()
+
+
+def test_a_mask_that_marks_nothing_is_refused():
+    half_opaque = Image.new("RGBA", (20, 20), (255, 255, 255, 200))
+    for image in (Image.new("L", (20, 20)), half_opaque):
+        with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
+            open_mask(encoded(image), field="selection")
+
+
+# Pasting back
+
+
+@given(
+    hnp.arrays(np.uint8, (12, 9), elements=st.integers(0, 1)),
+    st.integers(0, 5),
+    st.sampled_from([(12, 9), (24, 18), (5, 7)]),
+)
+def test_outside_the_mask_nothing_changes(mask, feather_px, picture_size):
+    original, picture = noise(12, 9, seed=1), noise(*picture_size, seed=2)
+    before = original.copy()
+    edited = paste_outside(original, mask, picture, feather_px)
+    assert edited.shape == original.shape and edited.dtype == np.uint8
+    np.testing.assert_array_equal(edited[mask == 0], original[mask == 0])
+    np.testing.assert_array_equal(original, before)
+
+
+@given(hnp.arrays(np.uint8, (12, 9), elements=st.integers(0, 1)))
+def test_without_feather_the_inside_is_the_picture(mask):
+    original, picture = noise(12, 9, seed=1), noise(12, 9, seed=2)
+    edited = paste_outside(original, mask, picture, 0)
+    np.testing.assert_array_equal(edited[mask == 1], picture[mask == 1])
+
+
+def test_the_feather_is_a_line_inside_the_mask_and_skips_the_border():
+    mask = np.zeros((8, 10), np.uint8)
+    mask[:, 3:] = 1
+    edited = paste_outside(np.zeros((8, 10, 3), np.uint8), mask, np.full((8, 10, 3), 200, np.uint8), 3)
+    assert (edited == edited[:1, :, :1]).all()
+    assert edited[0, :, 0].tolist() == [0, 0, 0, 50, 100, 150, 200, 200, 200, 200]
+
+
+def test_a_small_picture_is_enlarged_to_the_original():
+    mask = np.ones((40, 30), np.uint8)
+    edited = paste_outside(np.zeros((40, 30, 3), np.uint8), mask, np.full((8, 6, 3), 77, np.uint8), 0)
+    assert (edited == 77).all()
