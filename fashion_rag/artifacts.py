@@ -1,0 +1,105 @@
+"""Artifacts on disk: folders that appear whole or not at all, JSON files, and weights that fit exactly.
+
+Called by whatever keeps something on disk; every network of the project is filled by `load_strict`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fashion_rag.errors import ArtifactError
+
+MANIFEST_FILE = "manifest.json"
+MAX_NAMED = 4  # faults that a message lists; a wrong file has hundreds
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ArtifactError, naming the path, for one that is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable JSON file: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ArtifactError as `read_json`, and for anything but an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: holds a {type(content).__name__}; must be an object")
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as a JSON file, one line an entry."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place, old content and all, when the block ends without an error.
+
+    Raises ArtifactError if `folder` holds something that is not ours to replace, which is anything without a manifest.
+    """
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder}: exists and has no {MANIFEST_FILE}; give a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # On the same file system, so that the renames cannot fail half way through a copy.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(Path(beside) / "old")
+        new.rename(folder)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the plain files directly in `source` into the new folder `target`."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name. Raises ArtifactError for a file that is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def write_state(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """Write `state` as a safetensors file, floating-point tensors as `dtype`."""
+    stored = {key: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for key, tensor in state.items()}
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Fill every parameter and buffer of `module` from `state`, cast to the module's dtype.
+
+    Raises ArtifactError, naming `source`, the keys and the shapes, unless keys and shapes are exactly the module's.
+    """
+    expected = module.state_dict()
+    faults = [f"{key} is missing, expected {list(expected[key].shape)}" for key in expected if key not in state]
+    faults += [f"{key} {list(state[key].shape)} is unexpected" for key in state if key not in expected]
+    faults += [
+        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+        raise ArtifactError(f"{source}: does not fit its configuration: {'; '.join(faults[:MAX_NAMED])}{more}")
+    module.load_state_dict(state)

@@ -1,0 +1,248 @@
+"""A model bundle on disk: every part of the method in one folder, loaded strictly or not at all.
+
+The pipeline and each replica open one and load only the parts they need. `bundle_import.py` makes one of the released
+checkpoints and the demo's training makes its own, both with `write_bundle`. The folder:
+
+    manifest.json                   sizes and defaults (`config.py`)
+    text_encoder/ vision_encoder/   config.json, model.safetensors
+    inversion_adapter/              config.json, model.safetensors
+    unet/ vae/                      config.json, diffusion_pytorch_model.safetensors
+    tokenizer/                      vocab.json, merges.txt, tokenizer_config.json
+    image_processor/                preprocessor_config.json
+    scheduler/                      scheduler_config.json
+    retrieval/                      open_clip_config.json, open_clip_model.safetensors, its tokenizer if not OpenCLIP's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+from fashion_rag.artifacts import (
+    MANIFEST_FILE,
+    copy_files,
+    read_config,
+    read_state,
+    write_json,
+    write_state,
+    written_aside,
+)
+from fashion_rag.catalogue import encoder as retrieval
+from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.config import Manifest
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.errors import ArtifactError
+from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
+from fashion_rag.models.autoencoder import VAE
+from fashion_rag.models.pretrained import (
+    CLIP_FILE,
+    CONFIG_FILE,
+    DIFFUSERS_FILE,
+    fill,
+    read_text_encoder,
+    read_tokenizer,
+    read_unet,
+    read_vae,
+    read_vision_encoder,
+)
+from fashion_rag.models.prompt import MAX_TOKENS, PLACEHOLDER_ID, PromptEncoder
+from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, UNet
+
+PROCESSOR_FILE = "preprocessor_config.json"
+SCHEDULER_FILE = "scheduler_config.json"
+WEIGHTS = {
+    "text_encoder": CLIP_FILE,
+    "vision_encoder": CLIP_FILE,
+    "inversion_adapter": CLIP_FILE,
+    "unet": DIFFUSERS_FILE,
+    "vae": DIFFUSERS_FILE,
+    "retrieval": retrieval.WEIGHTS_FILE,
+}
+
+Device = str | torch.device
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: all its parts are there and their configurations fit each other.
+
+    The `load_` methods read weights; each returns its part in evaluation mode, without gradients, and raises
+    ArtifactError, naming file, keys and shapes, for weights that are not exactly those its configuration asks for.
+    """
+
+    path: Path
+    manifest: Manifest
+    sampler: SamplerConfig
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """The bundle in the folder `path`. Raises ArtifactError for a part missing, or parts that do not fit."""
+        manifest = Manifest.read(path / MANIFEST_FILE)
+        sampler = SamplerConfig.from_diffusers(read_config(path / "scheduler" / SCHEDULER_FILE))
+        for part, name in WEIGHTS.items():
+            if not (path / part / name).is_file():
+                raise ArtifactError(f"{path / part / name}: no such file")
+        _check_text(path, manifest)
+        _check_vision(path)
+        _check_latents(path, manifest)
+        return cls(path, manifest, sampler)
+
+    def load_unet(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+        """The 27-channel UNet."""
+        return UNet(read_unet(self.path / "unet")).eval().to(device, dtype)
+
+    def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
+        """The VAE, both halves."""
+        return VAE(read_vae(self.path / "vae")).eval().to(device, dtype)
+
+    def load_prompt_encoder(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
+        """The text encoder with its tokenizer."""
+        tokenizer = read_tokenizer(self.path / "tokenizer")
+        encoder = PromptEncoder(tokenizer, read_text_encoder(self.path / "text_encoder"))
+        return encoder.eval().to(device, dtype)
+
+    def load_garment_encoder(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> GarmentEncoder:
+        """The vision tower and the inversion adapter."""
+        vision_encoder = read_vision_encoder(self.path / "vision_encoder")
+        processor = read_config(self.path / "image_processor" / PROCESSOR_FILE)
+        encoder = GarmentEncoder(
+            vision_encoder,
+            read_adapter(self.path / "inversion_adapter", vision_encoder.config),
+            picture_size=self.manifest.image_size,
+            crop=vision_encoder.config.image_size,
+            mean=processor["image_mean"],
+            std=processor["image_std"],
+        )
+        return encoder.eval().to(device, dtype)
+
+    def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
+        """The encoder that catalogues are built and searched with, always float32."""
+        return RetrievalEncoder.load(self.path / "retrieval", device)
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What `write_bundle` writes.
+
+    tokenizer, retrieval: folders whose files are taken over. image_mean, image_std: of the vision tower's RGB pixels
+    in [0, 1]. scheduler: the content of DDIM's `scheduler_config.json`.
+    """
+
+    text_encoder: CLIPTextModel
+    tokenizer: Path
+    vision_encoder: CLIPVisionModel
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    inversion_adapter: InversionAdapter
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: Mapping[str, Any]
+    retrieval: Path
+
+
+def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
+    """The bundle of `parts`, now in `folder`, whose earlier bundle it replaces once it is whole.
+
+    Weights are stored as `dtype`. Raises ArtifactError, leaving `folder` as it was, if the parts do not fit each other.
+    """
+    with written_aside(folder) as new:
+        manifest.write(new / MANIFEST_FILE)
+        for part in ("tokenizer", "retrieval"):
+            copy_files(getattr(parts, part), new / part)
+        for part in ("text_encoder", "vision_encoder", "inversion_adapter", "unet", "vae"):
+            (new / part).mkdir()
+            write_state(new / part / WEIGHTS[part], getattr(parts, part).state_dict(), dtype)
+        weights = new / "retrieval" / retrieval.WEIGHTS_FILE
+        write_state(weights, read_state(weights), dtype)
+
+        parts.text_encoder.config.to_json_file(new / "text_encoder" / CONFIG_FILE)
+        parts.vision_encoder.config.to_json_file(new / "vision_encoder" / CONFIG_FILE)
+        parts.unet.save_config(new / "unet")
+        parts.vae.save_config(new / "vae")
+        write_json(new / "inversion_adapter" / CONFIG_FILE, _adapter_config(parts.inversion_adapter))
+        for part in ("scheduler", "image_processor"):
+            (new / part).mkdir()
+        write_json(new / "scheduler" / SCHEDULER_FILE, dict(parts.scheduler))
+        crop = parts.vision_encoder.config.image_size
+        processor = {"crop_size": crop, "image_mean": parts.image_mean, "image_std": parts.image_std}
+        write_json(new / "image_processor" / PROCESSOR_FILE, processor)
+        Bundle.open(new)
+    return Bundle.open(folder)
+
+
+def read_adapter(folder: Path, vision_config: CLIPVisionConfig) -> InversionAdapter:
+    """The inversion adapter in `folder`, for a vision tower of this configuration. Raises ArtifactError."""
+    path = folder / CONFIG_FILE
+    try:
+        adapter = InversionAdapter(vision_config, **read_config(path))
+    except TypeError as error:
+        raise ArtifactError(f"{path}: not the configuration of an inversion adapter: {error}") from error
+    return fill(adapter, read_state(folder / CLIP_FILE), folder / CLIP_FILE)
+
+
+def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:
+    layers: Any = adapter.layers
+    return {
+        "hidden_dim": layers[0].out_features,
+        "text_width": layers[6].out_features // adapter.num_pseudo_words,
+        "num_pseudo_words": adapter.num_pseudo_words,
+        "dropout": layers[2].p,
+    }
+
+
+def _check_text(path: Path, manifest: Manifest) -> None:
+    """Tokenizer, text encoder, adapter and UNet must agree on ids and widths."""
+    text = path / "text_encoder" / CONFIG_FILE
+    config = read_config(text)
+    width, vocab_size = config.get("hidden_size"), config.get("vocab_size")
+    _require(text, "max_position_embeddings", config.get("max_position_embeddings", MAX_TOKENS), MAX_TOKENS)
+    adapter = path / "inversion_adapter" / CONFIG_FILE
+    config = read_config(adapter)
+    _require(adapter, "text_width", config.get("text_width"), width, "the text encoder's hidden_size")
+    words = manifest.num_pseudo_words
+    _require(adapter, "num_pseudo_words", config.get("num_pseudo_words"), words, "as in the manifest")
+    unet = path / "unet" / CONFIG_FILE
+    attended = read_config(unet).get("cross_attention_dim")
+    _require(unet, "cross_attention_dim", attended, width, "the text encoder's hidden_size")
+    tokenizer = read_tokenizer(path / "tokenizer")
+    _require(path / "tokenizer", "number of tokens", len(tokenizer), vocab_size, "the text encoder's vocab_size")
+    placeholder = tokenizer("$", add_special_tokens=False)["input_ids"]
+    _require(path / "tokenizer", 'ids of "$"', placeholder, [PLACEHOLDER_ID])
+
+
+def _check_vision(path: Path) -> None:
+    """The picture processor must be the vision tower's own."""
+    vision = read_config(path / "vision_encoder" / CONFIG_FILE)
+    image_size = vision.get("vision_config", vision).get("image_size")
+    processor = path / "image_processor" / PROCESSOR_FILE
+    config = read_config(processor)
+    crop = config.get("crop_size")
+    if isinstance(crop, dict):
+        crop = crop["height"]
+    _require(processor, "crop_size", crop, image_size, "the vision encoder's image_size")
+    for key in ("image_mean", "image_std"):
+        _require(processor, f"length of {key}", len(config.get(key, ())), 3)
+
+
+def _check_latents(path: Path, manifest: Manifest) -> None:
+    """UNet and VAE must agree on the latents, and the image size must be a whole number of them."""
+    unet, vae = path / "unet" / CONFIG_FILE, path / "vae" / CONFIG_FILE
+    config = read_config(unet)
+    _require(unet, "in_channels", config.get("in_channels"), IN_CHANNELS, "latents, mask, masked image, pose")
+    _require(unet, "out_channels", config.get("out_channels"), LATENT_CHANNELS)
+    config = read_config(vae)
+    _require(vae, "latent_channels", config.get("latent_channels"), LATENT_CHANNELS)
+    downsampling = 2 ** (len(config.get("block_out_channels", ())) - 1)
+    remainders = [side % downsampling for side in manifest.image_size]
+    _require(vae, f"remainder of image_size {manifest.image_size} by {downsampling}", remainders, [0, 0])
+
+
+def _require(path: Path, key: str, value: object, expected: object, why: str = "") -> None:
+    if value != expected:
+        raise ArtifactError(f"{path}: {key} is {value!r}; must be {expected!r}{f' ({why})' if why else ''}")

@@ -1,0 +1,164 @@
+"""Makes a bundle of the released Fashion-RAG checkpoints and the base models that they go with.
+
+The command line calls it, once. The released weights are under CC BY-NC 4.0, and the bundle's manifest says so.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from fashion_rag.artifacts import read_config, write_json, write_state
+from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
+from fashion_rag.catalogue import encoder
+from fashion_rag.config import Manifest
+from fashion_rag.errors import ArtifactError
+from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.pretrained import (
+    CLIP_FILE,
+    CONFIG_FILE,
+    DIFFUSERS_FILE,
+    build,
+    fill,
+    read_text_encoder,
+    read_vae,
+    read_vision_encoder,
+)
+from fashion_rag.models.unet import IN_CHANNELS
+
+RELEASED_LICENCE = "UNet and inversion adapter: released Fashion-RAG weights, CC BY-NC 4.0, non-commercial use only."
+BASE_IN_CHANNELS = 9
+BASE_FILES = [
+    *(f"{part}/{CONFIG_FILE}" for part in ("text_encoder", "unet", "vae")),
+    f"text_encoder/{CLIP_FILE}",
+    f"vae/{DIFFUSERS_FILE}",
+    f"scheduler/{SCHEDULER_FILE}",
+    "tokenizer/*",
+]
+VISION_FILES = [CONFIG_FILE, CLIP_FILE, PROCESSOR_FILE]
+
+
+def import_bundle(
+    base: str,
+    unet: Path,
+    adapter: Path,
+    vision: str,
+    retrieval: str,
+    out: Path,
+    name: str,
+    licence: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """The bundle of released weights, now in the folder `out`, its weights stored as `dtype`.
+
+    base: Stable Diffusion 2 inpainting in the diffusers layout. vision: the CLIP vision tower. Both are a folder, or
+    an id on the Hugging Face hub. unet, adapter: the released `.pth` files. retrieval: a folder in OpenCLIP's layout,
+    or MODEL/TAG of a pretrained one, such as ViT-L-14/laion2b_s32b_b82k. licence: words on the base models, which the
+    manifest has beside those on the released weights.
+
+    At full size this takes about 15 GB of memory. Raises ArtifactError, writing nothing, for a file that is missing
+    or damaged, and for weights that are not exactly those of the configurations.
+    """
+    base_folder, vision_folder = _folder(base, BASE_FILES), _folder(vision, VISION_FILES)
+    text_encoder = read_text_encoder(base_folder / "text_encoder")
+    vision_encoder = read_vision_encoder(vision_folder)
+    inversion_adapter = _read_adapter(adapter, vision_encoder.config, text_encoder.config.hidden_size)
+    processor = read_config(vision_folder / PROCESSOR_FILE)
+    manifest = Manifest(
+        name=name,
+        num_pseudo_words=inversion_adapter.num_pseudo_words,
+        licence=f"{RELEASED_LICENCE} {licence}".strip(),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = BundleParts(
+            text_encoder=text_encoder,
+            tokenizer=base_folder / "tokenizer",
+            vision_encoder=vision_encoder,
+            image_mean=processor["image_mean"],
+            image_std=processor["image_std"],
+            inversion_adapter=inversion_adapter,
+            unet=_read_unet(unet, base_folder / "unet" / CONFIG_FILE),
+            vae=read_vae(base_folder / "vae"),
+            scheduler=_ddim(read_config(base_folder / "scheduler" / SCHEDULER_FILE)),
+            retrieval=_retrieval_folder(retrieval, Path(scratch)),
+        )
+        return write_bundle(out, manifest, parts, dtype)
+
+
+def _folder(source: str, files: list[str]) -> Path:
+    """The folder `source`, or the one that those files of the hub's `source` were fetched into."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=files))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{source}: no such folder, nor could it be fetched from the hub: {error}") from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    """The state dict that a `.pth` file holds."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ArtifactError(f"{path}: not a readable file of weights: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ArtifactError(f"{path}: not a plain state dict of tensors")
+    return state
+
+
+def _read_unet(path: Path, config_path: Path) -> UNet2DConditionModel:
+    def widened(raw: dict[str, Any]) -> UNet2DConditionModel:
+        if raw.get("in_channels") != BASE_IN_CHANNELS:
+            found = raw.get("in_channels")
+            raise ArtifactError(f"{config_path}: in_channels is {found}; an inpainting UNet has {BASE_IN_CHANNELS}")
+        return UNet2DConditionModel.from_config(raw | {"in_channels": IN_CHANNELS})
+
+    return fill(build(widened, config_path), _read_pth(path), path)
+
+
+def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) -> InversionAdapter:
+    """The adapter in a released file, whose shapes say its sizes."""
+    state = _read_pth(path)
+    for key in ("layers.0.weight", "layers.6.weight"):
+        if key not in state:
+            raise ArtifactError(f"{path}: {key} is missing; not an inversion adapter")
+    hidden_dim, out_features = len(state["layers.0.weight"]), len(state["layers.6.weight"])
+    if out_features % text_width:
+        raise ArtifactError(
+            f"{path}: layers.6.weight has {out_features} rows; must be a multiple of the text width {text_width}"
+        )
+    adapter = InversionAdapter(vision_config, hidden_dim, text_width, num_pseudo_words=out_features // text_width)
+    return fill(adapter, state, path)
+
+
+def _ddim(raw: dict[str, Any]) -> dict[str, Any]:
+    """The base model's noise schedule for DDIM, which the method uses, whichever sampler the file is for."""
+    # Stable Diffusion's pipelines force both, whatever the file says.
+    config = DDIMScheduler.from_config(raw | {"clip_sample": False, "steps_offset": 1}).config
+    return {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": "DDIMScheduler"}
+
+
+def _retrieval_folder(source: str, scratch: Path) -> Path:
+    """The folder `source`, or `scratch` with the pretrained OpenCLIP model MODEL/TAG written into it."""
+    if Path(source).is_dir():
+        return Path(source)
+    model_name, _, tag = source.partition("/")
+    if tag not in open_clip.list_pretrained_tags_by_model(model_name):
+        raise ArtifactError(f"{source}: no such folder, nor MODEL/TAG of a pretrained OpenCLIP model")
+    try:
+        model = open_clip.create_model(model_name, pretrained=tag, require_pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{source}: could not be fetched: {error}") from error
+    config = {"model_cfg": open_clip.get_model_config(model_name), "preprocess_cfg": model.visual.preprocess_cfg}
+    write_json(scratch / encoder.CONFIG_FILE, config)
+    write_state(scratch / encoder.WEIGHTS_FILE, model.state_dict())
+    return scratch

@@ -1,0 +1,1 @@
+"""Denoising: the sampler's maths and the engine that shares UNet calls among edits."""

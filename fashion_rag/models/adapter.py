@@ -1,0 +1,88 @@
+"""Garment pictures to pseudo-words: the CLIP vision tower and the inversion adapter.
+
+The pipeline and the garment-encoding replica call `GarmentEncoder`; training reaches into `InversionAdapter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from fashion_rag.data.image import vision_pixels
+
+
+class InversionAdapter(nn.Module):
+    """A garment's patch features to pseudo-word token embeddings; parameter names as in the released file."""
+
+    def __init__(
+        self,
+        vision_config: CLIPVisionConfig,
+        hidden_dim: int,
+        text_width: int,
+        num_pseudo_words: int,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        # A layer on its own must be told its attention; otherwise it warns and takes the slow one.
+        config = CLIPVisionConfig.from_dict(vision_config.to_dict(), attn_implementation="sdpa")
+        width = config.hidden_size
+        self.num_pseudo_words = num_pseudo_words
+        self.encoder_layers = nn.ModuleList([CLIPEncoderLayer(config)])
+        self.post_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, num_pseudo_words * text_width),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Pseudo-words [N, num_pseudo_words, text_width] of the vision tower's hidden states [N, T, D].
+
+        `hidden` is the last encoder layer's output, class token first, before the tower's own post layer norm.
+        """
+        for layer in self.encoder_layers:
+            hidden = layer(hidden, None)
+        words: Tensor = self.layers(self.post_layernorm(hidden[:, 0]))
+        return words.reshape(len(words), self.num_pseudo_words, -1).float()
+
+
+class GarmentEncoder(nn.Module):
+    """Garment pictures to pseudo-words."""
+
+    def __init__(
+        self,
+        vision_encoder: CLIPVisionModel,
+        adapter: InversionAdapter,
+        picture_size: tuple[int, int],
+        crop: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.adapter = adapter
+        self.picture_size = picture_size
+        self.crop = crop
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels [N, 3, crop, crop] of N >= 1 RGB garment pictures, cropped and normalised, on the CPU."""
+        rule = (self.picture_size, self.crop, self.mean, self.std)
+        return torch.stack([vision_pixels(image, *rule) for image in images])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the weights."""
+        # `last_hidden_state` is what comes before `post_layernorm`, which only the pooled output passes.
+        hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
+        words: Tensor = self.adapter(hidden)
+        return words

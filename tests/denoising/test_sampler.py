@@ -1,0 +1,148 @@
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from fashion_rag.denoising.sampler import (
+    FINAL,
+    SamplerConfig,
+    alphas_cumprod,
+    ddim_step,
+    guide,
+    previous_timesteps,
+    timesteps,
+)
+from fashion_rag.errors import ArtifactError, InvalidRequest
+
+EPSILON = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+}
+ZERO_SNR = EPSILON | {
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+}
+CONFIGS = [EPSILON, ZERO_SNR, EPSILON | {"beta_schedule": "linear", "prediction_type": "v_prediction"}]
+
+
+def both(options: dict[str, Any]) -> tuple[SamplerConfig, DDIMScheduler]:
+    scheduler = DDIMScheduler(**options)
+    return SamplerConfig.from_diffusers(dict(scheduler.config) | {"_class_name": "DDIMScheduler"}), scheduler
+
+
+def noise(seed: int, rows: int) -> torch.Tensor:
+    return torch.randn(rows, 4, 6, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 7, 10, 24, 50, 333, 999])
+@pytest.mark.parametrize("options", CONFIGS)
+def test_timesteps_are_those_of_diffusers(options: dict[str, Any], num_inference_steps: int) -> None:
+    config, scheduler = both(options)
+    scheduler.set_timesteps(num_inference_steps)
+    assert torch.equal(timesteps(config, num_inference_steps), scheduler.timesteps)
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 4, 7, 10, 50])
+@pytest.mark.parametrize("options", CONFIGS)
+def test_a_whole_run_equals_diffusers(options: dict[str, Any], num_inference_steps: int) -> None:
+    config, scheduler = both(options)
+    scheduler.set_timesteps(num_inference_steps)
+    latents = expected = noise(0, rows=2)
+    steps = zip(timesteps(config, num_inference_steps), previous_timesteps(config, num_inference_steps), strict=True)
+    for number, (t, t_prev) in enumerate(steps):
+        noise_pred = noise(number + 1, rows=2)
+        latents = ddim_step(config, noise_pred, latents, t.expand(2), t_prev.expand(2))
+        expected = scheduler.step(noise_pred, int(t), expected).prev_sample
+        torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(latents).all()
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_rows_at_different_timesteps_equal_rows_alone(options: dict[str, Any]) -> None:
+    config, _ = both(options)
+    t = torch.tensor([999, 501, 21, 1])
+    t_prev = torch.tensor([979, 451, 1, FINAL])
+    noise_pred, latents = noise(0, rows=4), noise(1, rows=4)
+    together = ddim_step(config, noise_pred, latents, t, t_prev)
+    for row in range(4):
+        one = slice(row, row + 1)
+        assert torch.equal(together[one], ddim_step(config, noise_pred[one], latents[one], t[one], t_prev[one]))
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_the_true_noise_leads_back_to_the_picture(options: dict[str, Any]) -> None:
+    config, _ = both(options | {"set_alpha_to_one": True})
+    x0, epsilon = noise(0, rows=3), noise(1, rows=3)
+    t = torch.tensor([900, 500, 1])
+    alpha = alphas_cumprod(config, torch.device("cpu"))[t].view(-1, 1, 1, 1)
+    latents = alpha.sqrt() * x0 + (1 - alpha).sqrt() * epsilon
+    velocity = alpha.sqrt() * epsilon - (1 - alpha).sqrt() * x0
+    noise_pred = epsilon if config.prediction_type == "epsilon" else velocity
+    final = ddim_step(config, noise_pred, latents, t, torch.full((3,), FINAL))
+    torch.testing.assert_close(final, x0, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_scales_may_differ_by_row() -> None:
+    uncond, cond = noise(0, rows=2), noise(1, rows=2)
+    guided = guide(uncond, cond, torch.tensor([7.5, 2.0]))
+    torch.testing.assert_close(guided[0], guide(uncond[:1], cond[:1], 7.5)[0])
+    torch.testing.assert_close(guided[1], uncond[1] + 2 * (cond[1] - uncond[1]))
+
+
+def test_schedule_may_be_trained_through_after_inference() -> None:
+    config, _ = both(EPSILON | {"beta_start": 0.0009})  # a schedule that no other test has cached
+    with torch.inference_mode():
+        alphas = alphas_cumprod(config, torch.device("cpu"))
+    weight = torch.ones(1, requires_grad=True)
+    (weight * alphas[:3]).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("num_inference_steps", [0, 1000, 1001])
+def test_more_steps_than_the_schedule_has_are_refused(num_inference_steps: int) -> None:
+    config, _ = both(EPSILON)  # its offset of 1 puts the first of 1000 steps beyond the end
+    with pytest.raises(InvalidRequest, match=f"steps: got {num_inference_steps}"):
+        timesteps(config, num_inference_steps)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler"),
+        ({"_class_name": None}, "_class_name"),
+        ({"clip_sample": True}, "clip_sample must be False"),
+        ({"thresholding": True}, "thresholding must be False"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas must be None"),
+        ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
+        ({"timestep_spacing": "linspace"}, "timestep_spacing is 'linspace'"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr needs prediction_type 'v_prediction'"),
+        ({"snr_shift_scale": 3.0}, "unknown options.*snr_shift_scale"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler"} | EPSILON | change)
+
+
+def test_a_configuration_silent_on_clipping_is_refused() -> None:
+    options = {name: value for name, value in EPSILON.items() if name != "clip_sample"}
+    with pytest.raises(ArtifactError, match="clip_sample"):
+        SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler"} | options)
+
+
+def test_keys_without_effect_and_defaults_are_those_of_diffusers() -> None:
+    raw = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "clip_sample": False, "skip_prk_steps": True}
+    config = SamplerConfig.from_diffusers(raw)
+    expected = DDIMScheduler(clip_sample=False).config
+    assert all(getattr(config, name) == expected[name] for name in SamplerConfig.__dataclass_fields__)
