@@ -1,0 +1,106 @@
+"""The retrieval encoder: an OpenCLIP model that puts texts and garment pictures into one space.
+
+Owned by the catalogue, which is searched with it; a bundle keeps its files in `retrieval/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+
+from fashion_rag.artifacts import load_strict, read_config, read_state
+from fashion_rag.errors import ArtifactError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+BATCH_SIZE = 32
+
+
+class RetrievalEncoder:
+    """Texts and pictures to unit vectors whose dot product is their likeness.
+
+    fingerprint: sha256 of the weights file; an index fits only the encoder that built it. dim: length of a vector.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        preprocess: Callable[[Image.Image], Tensor],
+        fingerprint: str,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.fingerprint = fingerprint
+        self.dim: int = model.visual.output_dim
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> RetrievalEncoder:
+        """The encoder in `folder`: OpenCLIP's own layout, a config and a safetensors file.
+
+        With `hf_tokenizer_name` in the config's `text_cfg`, the tokenizer's files lie in the folder too; otherwise it
+        is OpenCLIP's own. Computes in float32. Raises ArtifactError for anything missing or not fitting.
+        """
+        config = read_config(folder / CONFIG_FILE)
+        try:
+            model = open_clip.CLIP(**config["model_cfg"])
+            # OpenCLIP's own files say no size, or one that the model does not heed.
+            preprocess_cfg = PreprocessCfg(**config["preprocess_cfg"] | {"size": model.visual.image_size})
+            preprocess = image_transform_v2(preprocess_cfg, is_train=False)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder / CONFIG_FILE}: no OpenCLIP model can be built: {error!r}") from error
+        # OpenCLIP's own loading resizes what does not fit and goes on without weights where there are none.
+        weights = folder / WEIGHTS_FILE
+        load_strict(model, read_state(weights), weights)
+        with weights.open("rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        tokenizer = _load_tokenizer(folder, model.vocab_size)
+        return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, fingerprint)
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """Unit vectors [N, dim] of N texts; a text too long loses its end."""
+        return self._encode(texts, self.tokenizer, self.model.encode_text)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Unit vectors [N, dim] of N garment pictures of any size."""
+        return self._encode(images, self._pixels, self.model.encode_image)
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self.preprocess(image) for image in images])
+
+    @torch.inference_mode()
+    def _encode(
+        self, items: Sequence[Any], to_input: Callable[[Sequence[Any]], Tensor], tower: Callable[..., Tensor]
+    ) -> NDArray[np.float32]:
+        device = self.model.logit_scale.device
+        vectors = np.empty((len(items), self.dim), np.float32)
+        for start in range(0, len(items), BATCH_SIZE):
+            batch = to_input(items[start : start + BATCH_SIZE]).to(device)
+            vectors[start : start + BATCH_SIZE] = tower(batch, normalize=True).float().cpu().numpy()
+        return vectors
+
+
+def _load_tokenizer(folder: Path, vocab_size: int) -> Callable[[Sequence[str]], Tensor]:
+    try:
+        tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: no readable tokenizer: {error}") from error
+    # The text's vector is taken where the highest id stands, which must be the end token.
+    ids = tokenizer([""])[0].tolist()
+    if ids[:2] != [vocab_size - 2, vocab_size - 1] or any(ids[2:]):
+        raise ArtifactError(
+            f"{folder}: the tokenizer gives {ids[:3]} for an empty text; the model's {vocab_size} tokens ask for "
+            f"{[vocab_size - 2, vocab_size - 1, 0]}"
+        )
+    return tokenizer

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_tiny_bundle, make_tiny_catalogue
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of toy size with random weights. Shared: copy it before changing anything in it."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogue(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    """A catalogue of twelve coloured garments, built with the encoder of `tiny_bundle`. Shared like it."""
+    return make_tiny_catalogue(tmp_path_factory.mktemp("tiny") / "catalogue", tiny_bundle)

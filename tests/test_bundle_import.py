@@ -1,0 +1,267 @@
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fashion_rag import bundle_import
+from fashion_rag.artifacts import read_state, write_json, write_state
+from fashion_rag.bundle import Bundle
+from fashion_rag.bundle_import import import_bundle
+from fashion_rag.errors import ArtifactError
+from tests import tiny
+from tests.test_bundle import old_vae_names
+
+GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[1] / "../shared/golden")).resolve()
+# The base model was written for another sampler, whose options DDIM does not all know.
+BASE_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.8.0",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "trained_betas": None,
+}
+PROCESSOR = {
+    "crop_size": {"height": 32, "width": 32},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "size": {"shortest_edge": 32},
+}
+
+
+def write_clip(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config)
+    write_state(folder / "model.safetensors", state)
+
+
+def write_base(base: Path, text: dict[str, Any], text_state: dict[str, Tensor], unet: Any, vae: Any) -> None:
+    """Stable Diffusion 2 inpainting as it was published, but for the sizes."""
+    write_clip(base / "text_encoder", text, text_state)
+    unet.save_config(base / "unet")
+    vae.save_config(base / "vae")
+    write_state(base / "vae" / "diffusion_pytorch_model.safetensors", old_vae_names(vae.state_dict()))
+    (base / "scheduler").mkdir()
+    write_json(base / "scheduler" / "scheduler_config.json", BASE_SCHEDULER)
+
+
+def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP tower's weights as they were named, with the buffer that they had."""
+    positions = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
+    return {prefix + key: tensor for key, tensor in state.items()} | positions
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> dict[str, Any]:
+    """Arguments of an import: files of the very layout that is published, at toy size."""
+    parts = tiny.make_parts(tmp_path)
+    base, vision = tmp_path / "base", tmp_path / "vision"
+    text_state = with_prefix("text_model.", parts.text_encoder.state_dict())
+    write_base(base, parts.text_encoder.config.to_dict(), text_state, tiny.make_unet(in_channels=9), parts.vae)
+    shutil.copytree(parts.tokenizer, base / "tokenizer")
+    # The vision tower comes as one half of a whole CLIP model.
+    other_half = {"text_model.final_layer_norm.weight": torch.zeros(3), "visual_projection.weight": torch.zeros(2, 2)}
+    config = {"model_type": "clip", "vision_config": parts.vision_encoder.config.to_dict()}
+    write_clip(vision, config, with_prefix("vision_model.", parts.vision_encoder.state_dict()) | other_half)
+    write_json(vision / "preprocessor_config.json", PROCESSOR)
+    torch.save(parts.unet.state_dict(), tmp_path / "unet_120000.pth")
+    torch.save(parts.inversion_adapter.state_dict(), tmp_path / "inversion_adapter_120000.pth")
+    return {
+        "base": str(base),
+        "unet": tmp_path / "unet_120000.pth",
+        "adapter": tmp_path / "inversion_adapter_120000.pth",
+        "vision": str(vision),
+        "retrieval": str(parts.retrieval),
+        "out": tmp_path / "out",
+        "name": "imported",
+    }
+
+
+def change_state(path: Path, **changes: Tensor | None) -> None:
+    state = torch.load(path) | changes
+    torch.save({key: tensor for key, tensor in state.items() if tensor is not None}, path)
+
+
+def test_the_imported_bundle_is_the_one_that_its_parts_make(
+    released: dict[str, Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    imported, made = import_bundle(**released), Bundle.open(tiny_bundle)
+    for load in ("load_unet", "load_vae", "load_prompt_encoder", "load_garment_encoder"):
+        state = getattr(made, load)().state_dict()
+        found = getattr(imported, load)().state_dict()
+        assert state.keys() == found.keys()
+        assert all(torch.equal(found[key], state[key]) for key in state), load
+    assert imported.load_retrieval_encoder().fingerprint == made.load_retrieval_encoder().fingerprint
+    assert imported.sampler == made.sampler
+    encoder = imported.load_garment_encoder()
+    assert (encoder.crop, encoder.mean, encoder.std) == (32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert json.loads((imported.path / "inversion_adapter" / "config.json").read_text()) == {
+        "hidden_dim": 24,
+        "text_width": 16,
+        "num_pseudo_words": 4,
+        "dropout": 0.5,
+    }
+    assert imported.manifest.image_size == (512, 384)
+    assert imported.manifest.num_pseudo_words == 4
+
+
+def test_the_manifest_says_that_the_released_weights_are_not_for_commerce(released: dict[str, Any]) -> None:
+    licence = import_bundle(**released, licence="Base: CreativeML Open RAIL++-M.").manifest.licence
+    assert "CC BY-NC 4.0" in licence and licence.endswith("Base: CreativeML Open RAIL++-M.")
+
+
+def test_the_stored_precision_can_be_chosen(released: dict[str, Any]) -> None:
+    imported = import_bundle(**released, dtype=torch.float16)
+    assert read_state(imported.path / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"].dtype == torch.half
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet", {"conv_in.weight": torch.zeros(8, 9, 3, 3)}, "conv_in.weight is [8, 9, 3, 3], expected [8, 27, 3, 3]"),
+        ("unet", {"conv_out.bias": None}, "conv_out.bias is missing, expected [4]"),
+        ("unet", {"unet.extra": torch.zeros(2)}, "unet.extra [2] is unexpected"),
+        ("unet", {"state_dict": {}}, "not a plain state dict of tensors"),
+        ("adapter", {"layers.6.weight": None}, "layers.6.weight is missing"),
+        ("adapter", {"layers.6.weight": torch.zeros(63, 24)}, "has 63 rows; must be a multiple of the text width 16"),
+        ("adapter", {"layers.6.weight": torch.zeros(48, 24)}, "layers.6.bias is [64], expected [48]"),
+        ("adapter", {"post_layernorm.bias": torch.zeros(5)}, "post_layernorm.bias is [5], expected [16]"),
+    ],
+)
+def test_released_weights_that_do_not_fit_are_refused(
+    released: dict[str, Any], file: str, changes: dict[str, Any], message: str
+) -> None:
+    change_state(released[file], **changes)
+    with pytest.raises(ArtifactError, match=f"{re.escape(str(released[file]))}.*{re.escape(message)}"):
+        import_bundle(**released)
+    assert not released["out"].exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"])
+def test_a_file_that_is_no_checkpoint_is_refused(released: dict[str, Any], content: bytes | None) -> None:
+    released["unet"].unlink()
+    if content is not None:
+        released["unet"].write_bytes(content)
+    with pytest.raises(ArtifactError, match=re.escape(f"{released['unet']}: not a readable file of weights")):
+        import_bundle(**released)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(released: dict[str, Any]) -> None:
+    torch.save({"weight": Path("anything")}, released["adapter"])
+    with pytest.raises(ArtifactError, match="not a readable file of weights"):
+        import_bundle(**released)
+
+
+def test_a_base_model_that_is_not_for_inpainting_is_refused(released: dict[str, Any]) -> None:
+    path = Path(released["base"]) / "unet" / "config.json"
+    write_json(path, json.loads(path.read_text()) | {"in_channels": 4})
+    with pytest.raises(ArtifactError, match=r"in_channels is 4; an inpainting UNet has 9"):
+        import_bundle(**released)
+
+
+def test_a_name_that_is_no_folder_is_fetched_from_the_hub(
+    released: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"some/base": released["base"], "some/vision": released["vision"]}
+    fetched = []
+
+    def snapshot_download(source: str, allow_patterns: list[str]) -> str:
+        fetched.append((source, allow_patterns))
+        return str(folders[source])
+
+    monkeypatch.setattr(bundle_import, "snapshot_download", snapshot_download)
+    assert import_bundle(**released | {"base": "some/base", "vision": "some/vision"}).load_vae()
+    assert fetched == [("some/base", bundle_import.BASE_FILES), ("some/vision", bundle_import.VISION_FILES)]
+    # All files that were needed are asked for, and none else.
+    base = Path(released["base"])
+    present = {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file()}
+    assert {name for name in present if not name.startswith("tokenizer/")} | {"tokenizer/*"} == set(
+        bundle_import.BASE_FILES
+    )
+
+
+def test_what_is_neither_folder_nor_hub_id_is_refused(released: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match=r"^/no/such/folder: no such folder, nor could it be fetched"):
+        import_bundle(**released | {"base": "/no/such/folder"})
+    with pytest.raises(ArtifactError, match=r"^ViT-L-14/no_such_tag: no such folder, nor MODEL/TAG"):
+        import_bundle(**released | {"retrieval": "ViT-L-14/no_such_tag"})
+
+
+def test_a_pretrained_retrieval_model_is_written_with_its_own_preprocessing(
+    released: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_clip = bundle_import.open_clip
+    preprocess = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "resize_mode": "longest"}
+    # Of the real thing's making, but small and without the download.
+    model = open_clip.create_model(
+        f"local-dir:{released['retrieval']}", load_weights=True, force_preprocess_cfg=preprocess
+    )
+    config = tiny.RETRIEVAL["model_cfg"] | {"text_cfg": tiny.RETRIEVAL["model_cfg"]["text_cfg"] | {"vocab_size": 49408}}
+    del config["text_cfg"]["hf_tokenizer_name"]
+    big = open_clip.CLIP(**config)
+    big.visual.preprocess_cfg = model.visual.preprocess_cfg
+    monkeypatch.setattr(open_clip, "create_model", lambda name, **_: big)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
+    imported = import_bundle(**released | {"retrieval": "ViT-L-14/laion2b_s32b_b82k"})
+    written = json.loads((imported.path / "retrieval" / "open_clip_config.json").read_text())
+    assert written["model_cfg"] == config
+    assert written["preprocess_cfg"]["interpolation"] == "bilinear"
+    encoder = imported.load_retrieval_encoder()
+    ids = encoder.tokenizer(["a dress"])
+    assert ids[0, :4].tolist() == [49406, 320, 2595, 49407]
+    assert torch.allclose(torch.from_numpy(encoder.encode_texts(["a dress"])), big.encode_text(ids, normalize=True))
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data in {GOLDEN}; set FASHION_RAG_GOLDEN")
+def test_golden_weights_in_the_published_layout_are_imported(released: dict[str, Any], tmp_path: Path) -> None:
+    files = json.loads((GOLDEN / "manifest.json").read_text())["files"]
+    configs = {name: files[f"weights_{name}.safetensors"]["config"] for name in ("text_encoder", "vision_encoder")}
+    states = {
+        name: read_state(GOLDEN / f"weights_{name}.safetensors")
+        for name in ("unet", "vae", "text_encoder", "vision_encoder", "inversion_adapter")
+    }
+    base, vision = tmp_path / "golden", tmp_path / "golden-vision"
+    write_clip(base / "text_encoder", configs["text_encoder"], states["text_encoder"])
+    write_clip(vision, configs["vision_encoder"], states["vision_encoder"])
+    write_json(vision / "preprocessor_config.json", PROCESSOR | {"crop_size": 224})
+    shutil.copytree(Path(released["base"]) / "scheduler", base / "scheduler")
+    shutil.copytree(GOLDEN / "tokenizer", base / "tokenizer")
+    for name, changes in (("unet", {"in_channels": 9}), ("vae", {})):
+        (base / name).mkdir()
+        write_json(base / name / "config.json", files[f"weights_{name}.safetensors"]["config"] | changes)
+    write_state(base / "vae" / "diffusion_pytorch_model.safetensors", states["vae"])
+    torch.save(states["unet"], tmp_path / "unet.pth")
+    torch.save(states["inversion_adapter"], tmp_path / "adapter.pth")
+    imported = import_bundle(
+        base=str(base),
+        unet=tmp_path / "unet.pth",
+        adapter=tmp_path / "adapter.pth",
+        vision=str(vision),
+        retrieval=released["retrieval"],
+        out=tmp_path / "imported",
+        name="golden",
+    )
+    assert imported.manifest.num_pseudo_words == 16
+    case = read_state(GOLDEN / "case3_unet.safetensors")
+    with torch.inference_mode():
+        noise_pred = imported.load_unet()(case["sample"], case["timesteps"], case["encoder_hidden_states"])
+        torch.testing.assert_close(noise_pred, case["output"], atol=3e-5, rtol=0)
+        case = read_state(GOLDEN / "case4_vae.safetensors")
+        moments = imported.load_vae().encoder(case["image"])
+        torch.testing.assert_close(moments[:, :4], case["mean"], atol=1.5e-4, rtol=0)
+        case = read_state(GOLDEN / "case1_inversion_adapter.safetensors")
+        words = imported.load_garment_encoder().adapter(case["input_last_hidden_state"])
+        torch.testing.assert_close(words.flatten(1), case["output"], atol=2e-5, rtol=0)
+        case = read_state(GOLDEN / "case2_text.safetensors")
+        encoder = imported.load_prompt_encoder()
+        embeds = encoder.text_encoder(encoder.token_embedding(case["no_dollar.input_ids"]))
+        torch.testing.assert_close(embeds, case["no_dollar.last_hidden_state"], atol=2e-5, rtol=0)

@@ -1,0 +1,241 @@
+import importlib
+import inspect
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from fashion_rag.bundle_import import import_bundle
+from fashion_rag.cli import DEMO_BUNDLE, app
+from fashion_rag.config import Manifest
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def all_commands() -> Iterator[Any]:
+    groups = [typer.main.get_command(app)]
+    while groups:
+        group: Any = groups.pop()
+        yield group
+        if hasattr(group, "commands"):
+            groups += group.commands.values()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    result = run("demo", "world", folder, "--num-pairs", 2)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> dict[str, Path]:
+    """The `--image` and `--mask` of an edit: noise, with a box to repaint."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    mask = np.zeros((80, 60), np.uint8)
+    mask[20:60, 15:45] = 255
+    paths = {"image": tmp_path / "person.png", "mask": tmp_path / "mask.png"}
+    Image.fromarray(pixels).save(paths["image"])
+    Image.fromarray(mask).save(paths["mask"])
+    return paths
+
+
+def edit(photo: dict[str, Path], out: Path, *more: object) -> Result:
+    given = ("--image", photo["image"], "--mask", photo["mask"], "--prompt", "red shirt", "--out", out, "--steps", 2)
+    return run("edit", *given, *more)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_every_command_and_option_is_explained() -> None:
+    for command in all_commands():
+        assert command.help, command.name
+        parameters = [parameter for parameter in command.params if parameter.name != "help"]
+        assert [parameter.name for parameter in parameters if not parameter.help] == []
+
+
+def test_what_the_project_refuses_is_one_line_and_status_2(tmp_path: Path) -> None:
+    result = run("bundle", "check", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert str(tmp_path / "nowhere") in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr("fashion_rag.demo.layout.write_dresscode", fail)
+    result = run("demo", "world", tmp_path)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_demo_world_draws_pairs_and_shows_progress(tmp_path: Path) -> None:
+    result = run("demo", "world", tmp_path, "--num-pairs", 1)
+    assert result.exit_code == 0
+    assert len(list(tmp_path.glob("*/images/*_0.jpg"))) == 3
+    assert "3/3" in result.stderr
+
+
+def test_bundle_check_loads_every_part(tiny_bundle: Path) -> None:
+    result = run("bundle", "check", tiny_bundle)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(Manifest.read(tiny_bundle / "manifest.json").name)
+    assert result.stdout.count(": loaded") == 5
+
+
+def test_bundle_check_finds_a_damaged_part(tiny_bundle: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "bundle"
+    for path in tiny_bundle.rglob("*"):
+        if path.is_file():
+            copy = damaged / path.relative_to(tiny_bundle)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes()[:100] if path.parent.name == "vae" else path.read_bytes())
+    result = run("bundle", "check", damaged)
+    assert result.exit_code == 2
+    assert "vae" in result.stderr
+
+
+def test_search_finds_garments_of_a_built_catalogue(tiny_bundle: Path, world: Path, tmp_path: Path) -> None:
+    catalogue = tmp_path / "catalogue"
+    built = run("index", "build", world, "--out", catalogue, "--bundle", tiny_bundle)
+    assert built.exit_code == 0, built.output
+    assert "6 garments" in built.stdout
+    options = ("--category", "dresses", "--catalogue", catalogue, "--bundle", tiny_bundle)
+    lines = run("search", "red dress", *options, "--k", 2).stdout.splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(lines) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert {line.split()[1] for line in lines} == {path.name[:6] for path in world.glob("dresses/images/*_1.jpg")}
+
+
+def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict[str, Path], tmp_path: Path) -> None:
+    garment = next(world.glob("upper_body/images/*_1.jpg"))
+    options = ("--category", "upper_body", "--garment", garment, "--bundle", tiny_bundle)
+    result = edit(photo, tmp_path / "deep/first.png", *options)
+    assert result.exit_code == 0, result.output
+    assert f"garments {garment.stem}, seed 0" in result.stdout
+    before, after = pixels(photo["image"]), pixels(tmp_path / "deep/first.png")
+    kept = pixels(photo["mask"]) == 0
+    assert (after[kept] == before[kept]).all()
+    assert (after[~kept] != before[~kept]).any()
+    edit(photo, tmp_path / "again.png", *options)
+    assert (pixels(tmp_path / "again.png") == after).all()
+    edit(photo, tmp_path / "other.png", *options, "--seed", 1)
+    assert (pixels(tmp_path / "other.png") != after).any()
+
+
+def test_edit_retrieves_from_a_catalogue(
+    tiny_bundle: Path, tiny_catalogue: Path, photo: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ("--category", "dresses", "--catalogue", tiny_catalogue, "--num-garments", 2, "--bundle", tiny_bundle)
+    result = edit(photo, tmp_path / "edited.png", *options)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.partition("garments ")[2].split(", ")) == 3  # two garments and the seed
+
+
+def test_edit_names_the_option_that_is_wrong(tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path) -> None:
+    result = edit(photo, tmp_path / "edited.png", "--category", "hats", "--bundle", tiny_bundle)
+    assert result.exit_code == 2
+    assert "category: got 'hats'" in result.stderr
+    assert not (tmp_path / "edited.png").exists()
+
+
+def test_demo_evaluate_prints_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def evaluate(bundle: Path, cases: int, *, device: str, progress: Callable[[], None]) -> Any:
+        progress()
+        return SimpleNamespace(as_dict=lambda: {"bundle": bundle.name, "cases": cases, "device": device})
+
+    monkeypatch.setattr("fashion_rag.demo.evaluate.evaluate", evaluate)
+    result = run("demo", "evaluate", "--cases", 3, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"bundle": "bundle", "cases": 3, "device": "cpu"}
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(result.stdout)
+
+
+def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def train(work: Path, stages: Any, num_steps: Any, *, seed: int, report: Callable[..., None]) -> None:
+        pickle.dumps(report)
+        report("vae", 1, 2, 0.5)
+        calls.append((work, stages, num_steps, seed))
+
+    monkeypatch.setattr("fashion_rag.demo.train.train", train)
+    monkeypatch.setattr("fashion_rag.demo.train.package", lambda work, out: calls.append((work, out)))
+    asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
+    result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
+    assert result.exit_code == 0, result.output
+    assert "vae 1/2  loss 0.5000" in result.stderr
+    work = tmp_path / "work"
+    assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
+
+
+def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    signature = inspect.signature(import_bundle)
+
+    def record(*args: object, **kwargs: object) -> Any:
+        calls.append(signature.bind(*args, **kwargs).arguments)
+        return SimpleNamespace(manifest=Manifest("x", licence="CC BY-NC 4.0"))
+
+    monkeypatch.setattr("fashion_rag.bundle_import.import_bundle", record)
+    result = run("bundle", "import", "--unet", "u.pth", "--adapter", "a.pth", "--out", "b", "--dtype", "float16")
+    assert "CC BY-NC" in result.stdout
+    (given,) = calls
+    assert (given["unet"], given["adapter"], given["out"]) == (Path("u.pth"), Path("a.pth"), Path("b"))
+    assert given["dtype"] is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target", "expected"),
+    [
+        (
+            ("serve", "--catalogue", "garments", "--port", 8123),
+            "serve.app.run",
+            {"bundle": str(DEMO_BUNDLE), "catalogue": "garments", "host": "127.0.0.1", "port": 8123, "blocking": True},
+        ),
+        (
+            ("serve",),
+            "serve.app.run",
+            {"bundle": str(DEMO_BUNDLE), "catalogue": None, "host": "127.0.0.1", "port": 8000, "blocking": True},
+        ),
+        (
+            ("demo", "run", "--out", "a.png", "--keep"),
+            "serve.showcase.run",
+            {"out": Path("a.png"), "keep": True, "bundle": DEMO_BUNDLE},
+        ),
+    ],
+)
+def test_a_command_hands_its_options_on(
+    arguments: tuple[object, ...], target: str, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = target.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    calls: list[dict[str, Any]] = []
+
+    def record(*args: object, **kwargs: object) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        calls.append(bound.arguments)
+
+    monkeypatch.setattr(target, record)
+    assert run(*arguments).exit_code == 0
+    assert calls == [expected]

@@ -1,0 +1,222 @@
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fashion_rag.config import Manifest
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.pipeline import Conditioning, Person, Pipeline, denoise, draw_noise, finish, prepare, retrieve
+from fashion_rag.request import EditRequest, Template
+
+SAMPLER = SamplerConfig(beta_schedule="scaled_linear")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path, tiny_catalogue: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, tiny_catalogue)
+
+
+def edit_request(size: tuple[int, int] = (64, 48), **changes: Any) -> EditRequest:
+    height, width = size
+    rng = np.random.default_rng(0)
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = 255
+    keypoints = np.zeros((18, 2))
+    keypoints[2] = (width * 0.25, height * 0.5)
+    options: dict[str, Any] = {
+        "image": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "mask": mask,
+        "prompt": "a red top",
+        "category": "upper_body",
+        "keypoints": keypoints,
+        "num_inference_steps": 2,
+    }
+    return EditRequest(**options | changes)
+
+
+@pytest.mark.parametrize("num_garments", [0, 1, 2, 3])
+def test_edit_with_garments_from_none_to_three(pipeline: Pipeline, num_garments: int) -> None:
+    request = edit_request(num_garments=num_garments)
+    result = pipeline(request)
+    repainted = request.mask != 0
+    assert result.image.shape == request.image.shape
+    assert result.image.dtype == np.uint8
+    assert np.array_equal(result.image[~repainted], request.image[~repainted])
+    assert (result.image[repainted] != request.image[repainted]).mean() > 0.5
+    assert len(set(result.garment_ids)) == num_garments
+    assert result.seed == request.seed
+    assert list(result.timings_s) == ["retrieve", "condition", "encode", "denoise", "decode"]
+
+
+def test_a_picture_depends_on_its_request_alone(pipeline: Pipeline) -> None:
+    first = pipeline(edit_request()).image
+    torch.manual_seed(1234)
+    torch.rand(7)
+    state = torch.get_rng_state()
+    assert np.array_equal(pipeline(edit_request()).image, first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_edits_side_by_side_do_not_touch_each_other(pipeline: Pipeline) -> None:
+    seeds = [3, 4, 5]
+    alone = [pipeline(edit_request(seed=seed)).image for seed in seeds]
+    together: dict[int, Any] = {}
+
+    def run(seed: int) -> None:
+        together[seed] = pipeline(edit_request(seed=seed)).image
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(together[seed], image) for seed, image in zip(seeds, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"num_garments": 2},
+        {"num_inference_steps": 3},
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 1.0},
+        {"template": Template.CAPTION_AND_GARMENTS},
+        {"keypoints": None},
+    ],
+)
+def test_what_a_request_asks_for_shows_in_the_picture(pipeline: Pipeline, changes: dict[str, Any]) -> None:
+    assert not np.array_equal(pipeline(edit_request(**changes)).image, pipeline(edit_request()).image)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (100, 100), (37, 211)])
+def test_pictures_of_any_size(pipeline: Pipeline, size: tuple[int, int]) -> None:
+    request = edit_request(size)
+    image = pipeline(request).image
+    assert image.shape == (*size, 3)
+    assert np.array_equal(image[request.mask == 0], request.image[request.mask == 0])
+
+
+def test_named_garments_are_used_in_the_order_given(pipeline: Pipeline) -> None:
+    found = pipeline(edit_request(num_garments=2)).garment_ids
+    named = edit_request(garment_ids=found[::-1])
+    assert pipeline(named).garment_ids == found[::-1]
+    assert not np.array_equal(pipeline(named).image, pipeline(edit_request(num_garments=2)).image)
+    again = edit_request(garment_ids=found)
+    assert np.array_equal(pipeline(again).image, pipeline(edit_request(num_garments=2)).image)
+
+
+def test_garments_may_be_brought_along(pipeline: Pipeline) -> None:
+    request = edit_request(num_garments=2)
+    garments = retrieve(pipeline.catalogue, request)
+    without_catalogue = dataclasses.replace(pipeline, catalogue=None)
+    result = without_catalogue(request, garments)
+    assert result.garment_ids == tuple(garment.id for garment in garments)
+    assert np.array_equal(result.image, pipeline(request).image)
+
+
+def test_the_caption_template_asks_for_no_garments(pipeline: Pipeline) -> None:
+    result = pipeline(edit_request(template=Template.CAPTION, num_garments=3))
+    assert result.garment_ids == ()
+    assert np.array_equal(result.image, pipeline(edit_request(num_garments=0)).image)
+
+
+def test_retrieval_without_a_catalogue_is_refused(pipeline: Pipeline) -> None:
+    without_catalogue = dataclasses.replace(pipeline, catalogue=None)
+    assert without_catalogue(edit_request(num_garments=0)).garment_ids == ()
+    for request in (edit_request(num_garments=1), edit_request(garment_ids=("x",))):
+        with pytest.raises(InvalidRequest, match="no catalogue"):
+            without_catalogue(request)
+
+
+def test_an_unknown_garment_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(InvalidRequest, match="garment_ids: got 'nowhere'"):
+        pipeline(edit_request(garment_ids=("nowhere",)))
+
+
+def test_prepare_brings_everything_to_the_bundle_s_size() -> None:
+    manifest = Manifest("toy", image_size=(64, 48), pose_sigma=3.0)
+    inputs = prepare(edit_request((128, 192)), manifest)
+    assert inputs.image.shape == (1, 3, 64, 48)
+    assert inputs.image.is_contiguous()
+    assert inputs.mask.shape == (1, 1, 64, 48)
+    assert inputs.mask.nonzero()[:, 2:].amin(0).tolist() == [16, 12]
+    assert inputs.mask.nonzero()[:, 2:].amax(0).tolist() == [31, 23]
+    assert inputs.mask.unique().tolist() == [0.0, 1.0]
+    # The point stood at a quarter of the width and half the height.
+    peak = inputs.pose_map[0, 2].flatten().argmax()
+    assert (int(peak) // 48, int(peak) % 48) == (32, 12)
+    assert float(inputs.pose_map[0, 2, 32, 15]) == pytest.approx(np.exp(-1), abs=1e-5)
+    assert float(inputs.pose_map.sum()) == pytest.approx(float(inputs.pose_map[0, 2].sum()))
+
+
+def test_noise_is_the_latents_first_then_the_posterior_s() -> None:
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(1, 4, 8, 6, generator=generator), torch.randn(1, 4, 8, 6, generator=generator)
+    latents, vae_noise = draw_noise(5, (1, 4, 8, 6))
+    assert torch.equal(latents, first)
+    assert torch.equal(vae_noise, second)
+
+
+class FakeUNet:
+    """Predicts nothing, and remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        self.calls.append((sample, t, prompt_embeds))
+        return torch.zeros_like(sample[:, :4])
+
+
+def ones_person() -> Person:
+    return Person(torch.ones(1, 1, 2, 2), torch.full((1, 4, 2, 2), 2.0), torch.full((1, 18, 2, 2), 3.0))
+
+
+def run(unet: FakeUNet, guidance_scale: float) -> list[Tensor]:
+    conditioning = Conditioning(torch.ones(1, 77, 8), torch.zeros(1, 77, 8))
+    return list(denoise(unet, SAMPLER, torch.zeros(1, 4, 2, 2), ones_person(), conditioning, 3, guidance_scale))
+
+
+def test_guided_steps_run_the_unconditional_half_first_and_without_pose() -> None:
+    unet = FakeUNet()
+    assert len(run(unet, guidance_scale=7.5)) == 3
+    assert [t.tolist() for _, t, _ in unet.calls] == [[666, 666], [333, 333], [0, 0]]
+    for sample, _, prompt_embeds in unet.calls:
+        assert sample[:, 4:, 0, 0].tolist() == [[1.0] + [2.0] * 4 + [pose] * 18 for pose in (0.0, 3.0)]
+        assert prompt_embeds[:, 0, 0].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_steps_without_guidance_run_the_conditional_half_alone(guidance_scale: float) -> None:
+    unet = FakeUNet()
+    assert len(run(unet, guidance_scale)) == 3
+    for sample, t, prompt_embeds in unet.calls:
+        assert sample[:, 4:, 0, 0].tolist() == [[1.0] + [2.0] * 4 + [3.0] * 18]
+        assert (len(t), prompt_embeds[:, 0, 0].tolist()) == (1, [1.0])
+
+
+def test_the_caller_may_stop_after_any_step() -> None:
+    unet = FakeUNet()
+    conditioning = Conditioning(torch.ones(1, 77, 8), torch.zeros(1, 77, 8))
+    next(denoise(unet, SAMPLER, torch.zeros(1, 4, 2, 2), ones_person(), conditioning, 50, 7.5))
+    assert len(unet.calls) == 1
+
+
+def test_finish_keeps_the_photo_outside_the_mask() -> None:
+    request = edit_request((100, 90))
+    image = finish(request, np.full((64, 48, 3), 255, dtype=np.uint8))
+    assert np.array_equal(image[request.mask == 0], request.image[request.mask == 0])
+    assert (image[request.mask != 0] == 255).all()
+
+
+def test_half_precision_stays_near_full(tiny_bundle: Path, pipeline: Pipeline) -> None:
+    request = edit_request(num_garments=0)
+    half = Pipeline.load(tiny_bundle, dtype=torch.bfloat16)(request).image
+    assert np.abs(half.astype(int) - pipeline(request).image).mean() < 3

@@ -1,0 +1,91 @@
+"""Holds the README to what is there: its commands exist, its cheap blocks run, its links lead somewhere.
+
+Blocks whose fence says "```bash run" are run, in their order and in one folder that starts empty; "```bash run slow"
+only among the slow tests. Any other block is only checked.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from fashion_rag.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```bash([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+RUNNABLE = [
+    pytest.param(block, id=block.split("\n")[0], marks=[pytest.mark.slow] if "slow" in info else [])
+    for info, block in BLOCKS
+    if "run" in info.split()
+]
+SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+
+
+def commands(program: str) -> list[list[str]]:
+    """The arguments of each call of `program` in the README's bash blocks and code spans."""
+    lines = [line for _, block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + SPANS
+    words = [shlex.split(line, comments=True) for line in lines if re.match(rf"{program}( |$)", line.strip())]
+    return [call[1:] for call in words]
+
+
+def unknown_words(arguments: list[str]) -> list[str]:
+    """The options and subcommands among `arguments` that the `fashion-rag` command does not have."""
+    command: Any = typer.main.get_command(app)
+    unknown = []
+    for word in arguments:
+        if word.startswith("--"):
+            options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+            unknown += [word] if word.partition("=")[0] not in options else []
+        elif hasattr(command, "commands"):
+            if word not in command.commands:
+                return [word]
+            command = command.commands[word]
+    return unknown
+
+
+def test_the_readme_has_examples() -> None:
+    assert RUNNABLE
+    assert commands("make")
+    assert commands("fashion-rag")
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {target for call in commands("make") for target in call} - targets == set()
+
+
+@pytest.mark.parametrize("arguments", commands("fashion-rag"), ids=" ".join)
+def test_commands_and_their_options_exist(arguments: list[str]) -> None:
+    assert unknown_words(arguments) == []
+
+
+def test_an_unknown_command_or_option_is_found() -> None:
+    assert unknown_words(["demo", "world", "out", "--num-pairs", "8"]) == []
+    assert unknown_words(["demo", "universe"]) == ["universe"]
+    assert unknown_words(["demo", "world", "out", "--num-couples", "8"]) == ["--num-couples"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("block", RUNNABLE)
+def test_examples_run(block: str, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True
+    )
+    assert run.returncode == 0, run.stderr.decode()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
+def test_links_lead_to_files(target: str) -> None:
+    assert (ROOT / target).exists()
