@@ -11,6 +11,8 @@ from typing import Any
 from fashion_rag.errors import ArtifactError
 
 FORMAT_VERSION = 1
+# The small model that ships with the package.
+DEMO_BUNDLE = Path(__file__).parent / "demo" / "bundle"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
-            raise ArtifactError(f"manifest: format_version is {self.format_version}; this release reads {FORMAT_VERSION}")
+            raise ArtifactError(f"manifest: format_version is {self.format_version}; must be {FORMAT_VERSION}")
         height, width = self.image_size
         if height <= 0 or width <= 0 or height % 8 or width % 8:
             raise ArtifactError(f"manifest: image_size is {self.image_size}; both must be positive multiples of 8")

@@ -1,0 +1,314 @@
+"""The `fashion-rag` command: reads arguments, shows progress, calls the modules that do the work.
+
+Each command imports what it needs when it runs, so that `--help` is quick. What this project refuses on purpose
+(`FashionRAGError`) ends in one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from typer.core import TyperGroup
+
+from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import FashionRAGError
+from fashion_rag.request import EditRequest, Template
+
+if TYPE_CHECKING:
+    from fashion_rag.demo.evaluate import Report
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FashionRAGError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, add_completion=False, help="Dress a person in a garment found by text."
+)
+bundle_commands = typer.Typer(no_args_is_help=True, help="Model bundles: the weights and settings of one model.")
+index_commands = typer.Typer(no_args_is_help=True, help="Catalogues: garments that can be found by text.")
+demo_commands = typer.Typer(no_args_is_help=True, help="The paper-doll world and its model.")
+app.add_typer(bundle_commands, name="bundle")
+app.add_typer(index_commands, name="index")
+app.add_typer(demo_commands, name="demo")
+
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", help="Folder of a model bundle.", show_default="the packaged demo bundle")
+]
+CatalogueOption = Annotated[Path, typer.Option("--catalogue", help="Folder written by `index build`.")]
+DeviceOption = Annotated[str, typer.Option(help="Where PyTorch runs: cpu, cuda, cuda:1, ...")]
+CategoryOption = Annotated[str, typer.Option(help="dresses, upper_body or lower_body.")]
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on stderr for as long as the block runs; the callable moves it by one of `total`."""
+    with _bars() as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
+    tasks: dict[str, TaskID] = {}
+    with _bars() as bar:
+
+        def report(stage: str, step: int, num_steps: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage)
+            bar.update(tasks[stage], total=num_steps, completed=step, description=f"{stage}  loss {loss:.4f}")
+
+        yield report
+
+
+@bundle_commands.command("import")
+def bundle_import(
+    unet: Annotated[Path, typer.Option(help="Released UNet, unet_120000.pth.")],
+    adapter: Annotated[Path, typer.Option(help="Released inversion adapter, inversion_adapter_120000.pth.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    base: Annotated[
+        str, typer.Option(help="Stable Diffusion 2 inpainting: a folder, or an id on the Hugging Face hub.")
+    ] = "sd2-community/stable-diffusion-2-inpainting",
+    vision: Annotated[
+        str, typer.Option(help="CLIP vision tower: a folder, or an id on the Hugging Face hub.")
+    ] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    retrieval: Annotated[
+        str, typer.Option(help="OpenCLIP model for retrieval: a folder, or MODEL/TAG.")
+    ] = "ViT-L-14/laion2b_s32b_b82k",
+    name: Annotated[str, typer.Option(help="What the bundle calls itself.")] = "fashion-rag",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How weights are stored.")] = "float32",
+) -> None:
+    """Make a bundle of the weights released with the paper; about 15 GB of memory."""
+    import torch
+
+    from fashion_rag.bundle_import import import_bundle
+
+    bundle = import_bundle(base, unet, adapter, vision, retrieval, out, name, dtype=getattr(torch, dtype))
+    typer.echo(f"{out}: {bundle.manifest.licence}")
+
+
+@bundle_commands.command("check")
+def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bundle.")]) -> None:
+    """Load every part of a bundle, strictly, and say so."""
+    from fashion_rag.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    height, width = bundle.manifest.image_size
+    typer.echo(f"{bundle.manifest.name}: {height}x{width}, {bundle.manifest.num_pseudo_words} pseudo-words a garment")
+    loaders = (
+        bundle.load_unet,
+        bundle.load_vae,
+        bundle.load_prompt_encoder,
+        bundle.load_garment_encoder,
+        bundle.load_retrieval_encoder,
+    )
+    for load in loaders:
+        load()
+        typer.echo(f"  {load.__name__.removeprefix('load_')}: loaded")
+
+
+@index_commands.command("build")
+def index_build(
+    folder: Annotated[Path, typer.Argument(help="Dress Code layout, or CATEGORY/ID.jpg with captions.json.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the catalogue to.")],
+    bundle: BundleOption = DEMO_BUNDLE,
+) -> None:
+    """Encode the garment pictures of a folder and write a catalogue."""
+    from fashion_rag.bundle import Bundle
+    from fashion_rag.catalogue.index import Catalogue
+    from fashion_rag.catalogue.store import garments_in
+
+    garments = garments_in(folder)
+    encoder = Bundle.open(bundle).load_retrieval_encoder()
+    with progress("encoding garments", len(garments)) as advance:
+        Catalogue.build(garments, encoder, out, progress=advance)
+    typer.echo(f"{out}: {len(garments)} garments")
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for, in a shopper's words.")],
+    category: CategoryOption,
+    catalogue: CatalogueOption,
+    k: Annotated[int, typer.Option("--k", help="How many garments.")] = 3,
+    bundle: BundleOption = DEMO_BUNDLE,
+) -> None:
+    """List the garments of a catalogue that are nearest to a text, best first."""
+    from fashion_rag.bundle import Bundle
+    from fashion_rag.catalogue.index import Catalogue
+
+    found = Catalogue.open(catalogue, Bundle.open(bundle).load_retrieval_encoder())
+    for match in found.search(text, category, k):
+        typer.echo(f"{match.score:.3f}  {match.garment.id}  {match.garment.caption}  {match.garment.image_path}")
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Option(help="Photo of the person.")],
+    mask: Annotated[Path, typer.Option(help="Picture of the photo's size; white is repainted.")],
+    prompt: Annotated[str, typer.Option(help="What to wear, in a shopper's words.")],
+    category: CategoryOption,
+    out: Annotated[Path, typer.Option(help="Picture to write.")],
+    catalogue: Annotated[Path | None, typer.Option(help="Where to look for garments.")] = None,
+    num_garments: Annotated[int, typer.Option(help="How many garments to look for, 0 to 3.")] = 1,
+    garment: Annotated[list[Path] | None, typer.Option(help="A garment's picture instead; may be repeated.")] = None,
+    keypoints: Annotated[Path | None, typer.Option(help="OpenPose points as JSON, see the README.")] = None,
+    template: Annotated[Template, typer.Option(help="How text and garments make the prompt.")] = Template.GARMENTS,
+    seed: Annotated[int, typer.Option(help="Same seed, same picture.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the bundle's")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.", show_default="the bundle's")
+    ] = None,
+    device: DeviceOption = "cpu",
+    bundle: BundleOption = DEMO_BUNDLE,
+) -> None:
+    """Edit one photo here, without a server."""
+    import numpy as np
+    from PIL import Image
+
+    from fashion_rag.catalogue.store import Garment
+    from fashion_rag.data.image import open_image, open_mask
+    from fashion_rag.pipeline import Pipeline
+    from serve.schemas import parse_keypoints
+
+    pixels = np.asarray(open_image(image))
+    pipeline = Pipeline.load(bundle, None if garment else catalogue, device)
+    request = EditRequest(
+        image=pixels,
+        mask=open_mask(mask),
+        prompt=prompt,
+        category=category,
+        keypoints=parse_keypoints(keypoints.read_text(), pixels.shape[:2]) if keypoints else None,
+        num_garments=num_garments,
+        template=template,
+        seed=seed,
+        num_inference_steps=pipeline.manifest.num_inference_steps if steps is None else steps,
+        guidance_scale=pipeline.manifest.guidance_scale if guidance_scale is None else guidance_scale,
+    )
+    given = [Garment(path.stem, category, "", path) for path in garment] if garment else None
+    with progress("editing"):
+        result = pipeline(request, given)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(result.image).save(out)
+    typer.echo(f"{out}: garments {', '.join(result.garment_ids) or 'none'}, seed {result.seed}")
+
+
+@app.command()
+def serve(
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Folder written by `index build`.", show_default="drawn garments")
+    ] = None,
+    bundle: BundleOption = DEMO_BUNDLE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Answer edits over HTTP until Ctrl-C."""
+    from serve.app import run
+
+    run(str(bundle), str(catalogue) if catalogue else None, host, port)
+
+
+@demo_commands.command("world")
+def demo_world(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    num_pairs: Annotated[int, typer.Option(help="Persons, and garments, of each category.")] = 16,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+) -> None:
+    """Draw paper-doll persons and garments in the Dress Code layout."""
+    from fashion_rag.demo.layout import write_dresscode
+    from fashion_rag.demo.world import CATEGORIES
+
+    with progress("drawing", num_pairs * len(CATEGORIES)) as advance:
+        write_dresscode(out, num_pairs, seed, progress=advance)
+    typer.echo(f"{out}: {num_pairs} pairs of each of {', '.join(CATEGORIES)}")
+
+
+@demo_commands.command("train")
+def demo_train(
+    work: Annotated[Path, typer.Option(help="Folder for cases and checkpoints; an earlier run in it goes on.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write the bundle to at the end.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each stage.", show_default="the recipe's")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the cases and the first weights.")] = 0,
+) -> None:
+    """Train the demo model from nothing; hours on a CPU."""
+    from fashion_rag.demo.train import STAGES, package, train
+
+    stages = tuple(stage or STAGES)
+    with training_progress() as report:
+        train(work, stages, dict.fromkeys(stages, steps) if steps else None, seed=seed, report=report)
+    if out:
+        package(work, out)
+        typer.echo(f"{out}: written")
+
+
+@demo_commands.command("evaluate")
+def demo_evaluate(
+    bundle: BundleOption = DEMO_BUNDLE,
+    cases: Annotated[int, typer.Option(help="How many held-out persons and garments.")] = 200,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Measure on held-out paper dolls whether the garment's colour and pattern arrive in the picture."""
+    from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
+
+    with progress("painting", NUM_PAINTED * cases) as advance:
+        report = evaluate(bundle, cases, device=device, progress=advance)
+    Console().print(report_table(report))
+    if json_file:
+        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+
+
+def report_table(report: Report) -> Table:
+    """The report of `demo evaluate` for a terminal."""
+    table = Table(
+        title=f"{report.num_cases} held-out cases, {report.num_inference_steps} steps, "
+        f"guidance {report.guidance_scale}",
+        caption=f"full captions find kind, colour and pattern: first {report.retrieval_at_1:.3f}, among three "
+        f"{report.retrieval_at_3:.3f}; VAE {report.vae_psnr_db:.1f} dB; a second and third garment change the "
+        f"repainted part by {report.third_garment_change:.1f} of 255",
+    )
+    for heading in ("", "colour", "pattern", "of patterned", "both", "CLIP-I"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in report.rows:
+        figures = (row.colour, row.pattern, row.pattern_of_patterned, row.both, row.clip_i)
+        table.add_row(row.name, *(f"{figure:.3f}" for figure in figures))
+    return table
+
+
+@demo_commands.command("run")
+def demo_run(
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("out/demo.png"),
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
+) -> None:
+    """Serve the demo bundle, send it some edits over HTTP and put the pictures side by side."""
+    from serve.showcase import run
+
+    run(out, keep)

@@ -1,0 +1,1 @@
+"""The paper-doll world and the training of the demo bundle."""

@@ -1,0 +1,162 @@
+"""Training cases of the paper-doll world, drawn once and kept as memory-mapped arrays. Called by `train`.
+
+A case is a dressed person with the mask over one garment, and three in-shop pictures: the garment worn, a sibling (same
+colours and pattern, another cut) and a cousin (same kind, other colours or pattern).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fashion_rag.data.masks import repaint_mask_for
+from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.demo.draw import render, render_garment
+from fashion_rag.demo.world import (
+    CATEGORIES,
+    KINDS,
+    PALETTE,
+    PATTERNS,
+    Garment,
+    chunks,
+    kind_caption,
+    sample_garment,
+    sample_person,
+)
+
+CHUNK = 500
+MASK_RULE_SIZE = (512, 384)
+WORN, SIBLING, COUSIN = range(3)  # the garments of a case
+ATTRIBUTES = ("kind", "colour", "pattern", "second_colour")
+_VALUES = {
+    "kind": tuple(KINDS),
+    "colour": tuple(PALETTE),
+    "pattern": PATTERNS,
+    "second_colour": (None, *PALETTE),
+}
+NUM_VALUES = {name: len(values) for name, values in _VALUES.items()}
+
+
+def held_out(garment: Garment) -> bool:
+    """Whether this kind in these colours and this pattern is never seen in training; about one in ten is."""
+    combination = (garment.kind, garment.colour, garment.pattern, garment.second_colour)
+    return zlib.crc32(repr(combination).encode()) % 10 == 0
+
+
+def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment:
+    """A random garment of `category`: held out for `test`, otherwise one that training may see."""
+    while True:
+        garment = sample_garment(rng, category)
+        if held_out(garment) == test:
+            return garment
+
+
+def _sibling(rng: np.random.Generator, garment: Garment) -> Garment:
+    other = sample_garment(rng, garment.category)
+    return replace(other, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
+
+
+def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
+    while True:
+        other = sample_garment(rng, garment.category)
+        cousin = replace(garment, colour=other.colour, pattern=other.pattern, second_colour=other.second_colour)
+        if rng.random() < 0.5 and (cousin.pattern == "plain") == (garment.pattern == "plain"):
+            cousin = replace(cousin, colour=garment.colour, second_colour=garment.second_colour)
+        if cousin != garment:
+            return cousin
+
+
+def attribute_ids(garment: Garment) -> list[int]:
+    """The garment's ATTRIBUTES as class numbers."""
+    return [_VALUES[name].index(getattr(garment, name)) for name in ATTRIBUTES]
+
+
+def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, number: int) -> None:
+    images, masks, garments, keypoints, attributes = [], [], [], [], []
+    texts: list[dict[str, str]] = []
+    for index in range(number * CHUNK, (number + 1) * CHUNK):
+        rng = np.random.default_rng([seed, index])
+        category = CATEGORIES[index % 3]
+        garment = sample_split(rng, category, test)
+        person = sample_person(rng, category, garment)
+        drawn = render(person, size)
+        frame = scale_keypoints(drawn.keypoints, size, KEYPOINT_FRAME)
+        mask_type = "mask" if rng.random() < 0.3 else "bounding_box"
+        trio = (garment, _sibling(rng, garment), _cousin(rng, garment))
+        images.append(drawn.image)
+        masks.append(repaint_mask_for(drawn.label_map, frame, category, mask_type, size, MASK_RULE_SIZE))  # type: ignore[arg-type]
+        garments.append(np.stack([render_garment(one, size) for one in trio]))
+        keypoints.append(drawn.keypoints)
+        attributes.append([attribute_ids(one) for one in trio])
+        texts.append(
+            {
+                "category": category,
+                "kind": kind_caption(garment),
+                **{f"caption_{i}": ", ".join(chunks(one)) for i, one in enumerate(trio)},
+            }
+        )
+    partial_file = folder / f"{number:04d}.partial.npz"
+    np.savez(
+        partial_file,
+        images=np.stack(images),
+        masks=np.stack(masks),
+        garments=np.stack(garments),
+        keypoints=np.stack(keypoints),
+        attributes=np.array(attributes),
+        texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
+    )
+    partial_file.rename(folder / f"{number:04d}.npz")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """N cases. images uint8 [N, H, W, 3]; masks uint8 [N, H, W]; garments uint8 [N, 3, H, W, 3] (worn, sibling,
+    cousin); keypoints float64 [N, 18, 2] in pixels; attributes int64 [N, 3, 4], see ATTRIBUTES; texts: category,
+    kind, and the captions of the three garments.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    garments: NDArray[np.uint8]
+    keypoints: NDArray[np.float64]
+    attributes: NDArray[np.int64]
+    texts: list[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def draw_cases(
+    cache: Path,
+    num_cases: int,
+    size: tuple[int, int],
+    seed: int,
+    test: bool = False,
+    num_workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cases:
+    """The first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold them yet."""
+    name = f"cases-{size[0]}x{size[1]}-seed{seed}-{'test' if test else 'train'}"
+    folder = cache / name
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(-(-num_cases // CHUNK))
+    missing = [number for number in numbers if not (folder / f"{number:04d}.npz").exists()]
+    with ProcessPoolExecutor(num_workers) as pool:
+        for done, _ in enumerate(pool.map(partial(_draw_chunk, folder, size, seed, test), missing), 1):
+            progress(done, len(missing))
+    arrays: dict[str, list[NDArray[np.generic]]] = {}
+    texts: list[dict[str, str]] = []
+    for number in numbers:
+        with np.load(folder / f"{number:04d}.npz") as chunk:
+            texts += json.loads(chunk["texts"].tobytes())
+            for key in ("images", "masks", "garments", "keypoints", "attributes"):
+                arrays.setdefault(key, []).append(chunk[key])
+    return Cases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)  # type: ignore[arg-type]

@@ -1,0 +1,226 @@
+"""The renderer of the paper-doll world: pure functions from attributes to pixels.
+
+Called by `layout`, which writes the pictures to disk, and by whoever measures colour and pattern from pixels.
+Every function takes `size`, the (height, width) of a 4:3 portrait picture in pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from fashion_rag.demo.clothes import garment_layers
+from fashion_rag.demo.figure import (
+    FLOOR_Y,
+    HEIGHT,
+    NEUTRAL_POSE,
+    WIDTH,
+    Cloth,
+    Layer,
+    Points,
+    Skeleton,
+    arm_layer,
+    ellipse,
+    hair_behind,
+    head_layers,
+    keypoints,
+    leg_layers,
+    neck_layer,
+    torso_layer,
+)
+from fashion_rag.demo.world import PALETTE, PATTERNS, Body, Colour, Garment, Person
+
+DEFAULT_SIZE = (96, 72)
+STRIPE_PERIOD, CHECK_SIZE, DOT_RADIUS = 9.6, 5.0, 2.9
+OUTLINE_WIDTH = 0.65
+WHITE: Colour = (255, 255, 255)
+SHOP_FILL = 0.84
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One picture of a person.
+
+    image: uint8 [H, W, 3]; label_map: uint8 [H, W] with Dress Code's classes 0 to 17;
+    keypoints: float64 [18, 2], OpenPose order, (x, y) in pixels.
+    """
+
+    image: NDArray[np.uint8]
+    label_map: NDArray[np.uint8]
+    keypoints: Points
+
+
+def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
+    """The picture of a person with its label map and key points."""
+    skeleton = Skeleton(person.body, person.pose)
+    layers = _person_layers(skeleton, person)
+    scale = size[0] / HEIGHT
+    canvas = _paint(_background(skeleton, person) + layers, size)
+    return Rendering(canvas, _label_map(layers, size), keypoints(skeleton) * scale)
+
+
+def render_garment(garment: Garment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
+    """The in-shop picture of a garment, large on white: uint8 [H, W, 3]."""
+    return _paint(_shop_layers(garment), size)
+
+
+def pattern_maps(
+    person: Person, category: str, size: tuple[int, int] = DEFAULT_SIZE
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Where the garment of `category` shows, and where a second colour would be: coverage and one map a pattern.
+
+    coverage: float64 [H, W], the share 0..1 of each pixel that is visible fabric, without what lies over it.
+    The maps, one for each pattern but plain: float64 [H, W], the share of the pixel that would be fabric in the
+    second colour, at most the coverage. A pixel of `render` with coverage 1 and share s has the colour
+    (1 - s) * colour + s * second colour. Raises KeyError where the person wears no garment of `category`.
+    """
+    garment = person.worn(category)
+    skeleton = Skeleton(person.body, person.pose)
+    factor = _supersampling(size)
+    visible = Image.new("L", (size[1] * factor, size[0] * factor))
+    draw = ImageDraw.Draw(visible)
+    scale = size[0] / HEIGHT * factor
+    worn: Cloth | None = None
+    for layer in _person_layers(skeleton, person):
+        if layer.outline is not None:
+            _draw_outline(draw, layer, 0, scale)
+        mine = layer.cloth is not None and layer.cloth.garment is garment
+        worn = layer.cloth if mine else worn
+        for polygon in layer.polygons:
+            draw.polygon(_flat(polygon, scale), fill=255 if mine else 0)
+    assert worn is not None
+    maps = {}
+    mask = np.asarray(visible)
+    for pattern in PATTERNS[1:]:
+        second = _second_colour(worn, pattern, (0, 0, visible.width, visible.height), scale)
+        maps[pattern] = _shares(Image.fromarray(np.where(second, mask, np.uint8(0))), factor)
+    return _shares(visible, factor), maps
+
+
+def _shares(mask: Image.Image, factor: int) -> NDArray[np.float64]:
+    return np.asarray(mask.reduce(factor), dtype=np.float64) / 255
+
+
+def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
+    """Everything in front of the background, back to front."""
+    layers = hair_behind(skeleton, person.hair)
+    for side in (-1, 1):
+        layers += leg_layers(skeleton, side, person)
+    layers.append(torso_layer(skeleton, person.skin))
+    neck = neck_layer(skeleton, person.skin)
+    arms = [arm_layer(skeleton, side, person.skin) for side in (-1, 1)]
+    for garment in person.outfit:
+        layers += garment_layers(skeleton, garment, neck, arms)
+    return layers + head_layers(skeleton, person)
+
+
+def _background(skeleton: Skeleton, person: Person) -> list[Layer]:
+    """Wall, floor and the shadow under the feet."""
+    wall, floor = person.background
+    shadow: Colour = (round(floor[0] * 0.88), round(floor[1] * 0.88), round(floor[2] * 0.88))
+    return [
+        Layer((_rectangle(0, HEIGHT),), wall),
+        Layer((_rectangle(80, HEIGHT),), floor),
+        Layer((ellipse(skeleton.at(0, FLOOR_Y), 17, 2.4),), shadow),
+    ]
+
+
+def _rectangle(top: float, bottom: float) -> Points:
+    return np.array([[0, top], [WIDTH, top], [WIDTH, bottom], [0, bottom]])
+
+
+def _shop_layers(garment: Garment) -> list[Layer]:
+    """The garment on a neutral skeleton, enlarged about the centre of the canvas."""
+    layers = garment_layers(Skeleton(Body(1, 1, 0), NEUTRAL_POSE), garment, None)
+    points = np.concatenate([polygon for layer in layers for polygon in layer.polygons])
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = float(SHOP_FILL * min((WIDTH, HEIGHT) / (high - low)))
+    offset = np.array([WIDTH, HEIGHT]) / 2 - scale * (low + high) / 2
+
+    def moved(layer: Layer) -> Layer:
+        cloth = layer.cloth
+        if cloth is not None:
+            x, (top, middle) = offset[0] + scale * cloth.centre, offset[1] + scale * np.array([cloth.top, cloth.middle])
+            cloth = Cloth(cloth.garment, x, top, middle, scale)
+        return replace(layer, polygons=tuple(offset + scale * polygon for polygon in layer.polygons), cloth=cloth)
+
+    return [Layer((_rectangle(0, HEIGHT),), WHITE), *map(moved, layers)]
+
+
+def _supersampling(size: tuple[int, int]) -> int:
+    return 4 if size[0] <= 192 else 2
+
+
+def _flat(polygon: Points, scale: float) -> list[float]:
+    return (polygon * scale - 0.5).ravel().tolist()
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, layer: Layer, ink: Colour | int, scale: float) -> None:
+    for polygon in layer.polygons:
+        closed = np.concatenate([polygon, polygon[:2]])
+        draw.line(_flat(closed, scale), fill=ink, width=round(2 * OUTLINE_WIDTH * scale), joint="curve")
+
+
+def _paint(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
+    factor = _supersampling(size)
+    scale = size[0] / HEIGHT * factor
+    canvas = Image.new("RGB", (size[1] * factor, size[0] * factor))
+    draw = ImageDraw.Draw(canvas)
+    for layer in layers:
+        if layer.outline is not None:
+            _draw_outline(draw, layer, layer.outline, scale)
+        for polygon in layer.polygons:
+            draw.polygon(_flat(polygon, scale), fill=layer.fill)
+        if layer.cloth is not None and layer.cloth.garment.second_colour is not None:
+            _paint_pattern(canvas, layer.polygons, layer.cloth, scale)
+    return np.array(canvas.reduce(factor))
+
+
+def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth, scale: float) -> None:
+    """Paint the second colour, inside the box of the polygons only."""
+    assert cloth.garment.second_colour is not None
+    points = np.concatenate(polygons) * scale
+    left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - 1, 0)
+    right, bottom = np.minimum(np.ceil(points.max(axis=0)).astype(int) + 2, canvas.size)
+    mask = Image.new("L", (int(right - left), int(bottom - top)))
+    draw = ImageDraw.Draw(mask)
+    for polygon in polygons:
+        draw.polygon(_flat(polygon - np.array([left, top]) / scale, scale), fill=255)
+    second = _second_colour(cloth, cloth.garment.pattern, (left, top, right, bottom), scale)
+    mask = Image.fromarray(np.where(second, np.asarray(mask), np.uint8(0)))
+    canvas.paste(PALETTE[cloth.garment.second_colour], (int(left), int(top)), mask)
+
+
+def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], scale: float) -> NDArray[np.bool_]:
+    """Where a pattern has its second colour, inside the (left, top, right, bottom) pixels of a canvas: bool [h, w]."""
+    left, top, right, bottom = box
+    x = ((np.arange(left, right) + 0.5) / scale - cloth.centre)[None, :] / cloth.scale
+    y = ((np.arange(top, bottom) + 0.5) / scale - cloth.top)[:, None] / cloth.scale
+    half = STRIPE_PERIOD / 2
+    match pattern:
+        case "horizontal_stripes":
+            second = y % STRIPE_PERIOD >= half
+        case "vertical_stripes":
+            second = (x + half / 2) % STRIPE_PERIOD >= half
+        case "checks":
+            second = (np.floor(x / CHECK_SIZE + 0.5) + np.floor(y / CHECK_SIZE)) % 2 == 1
+        case "dots":
+            dx, dy = (x + half) % STRIPE_PERIOD - half, y % STRIPE_PERIOD - half
+            second = dx**2 + dy**2 <= DOT_RADIUS**2
+        case "two_tone":
+            second = y >= (cloth.middle - cloth.top) / cloth.scale
+        case _:
+            raise ValueError(f"pattern {pattern!r}: must be one of {PATTERNS[1:]}")
+    return np.broadcast_to(second, (y.shape[0], x.shape[1]))
+
+
+def _label_map(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
+    labels = Image.new("L", (size[1], size[0]))
+    draw = ImageDraw.Draw(labels)
+    for layer in layers:
+        if layer.label is not None:
+            for polygon in layer.polygons:
+                draw.polygon(_flat(polygon, size[0] / HEIGHT), fill=layer.label)
+    return np.array(labels)

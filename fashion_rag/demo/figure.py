@@ -1,0 +1,244 @@
+"""The body of a paper doll: turns attributes into a skeleton, key points and layers of polygons.
+
+Units are 96ths of the picture height, so the canvas is 96 high and 72 wide; x grows to the right, y downwards.
+`clothes` dresses the same skeleton and `draw` paints the layers of both.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fashion_rag.demo.world import Arm, Body, Colour, Garment, Hair, Person, Pose
+
+Points = NDArray[np.float64]  # [n, 2]
+
+HEIGHT, WIDTH = 96.0, 72.0
+# Dress Code's classes. Skirts are 6 (trousers), not 5: the repaint mask of lower_body is made of class 6 and the legs,
+# so a garment of class 5 would be left outside it.
+LABELS = {"hair": 2, "upper_body": 4, "lower_body": 6, "dresses": 7, "head": 11}
+LEFT_SHOE, RIGHT_SHOE, LEFT_LEG, RIGHT_LEG, LEFT_ARM, RIGHT_ARM = 9, 10, 12, 13, 14, 15
+FLOOR_Y = 90.0
+BREADTH = 1.13
+NEUTRAL_POSE = Pose(Arm(26, 20), Arm(26, 20), 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Cloth:
+    """The fabric of a layer; its pattern starts at `centre` and `top`, is halved at `middle`, enlarged by `scale`."""
+
+    garment: Garment
+    centre: float
+    top: float
+    middle: float
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Polygons filled in one colour as one shape; without `label` it leaves the label map as it is."""
+
+    polygons: tuple[Points, ...]
+    fill: Colour
+    label: int | None = None
+    outline: Colour | None = None
+    cloth: Cloth | None = None
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Joints and widths of one figure; `side` is -1 for the person's right (the viewer's left) and 1 for the left."""
+
+    body: Body
+    pose: Pose
+
+    @property
+    def centre(self) -> float:
+        """The x of the body's line of symmetry."""
+        return WIDTH / 2 + self.body.shift
+
+    def at(self, dx: float, y: float) -> Points:
+        """A point given by its offset from the centre line and its row on a body of height 1."""
+        return np.array([self.centre + dx * BREADTH * self.body.width, self.row(y)])
+
+    def row(self, y: float) -> float:
+        """The picture row of a row on a body of height 1: the feet stay on the floor."""
+        return FLOOR_Y - (FLOOR_Y - y) * self.body.height
+
+    def outline(self, half: Iterable[tuple[float, float]]) -> Points:
+        """A smooth symmetric polygon from the (dx, y) points of its left half, top to bottom."""
+        left = list(half)
+        return smooth(np.array([self.at(dx, y) for dx, y in left + [(-dx, y) for dx, y in reversed(left)]]))
+
+    def arm(self, side: int) -> tuple[Points, Points, Points]:
+        """Shoulder, elbow and wrist."""
+        arm = self.pose.left_arm if side > 0 else self.pose.right_arm
+        shoulder = self.at(side * 9.8, 29.0)
+        elbow = shoulder + 11.0 * self.body.height * _swing(side, arm.upper)
+        return shoulder, elbow, elbow + 10.0 * self.body.height * _swing(side, arm.fore)
+
+    def leg(self, side: int) -> tuple[Points, Points, Points]:
+        """Hip, knee and ankle."""
+        stance = self.pose.left_stance if side > 0 else self.pose.right_stance
+        return (
+            self.at(side * 5.0, 51.0),
+            self.at(side * (4.8 + stance / 2), 69.0),
+            self.at(side * (4.4 + stance), 85.5),
+        )
+
+
+def _swing(side: int, degrees: float) -> Points:
+    return np.array([side * np.sin(np.deg2rad(degrees)), np.cos(np.deg2rad(degrees))])
+
+
+def smooth(points: Points) -> Points:
+    """The polygon with its corners cut three times (Chaikin)."""
+    for _ in range(3):
+        following = np.roll(points, -1, axis=0)
+        points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
+    return points
+
+
+def ellipse(centre: Points, rx: float, ry: float, start: float = 0.0, stop: float = 360.0) -> Points:
+    """A polygon round an ellipse, or the sector's arc from `start` to `stop` degrees (clockwise from the right)."""
+    angles = np.deg2rad(np.linspace(start, stop, 28))
+    return centre + np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
+
+
+def moved(point: Points, dx: float, dy: float) -> Points:
+    """The point moved right and down."""
+    return np.array([point[0] + dx, point[1] + dy])
+
+
+def limb(a: Points, b: Points, ra: float, rb: float) -> Points:
+    """A polygon round the segment a-b with round ends of radius `ra` and `rb`."""
+    along = np.arctan2(*(b - a)[::-1])
+    turn = np.linspace(np.pi / 2, 3 * np.pi / 2, 9) + along
+    end_a = a + ra * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    end_b = b - rb * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    return np.concatenate([end_a, end_b])
+
+
+def shade(colour: Colour, factor: float = 0.7) -> Colour:
+    """A darker tone of a colour; black becomes lighter and white a full grey, so that a line on them can be seen."""
+    if sum(colour) < 120:
+        return (92, 92, 104)
+    if min(colour) > 240:
+        factor *= 0.88
+    r, g, b = (round(channel * factor) for channel in colour)
+    return (r, g, b)
+
+
+def keypoints(skeleton: Skeleton) -> Points:
+    """The 18 OpenPose (COCO) key points in 96ths of the picture height: float64 [18, 2]."""
+    head = head_centre(skeleton)
+    face = [moved(head, dx, dy) for dx, dy in ((0.0, 1.6), (-3.0, 0.2), (3.0, 0.2), (-7.2, 0.8), (7.2, 0.8))]
+    neck = skeleton.at(0, 27.0)
+    rows = [face[0], neck, *skeleton.arm(-1), *skeleton.arm(1), *skeleton.leg(-1), *skeleton.leg(1), *face[1:]]
+    return np.stack(rows)
+
+
+def head_centre(skeleton: Skeleton) -> Points:
+    """The middle of the face; heads are of one size, whatever the body."""
+    return moved(skeleton.at(0, 26.0), 0, -11.6)
+
+
+def torso_layer(skeleton: Skeleton, skin: Colour) -> Layer:
+    """Chest and shoulders, which show round straps and openings."""
+    torso = skeleton.outline([(-2.6, 25.4), (-10.6, 26.6), (-9.6, 33), (-8.0, 42), (-9.6, 50), (-5, 54)])
+    return Layer((torso,), skin, LABELS["head"], shade(skin, 0.78))
+
+
+def neck_layer(skeleton: Skeleton, skin: Colour) -> Layer:
+    """The neck, without an outline so that it joins the chest."""
+    neck = limb(moved(head_centre(skeleton), 0, 6), skeleton.at(0, 25.4), 2.6, 2.6)
+    return Layer((neck,), skin, LABELS["head"])
+
+
+def leg_layers(skeleton: Skeleton, side: int, person: Person) -> list[Layer]:
+    """One leg and its shoe."""
+    hip, knee, ankle = skeleton.leg(side)
+    leg_label, shoe_label = (LEFT_LEG, LEFT_SHOE) if side > 0 else (RIGHT_LEG, RIGHT_SHOE)
+    leg = (limb(hip, knee, 4.4, 3.2), limb(knee, ankle, 3.2, 2.2))
+    shoe = ellipse(moved(ankle, side, 4.8), 3.9, 3.0, 180, 360)
+    return [
+        Layer(leg, person.skin, leg_label, shade(person.skin, 0.78)),
+        Layer((shoe,), person.shoes, shoe_label, shade(person.shoes)),
+    ]
+
+
+def arm_layer(skeleton: Skeleton, side: int, skin: Colour) -> Layer:
+    """One bare arm with its hand."""
+    shoulder, elbow, wrist = skeleton.arm(side)
+    hand = ellipse(wrist + (wrist - elbow) * 0.12, 2.3, 2.5)
+    arm = (limb(shoulder, elbow, 2.7, 2.3), limb(elbow, wrist, 2.3, 1.8), hand)
+    return Layer(arm, skin, LEFT_ARM if side > 0 else RIGHT_ARM, shade(skin, 0.78))
+
+
+def head_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
+    """Head, face and the hair in front of it."""
+    centre = head_centre(skeleton)
+    skin, line, label = person.skin, shade(person.skin, 0.78), LABELS["head"]
+    ears = tuple(ellipse(moved(centre, dx, 0.8), 1.5, 2.0) for dx in (-7.2, 7.2))
+    eyes = tuple(ellipse(moved(centre, dx, 0.2), 0.85, 1.25) for dx in (-3.0, 3.0))
+    cheeks = tuple(ellipse(moved(centre, dx, 3.0), 1.5, 0.95) for dx in (-4.5, 4.5))
+    mouth = moved(centre, 0, 3.2)
+    smile = np.concatenate([ellipse(mouth, 2.2, 2.0, 10, 170), ellipse(mouth, 2.0, 1.0, 170, 10)])
+    blush = (min(skin[0] + 12, 255), round(skin[1] * 0.8), round(skin[2] * 0.8))
+    return [
+        Layer(ears, skin, label, line),
+        Layer((ellipse(centre, 7.2, 7.9),), skin, label, line),
+        Layer(cheeks, blush, label),
+        Layer(eyes, (44, 34, 40), label),
+        Layer((smile,), (196, 66, 74), label),
+        *hair_in_front(centre, person.hair),
+    ]
+
+
+def hair_behind(skeleton: Skeleton, hair: Hair) -> list[Layer]:
+    """What shows of the hair round the head and down the neck, by style."""
+    c = head_centre(skeleton)
+    crown = ellipse(moved(c, 0, -1.2), 8.6, 8.6)
+    curls = [(8.2 * np.cos(a), 7.6 * np.sin(a) - 1.0) for a in np.deg2rad(np.arange(150, 400, 30))]
+    parts = {
+        "short": (crown,),
+        "bob": (
+            crown,
+            limb(moved(c, -6.2, 0), moved(c, -6.6, 7), 3.0, 2.8),
+            limb(moved(c, 6.2, 0), moved(c, 6.6, 7), 3.0, 2.8),
+        ),
+        "long": (
+            crown,
+            limb(moved(c, -6, 0), moved(c, -6.8, 15), 3.4, 3.4),
+            limb(moved(c, 6, 0), moved(c, 6.8, 15), 3.4, 3.4),
+        ),
+        "bun": (crown, ellipse(moved(c, 0, -10.0), 3.8, 3.4)),
+        "ponytail": (
+            crown,
+            limb(moved(c, 6, -6), moved(c, 10.4, 4), 2.6, 2.8),
+            limb(moved(c, 10.4, 4), moved(c, 9.2, 10), 2.8, 1.2),
+        ),
+        "curly": tuple(ellipse(moved(c, *curl), 3.4, 3.4) for curl in curls),
+        "twin_tails": (
+            crown,
+            limb(moved(c, -9, -2), moved(c, -10.6, 9), 2.6, 2.0),
+            limb(moved(c, 9, -2), moved(c, 10.6, 9), 2.6, 2.0),
+        ),
+    }[hair.style]
+    return [Layer(parts, hair.colour, LABELS["hair"], shade(hair.colour))]
+
+
+def hair_in_front(c: Points, hair: Hair) -> list[Layer]:
+    """The fringe over the forehead, by style."""
+    cap = ellipse(moved(c, 0, -0.6), 7.9, 8.2, 200, 340)
+    fringe = {
+        "short": [(4.0, -5.0), (-1.0, -3.4), (-5.0, -4.6)],
+        "bob": [(5.0, -2.8), (0.0, -2.4), (-5.0, -2.8)],
+        "long": [(4.4, -3.6), (1.0, -6.6), (-4.4, -3.6)],
+        "bun": [(5.0, -4.6), (0.0, -5.4), (-5.0, -4.6)],
+        "ponytail": [(5.6, -3.4), (-2.0, -5.4), (-5.8, -2.6)],
+        "curly": [(4.6, -4.6), (2.0, -3.4), (0.0, -4.6), (-2.0, -3.4), (-4.6, -4.6)],
+        "twin_tails": [(4.6, -3.2), (0.0, -6.8), (-4.6, -3.2)],
+    }[hair.style]
+    return [Layer((np.concatenate([cap, c + np.array(fringe)]),), hair.colour, LABELS["hair"])]

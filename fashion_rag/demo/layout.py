@@ -1,0 +1,100 @@
+"""Writes a paper-doll data set in the Dress Code folder layout, so that the same reader serves both.
+
+Called by the training of the demo bundle, the evaluation and the command line.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fashion_rag.data.dresscode import Phase
+from fashion_rag.data.pose import KEYPOINT_FRAME
+from fashion_rag.demo.draw import DEFAULT_SIZE, Rendering, render, render_garment
+from fashion_rag.demo.world import CATEGORIES, Garment, chunks, num_garments, sample_garment, sample_person
+from fashion_rag.errors import InvalidRequest
+
+
+def write_dresscode(
+    root: Path,
+    num_pairs: int,
+    seed: int,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    phase: Phase = "test",
+    categories: Sequence[str] = CATEGORIES,
+    progress: Callable[[], None] | None = None,
+) -> None:
+    """Write `num_pairs` persons and garments of every category below `root`, which is created.
+
+    `size` is (height, width) of the pictures, 4:3 portrait. The garments of a category are distinct. In the unpaired
+    list, which only the test phase has, each person is given the next one's garment. `progress` is called once a pair.
+    The same arguments write the same files; captions and `attributes.json` (garment id -> `Garment` fields) replace
+    those of an earlier call with the same root. Raises InvalidRequest where a category has fewer distinct garments.
+    """
+    limit = min(num_garments(category) for category in categories)
+    if not 0 < num_pairs <= limit:
+        raise InvalidRequest(
+            "num_pairs", num_pairs, f"must lie between 1 and the {limit} distinct garments of a category"
+        )
+    captions: dict[str, list[str]] = {}
+    attributes: dict[str, dict[str, Any]] = {}
+    garment_ids = iter(range(num_pairs * len(categories)))
+    for category in categories:
+        folder = root / category
+        for name in ("images", "label_maps", "keypoints"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        # One generator a category: what it holds does not depend on which others are written.
+        rng = np.random.default_rng([seed, CATEGORIES.index(category)])
+        names = []
+        for garment in _distinct_garments(rng, category, num_pairs):
+            garment_id = f"{next(garment_ids):06d}"
+            person = sample_person(rng, category, garment)
+            _write_person(folder, garment_id, render(person, size))
+            _write_jpeg(folder / "images" / f"{garment_id}_1.jpg", render_garment(garment, size))
+            captions[garment_id] = list(chunks(garment))
+            attributes[garment_id] = asdict(garment)
+            names.append(garment_id)
+            if progress is not None:
+                progress()
+        if phase == "train":
+            _write_pairs(folder / "train_pairs.txt", names, names)
+        else:
+            _write_pairs(folder / "test_pairs_paired.txt", names, names)
+            _write_pairs(folder / "test_pairs_unpaired.txt", names, names[1:] + names[:1])
+    (root / "fine_captions.json").write_text(json.dumps(captions, indent=0))
+    (root / "coarse_captions.json").write_text(json.dumps({}))
+    (root / "attributes.json").write_text(json.dumps(attributes, indent=0))
+
+
+def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[Garment]:
+    seen: set[Garment] = set()
+    while len(seen) < count:
+        garment = sample_garment(rng, category)
+        if garment not in seen:
+            seen.add(garment)
+            yield garment
+
+
+def _write_person(folder: Path, person_id: str, rendering: Rendering) -> None:
+    _write_jpeg(folder / "images" / f"{person_id}_0.jpg", rendering.image)
+    Image.fromarray(rendering.label_map).save(folder / "label_maps" / f"{person_id}_4.png")
+    # Dress Code keeps key points in a frame of its own, whatever the size of the picture, with a score and an index.
+    points = rendering.keypoints * KEYPOINT_FRAME[0] / rendering.image.shape[0]
+    rows = [[round(float(x), 3), round(float(y), 3), 1.0, float(i)] for i, (x, y) in enumerate(points)]
+    (folder / "keypoints" / f"{person_id}_2.json").write_text(json.dumps({"keypoints": rows}))
+
+
+def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    # Without chroma subsampling, which would blur the colours of narrow stripes into each other.
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
+
+
+def _write_pairs(path: Path, persons: Sequence[str], garments: Sequence[str]) -> None:
+    path.write_text(
+        "".join(f"{person}_0.jpg {garment}_1.jpg\n" for person, garment in zip(persons, garments, strict=True))
+    )

@@ -1,0 +1,272 @@
+"""Trains the demo bundle from nothing: draws the cases, then CLIP, VAE, adapter and UNet in turn, then writes it.
+
+Called by `fashion-rag demo train`. All work lies in one folder and is resumed from there. On a CPU two processes of one
+thread each run far faster than one of two threads, so a stage is spread over processes and their gradients averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from fashion_rag.artifacts import write_json, write_state
+from fashion_rag.bundle import Bundle, BundleParts, write_bundle
+from fashion_rag.catalogue import encoder as retrieval
+from fashion_rag.data.image import vision_pixels
+from fashion_rag.data.pose import heat_maps, to_latent
+from fashion_rag.demo import recipe
+from fashion_rag.demo.cases import Cases, draw_cases
+from fashion_rag.demo.fit import Plan, Report, fit
+from fashion_rag.demo.stages import AdapterStage, ClipStage, Latents, UNetStage, VaeStage, pictures
+from fashion_rag.demo.tokenizer import write_tokenizer
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.models.prompt import PromptEncoder
+
+STAGES = ("vae", "clip", "adapter", "unet")
+PLANS = {
+    "vae": Plan(num_steps=3200, batch_size=16, learning_rate=2e-3),
+    "clip": Plan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
+    "adapter": Plan(num_steps=600, batch_size=64, learning_rate=1e-3),
+    "unet": Plan(num_steps=30000, batch_size=32, learning_rate=1e-3),
+}
+NUM_CASES = 20_000
+BATCH = 64
+
+
+def train(
+    work: Path,
+    stages: Sequence[str] = STAGES,
+    num_steps: Mapping[str, int] | None = None,
+    num_cases: int = NUM_CASES,
+    num_processes: int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> None:
+    """Run `stages` in `work`, going on from the checkpoints found there. A GPU is used if there is one.
+
+    num_steps: replaces a stage's number of steps. `report(stage, step, of, loss)` is called about once a second.
+    Raises InvalidRequest for an unknown stage, ArtifactError if a stage lacks the result of an earlier one.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise InvalidRequest("stage", stage, f"must be one of {', '.join(STAGES)}")
+    report = report or _silent
+    work.mkdir(parents=True, exist_ok=True)
+    gpu = torch.cuda.is_available()
+    world = num_processes or (1 if gpu else os.cpu_count() or 1)
+    drawing = partial(draw_cases, work, num_cases, recipe.MANIFEST.image_size, seed)
+    drawing(num_workers=os.cpu_count() or 1, progress=lambda done, total: report("cases", done, total, 0.0))
+    job = partial(
+        _run, world=world, work=work, stages=stages, num_steps=num_steps or {}, num_cases=num_cases, seed=seed
+    )
+    (work / "rendezvous").unlink(missing_ok=True)
+    spawn = get_context("spawn")
+    others = [spawn.Process(target=job, args=(rank, _silent), daemon=True) for rank in range(1, world)]
+    for process in others:
+        process.start()
+    # The first process is this one, so that `report` may be anything. If another dies, its gradients are missed here.
+    job(0, report)
+    for process in others:
+        process.join()
+
+
+def _silent(stage: str, step: int, num_steps: int, loss: float) -> None:
+    """What the other processes report."""
+
+
+def _run(
+    rank: int,
+    report: Report,
+    *,
+    world: int,
+    work: Path,
+    stages: Sequence[str],
+    num_steps: Mapping[str, int],
+    num_cases: int,
+    seed: int,
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if world > 1:
+        torch.set_num_threads(1)
+        meeting = f"file://{(work / 'rendezvous').absolute()}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    torch.manual_seed(seed)
+    cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
+    trainer = _Trainer(work, cases, device, rank)
+    for name in stages:
+        plan = PLANS[name]
+        if name in num_steps:
+            plan = dataclasses.replace(plan, num_steps=num_steps[name])
+        fit(trainer.stage(name), plan, work, seed, report)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+class _Trainer:
+    """Builds a stage from the results of the earlier ones in `work`."""
+
+    def __init__(self, work: Path, cases: Cases, device: torch.device, rank: int) -> None:
+        self.work, self.cases, self.device, self.rank = work, cases, device, rank
+
+    def stage(self, name: str) -> Any:
+        match name:
+            case "vae":
+                return VaeStage(self.cases, self.device)
+            case "clip":
+                return self._clip()
+            case "adapter":
+                clip = self._trained(self._clip())
+                return AdapterStage(self.cases, self._hidden(clip), clip, self._prompts(clip), self.device)
+        clip = self._trained(self._clip())
+        hidden, prompts = self._hidden(clip), self._prompts(clip)
+        adapter = self._trained(AdapterStage(self.cases, hidden, clip, prompts, self.device)).network
+        sampler = SamplerConfig.from_diffusers(recipe.SCHEDULER)
+        return UNetStage(self.cases, self._latents(hidden), adapter, prompts, sampler, self.device)
+
+    def _tokenizer(self) -> Any:
+        folder = self.work / "tokenizer"
+        if self.rank == 0 and not folder.exists():
+            write_tokenizer(folder.with_name("tokenizer.partial"), recipe.VOCAB_SIZE).rename(folder)
+        _barrier()
+        return CLIPTokenizer.from_pretrained(folder)
+
+    def _clip(self) -> ClipStage:
+        return ClipStage(self.cases, self._tokenizer(), self.device)
+
+    def _prompts(self, clip: ClipStage) -> PromptEncoder:
+        prompts = PromptEncoder(self._tokenizer(), recipe.text_encoder_of(clip.clip))
+        return prompts.to(self.device)
+
+    def _trained(self, stage: Any) -> Any:
+        load_average(self.work, stage)
+        return stage
+
+    def _hidden(self, clip: ClipStage) -> NDArray[np.float16]:
+        """The vision tower's hidden states of every in-shop picture, float16 [N, 3, T, D]."""
+        vision = recipe.vision_encoder_of(clip.clip).to(self.device)
+        size = recipe.MANIFEST.image_size
+
+        def rows(start: int) -> NDArray[np.float16]:
+            garments = self.cases.garments[start : start + BATCH]
+            flat = [Image.fromarray(one) for trio in garments for one in trio]
+            args = (size, recipe.VISION_IMAGE, recipe.CLIP_MEAN, recipe.CLIP_STD)
+            pixels = torch.stack([vision_pixels(one, *args) for one in flat]).to(self.device)
+            hidden = vision(pixel_values=pixels).last_hidden_state.unflatten(0, (len(garments), 3))
+            return hidden.half().cpu().numpy()  # type: ignore[no-any-return]
+
+        return self._computed("hidden", "clip", rows)
+
+    def _latents(self, hidden: NDArray[np.float16]) -> Latents:
+        vae = self._trained(VaeStage(self.cases, self.device)).network.eval()
+
+        def moments(start: int, masked: bool) -> NDArray[np.float16]:
+            image = pictures(self.cases.images[start : start + BATCH], self.device)
+            if masked:
+                hole = torch.from_numpy(self.cases.masks[start : start + BATCH]).to(self.device)
+                image = image * (1 - hole[:, None].float())
+            posterior = vae.encode(image).latent_dist
+            return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu().numpy()
+
+        def pose(start: int) -> NDArray[np.float16]:
+            points = self.cases.keypoints[start : start + BATCH]
+            size = recipe.MANIFEST.image_size
+            maps = torch.stack([heat_maps(one, size, recipe.MANIFEST.pose_sigma) for one in points])
+            return to_latent(maps, (size[0] // 4, size[1] // 4)).half().numpy()
+
+        plain = self._computed("moments", "vae", lambda start: moments(start, masked=False))
+        masked = self._computed("masked_moments", "vae", lambda start: moments(start, masked=True))
+        # Scaled to unit spread, as `scaling_factor` of the bundle does.
+        factor = scaling_factor(plain)
+        shift = np.array([1.0] * 4 + [0.0] * 4, np.float32)[:, None, None]
+        scale = np.where(shift > 0, factor, 1.0).astype(np.float16)
+        offset = (np.where(shift > 0, 0.0, 2 * np.log(factor))).astype(np.float16)
+        mask = self.cases.masks[:, None, ::4, ::4].copy()
+        pose_maps = self._computed("pose", None, pose)
+        return Latents(plain * scale + offset, masked * scale + offset, mask, pose_maps, hidden)
+
+    def _computed(
+        self, name: str, source: str | None, rows: Callable[[int], NDArray[np.float16]]
+    ) -> NDArray[np.float16]:
+        """What `rows` gives for every case, computed once for the checkpoint `source` it was made with."""
+        stamp = (self.work / f"{source}.pt").stat().st_mtime_ns if source else 0
+        path = self.work / f"{name}-{len(self.cases)}-{stamp}.npy"
+        if self.rank == 0 and not path.exists():
+            with torch.inference_mode():
+                parts = [rows(start) for start in range(0, len(self.cases), BATCH)]
+            for old in self.work.glob(f"{name}-*.npy"):
+                old.unlink()
+            np.save(path.with_suffix(".partial.npy"), np.concatenate(parts))
+            path.with_suffix(".partial.npy").rename(path)
+        _barrier()
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def package(work: Path, out: Path) -> Bundle:
+    """The bundle in `out`, made of the stages trained in `work`; weights stored as float16."""
+    with tempfile.TemporaryDirectory() as scratch:
+        clip, vae = recipe.make_clip(), recipe.make_vae()
+        clip.load_state_dict(_average(work, "clip", "clip."))
+        vae.load_state_dict(_average(work, "vae"))
+        (moments,) = work.glob("moments-*.npy")
+        vae.register_to_config(scaling_factor=scaling_factor(np.load(moments, mmap_mode="r")))
+        unet, adapter = recipe.make_unet(), recipe.make_adapter()
+        unet.load_state_dict(_average(work, "unet", "unet.unet."))
+        adapter.load_state_dict(_average(work, "unet", "adapter."))
+        folder = Path(scratch)
+        tokenizer = write_tokenizer(folder / "tokenizer", recipe.VOCAB_SIZE)
+        towers = write_tokenizer(folder / "retrieval", recipe.VOCAB_SIZE)
+        write_json(towers / retrieval.CONFIG_FILE, {"model_cfg": recipe.CLIP, "preprocess_cfg": recipe.PREPROCESS})
+        write_state(towers / retrieval.WEIGHTS_FILE, clip.state_dict())
+        parts = BundleParts(
+            text_encoder=recipe.text_encoder_of(clip),
+            tokenizer=tokenizer,
+            vision_encoder=recipe.vision_encoder_of(clip),
+            image_mean=recipe.CLIP_MEAN,
+            image_std=recipe.CLIP_STD,
+            inversion_adapter=adapter,
+            unet=unet,
+            vae=vae,
+            scheduler=recipe.SCHEDULER,
+            retrieval=towers,
+        )
+        return write_bundle(out, recipe.MANIFEST, parts, dtype=torch.float16)
+
+
+def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The averaged weights of a stage's checkpoint whose names begin with `prefix`, without it."""
+    path = work / f"{stage}.pt"
+    if not path.exists():
+        raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet")
+    saved = torch.load(path, weights_only=True)["average"]
+    return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+
+
+def scaling_factor(moments: NDArray[np.float16]) -> float:
+    """What brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
+    return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)
+
+
+def load_average(work: Path, stage: Any) -> None:
+    """Put the averaged weights of `stage`'s checkpoint in `work` into its network."""
+    stage.network.load_state_dict(_average(work, stage.name))
+    stage.network.eval()
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,296 @@
+"""What a garment and a person of the paper-doll world are, how they are sampled and how a shopper words a garment.
+
+Owns attributes only: `figure` turns them into shapes, `draw` into pixels, `layout` writes them to disk.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Colour: TypeAlias = tuple[int, int, int]
+T = TypeVar("T")
+
+CATEGORIES = ("dresses", "lower_body", "upper_body")
+
+PALETTE: dict[str, Colour] = {
+    "red": (206, 24, 42),
+    "orange": (255, 136, 0),
+    "yellow": (255, 221, 31),
+    "green": (38, 158, 56),
+    "teal": (18, 196, 190),
+    "blue": (36, 70, 214),
+    "purple": (134, 34, 156),
+    "pink": (255, 126, 190),
+    "grey": (124, 130, 138),
+    "black": (26, 26, 32),
+    "white": (252, 252, 252),
+}
+PATTERNS = ("plain", "horizontal_stripes", "vertical_stripes", "checks", "dots", "two_tone")
+
+SKINS: tuple[Colour, ...] = (
+    (255, 226, 204),
+    (246, 204, 172),
+    (230, 178, 138),
+    (202, 146, 104),
+    (164, 110, 76),
+    (126, 82, 58),
+    (94, 62, 48),
+)
+HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail", "curly", "twin_tails")
+HAIR_COLOURS: tuple[Colour, ...] = ((58, 38, 30), (104, 66, 42), (150, 84, 46), (222, 186, 116), (176, 170, 168))
+SHOE_COLOURS: tuple[Colour, ...] = ((92, 74, 66), (150, 108, 78), (80, 84, 108), (196, 176, 158))
+# (wall, floor)
+BACKGROUNDS: tuple[tuple[Colour, Colour], ...] = (
+    ((206, 224, 236), (176, 200, 216)),
+    ((236, 212, 210), (216, 186, 184)),
+    ((214, 230, 208), (188, 208, 182)),
+    ((234, 224, 196), (212, 200, 168)),
+    ((222, 212, 234), (196, 184, 212)),
+    ((206, 228, 222), (178, 206, 198)),
+)
+
+MIN_SECOND_COLOUR_DISTANCE = 45.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of garment: its category and the attribute values it may take ("" where one does not apply)."""
+
+    category: str
+    nouns: tuple[str, ...]
+    materials: tuple[str, ...]
+    sleeves: tuple[str, ...] = ("",)
+    lengths: tuple[str, ...] = ("",)
+    necklines: tuple[str, ...] = ("",)
+
+
+KINDS: dict[str, Kind] = {
+    "t-shirt": Kind("upper_body", ("t-shirt", "tee"), ("cotton", "jersey"), ("short",), necklines=("round", "v")),
+    "tank top": Kind("upper_body", ("tank top", "vest top"), ("cotton", "ribbed"), ("none",), necklines=("round", "v")),
+    "shirt": Kind(
+        "upper_body", ("shirt", "button-up shirt"), ("cotton", "linen"), ("short", "long"), necklines=("collar",)
+    ),
+    "sweater": Kind("upper_body", ("sweater", "pullover"), ("wool", "knitted"), ("long",), necklines=("round", "high")),
+    "hoodie": Kind("upper_body", ("hoodie", "hooded sweatshirt"), ("fleece", "cotton"), ("long",), necklines=("hood",)),
+    "trousers": Kind("lower_body", ("trousers", "pants"), ("cotton", "twill"), lengths=("full", "cropped")),
+    "shorts": Kind("lower_body", ("shorts", "short pants"), ("cotton", "linen"), lengths=("thigh",)),
+    "skirt": Kind("lower_body", ("skirt", "flared skirt"), ("cotton", "flowing"), lengths=("knee",)),
+    "long skirt": Kind("lower_body", ("long skirt", "maxi skirt"), ("cotton", "flowing"), lengths=("ankle",)),
+    "summer dress": Kind(
+        "dresses", ("summer dress", "sundress"), ("cotton", "light"), ("straps",), ("knee",), ("straight", "v")
+    ),
+    "shift dress": Kind(
+        "dresses", ("shift dress", "straight dress"), ("cotton", "linen"), ("short",), ("knee",), ("round", "v")
+    ),
+    "gown": Kind("dresses", ("gown", "evening gown"), ("satin", "silk"), ("straps", "long"), ("floor",), ("round",)),
+}
+
+
+@dataclass(frozen=True)
+class Garment:
+    """One garment; `second_colour` is None exactly where `pattern` is plain; `sleeve` to `neckline` as in `KINDS`."""
+
+    category: str
+    kind: str
+    colour: str
+    pattern: str
+    second_colour: str | None
+    sleeve: str
+    length: str
+    neckline: str
+
+
+@dataclass(frozen=True)
+class Body:
+    """Build and place: `width` and `height` are factors, `shift` moves sideways in 96ths of the picture height."""
+
+    width: float
+    height: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Angles in degrees from hanging straight down, positive away from the body."""
+
+    upper: float
+    fore: float
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Both arms and how far each ankle stands out, in 96ths of the picture height."""
+
+    right_arm: Arm
+    left_arm: Arm
+    right_stance: float
+    left_stance: float
+
+
+@dataclass(frozen=True)
+class Hair:
+    """A style of `HAIR_STYLES` and a colour."""
+
+    style: str
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Person:
+    """A dressed figure. `outfit` is (lower, upper) or (dress,), in painting order; `background` is (wall, floor)."""
+
+    body: Body
+    pose: Pose
+    skin: Colour
+    hair: Hair
+    shoes: Colour
+    background: tuple[Colour, Colour]
+    outfit: tuple[Garment, ...]
+
+    def worn(self, category: str) -> Garment:
+        """The garment of `category` in the outfit; raises KeyError where it has none."""
+        for garment in self.outfit:
+            if garment.category == category:
+                return garment
+        raise KeyError(category)
+
+
+def lab(colour: Colour) -> NDArray[np.float64]:
+    """CIE Lab (D65) of an sRGB colour in 0..255: float64 [3]."""
+    c = np.asarray(colour, dtype=np.float64) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ linear / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def lab_distance(a: Colour, b: Colour) -> float:
+    """Euclidean distance of two sRGB colours in CIE Lab (CIE 1976)."""
+    return float(np.linalg.norm(lab(a) - lab(b)))
+
+
+SECOND_COLOURS: dict[str, tuple[str, ...]] = {
+    name: tuple(n for n, rgb in PALETTE.items() if lab_distance(rgb, PALETTE[name]) >= MIN_SECOND_COLOUR_DISTANCE)
+    for name in PALETTE
+}
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def sample_garment(rng: np.random.Generator, category: str) -> Garment:
+    """A random garment of `category`; one in three is plain."""
+    name = _pick(rng, [name for name, kind in KINDS.items() if kind.category == category])
+    kind = KINDS[name]
+    colour = _pick(rng, tuple(PALETTE))
+    pattern = "plain" if rng.random() < 1 / 3 else _pick(rng, PATTERNS[1:])
+    second_colour = None if pattern == "plain" else _pick(rng, SECOND_COLOURS[colour])
+    shape = [_pick(rng, options) for options in (kind.sleeves, kind.lengths, kind.necklines)]
+    return Garment(category, name, colour, pattern, second_colour, *shape)
+
+
+def num_garments(category: str) -> int:
+    """How many distinct garments `sample_garment` can return for `category`."""
+    kinds = [kind for kind in KINDS.values() if kind.category == category]
+    num_shapes = sum(len(kind.sleeves) * len(kind.lengths) * len(kind.necklines) for kind in kinds)
+    num_pairs = sum(len(seconds) for seconds in SECOND_COLOURS.values())
+    return num_shapes * (len(PALETTE) + len(PATTERNS[1:]) * num_pairs)
+
+
+def _sample_arm(rng: np.random.Generator) -> Arm:
+    style = rng.random()
+    if style < 0.5:  # hanging
+        return Arm(rng.uniform(8, 18), rng.uniform(-2, 10))
+    if style < 0.8:  # held out
+        return Arm(rng.uniform(22, 38), rng.uniform(8, 34))
+    return Arm(rng.uniform(40, 46), rng.uniform(-50, -42))  # hand on the hip
+
+
+def sample_person(rng: np.random.Generator, category: str, garment: Garment | None = None) -> Person:
+    """A random person who wears `garment` (or a random one) of `category`; what else they wear is plain."""
+    body = Body(rng.uniform(0.93, 1.08), rng.uniform(0.93, 1.0), rng.uniform(-2.5, 2.5))
+    pose = Pose(_sample_arm(rng), _sample_arm(rng), rng.uniform(0, 3), rng.uniform(0, 3))
+    target = garment or sample_garment(rng, category)
+    outfit: tuple[Garment, ...] = (target,)
+    if category != "dresses":
+        other = sample_garment(rng, "lower_body" if category == "upper_body" else "upper_body")
+        other = replace(other, pattern="plain", second_colour=None)
+        outfit = (other, target) if category == "upper_body" else (target, other)
+    hair = Hair(_pick(rng, HAIR_STYLES), _pick(rng, HAIR_COLOURS))
+    return Person(body, pose, _pick(rng, SKINS), hair, _pick(rng, SHOE_COLOURS), _pick(rng, BACKGROUNDS), outfit)
+
+
+def dressed(person: Person, garment: Garment) -> Person:
+    """The same person with the garment of that category exchanged; raises KeyError where they wear none of it."""
+    old = person.worn(garment.category)
+    return replace(person, outfit=tuple(garment if worn is old else worn for worn in person.outfit))
+
+
+_PATTERN_CHUNKS = {
+    "plain": ("plain {0} colour", "solid {0} fabric", "all {0} design"),
+    "horizontal_stripes": ("{0} and {1} horizontal stripes", "{0} and {1} sideways stripes"),
+    "vertical_stripes": ("{0} and {1} vertical stripes", "{0} and {1} upright stripes"),
+    "checks": ("{0} and {1} checks", "{0} and {1} squares"),
+    "dots": ("{0} fabric with {1} dots", "{1} spots on {0}"),
+    "two_tone": ("{0} upper half and {1} lower half", "{0} above and {1} below"),
+}
+_PATTERN_WORDS = {
+    "plain": ("plain", "simple"),
+    "horizontal_stripes": ("striped",),
+    "vertical_stripes": ("pinstriped", "striped"),
+    "checks": ("checked", "chequered"),
+    "dots": ("dotted", "polka dot"),
+    "two_tone": ("two-tone", "colour-block"),
+}
+_SLEEVE_CHUNKS = {
+    "none": ("no sleeves", "sleeveless cut"),
+    "short": ("short sleeves",),
+    "long": ("long sleeves",),
+    "straps": ("thin straps", "shoulder straps"),
+}
+_LENGTH_CHUNKS = {
+    "full": ("full length legs", "long legs"),
+    "cropped": ("cropped legs", "ankle-baring cut"),
+    "thigh": ("short legs", "above the knee cut"),
+    "knee": ("knee length", "knee-length cut"),
+    "ankle": ("ankle length", "long cut"),
+    "floor": ("floor length", "floor-length cut"),
+}
+_NECKLINE_CHUNKS = {
+    "round": ("round neck", "crew neck"),
+    "v": ("v-neck", "v-shaped neckline"),
+    "collar": ("collar and buttons", "pointed collar"),
+    "high": ("high neck", "turtleneck"),
+    "hood": ("hood", "hood and pocket"),
+    "straight": ("straight neckline",),
+}
+
+
+def chunks(garment: Garment) -> tuple[str, str, str]:
+    """Three lower-case noun chunks: colours and pattern, cut, kind. The same garment always gives the same words."""
+    choice = zlib.crc32(repr(astuple(garment)).encode())
+
+    def word(options: Sequence[str], turn: int) -> str:
+        return options[(choice >> (5 * turn)) % len(options)]
+
+    kind = KINDS[garment.kind]
+    colours = word(_PATTERN_CHUNKS[garment.pattern], 0).format(garment.colour, garment.second_colour)
+    shape = (
+        _LENGTH_CHUNKS.get(garment.length),
+        _SLEEVE_CHUNKS.get(garment.sleeve),
+        _NECKLINE_CHUNKS.get(garment.neckline),
+    )
+    cut = [word(options, turn) for turn, options in enumerate(shape, 1) if options]
+    noun = f"{word(_PATTERN_WORDS[garment.pattern], 4)} {word(kind.materials, 5)} {word(kind.nouns, 3)}"
+    return colours, " and ".join(cut), noun
+
+
+def kind_caption(garment: Garment) -> str:
+    """The kind alone, without colour or pattern: "a t-shirt", "trousers"."""
+    return garment.kind if garment.kind in ("trousers", "shorts") else f"a {garment.kind}"

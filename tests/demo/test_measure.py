@@ -1,0 +1,46 @@
+"""Colour and pattern read back from pixels."""
+
+import numpy as np
+import pytest
+
+from fashion_rag.demo.draw import pattern_maps, render
+from fashion_rag.demo.measure import nearest_colour, read_garment
+from fashion_rag.demo.world import CATEGORIES, PALETTE, dressed, sample_garment, sample_person
+
+SIZE = (96, 72)
+
+
+def test_drawn_garments_are_read_as_they_are() -> None:
+    rng = np.random.default_rng(3)
+    for index in range(90):
+        category = CATEGORIES[index % 3]
+        person = sample_person(rng, category)
+        worn = person.worn(category)
+        reading = read_garment(render(person, SIZE).image, *pattern_maps(person, category, SIZE))
+        assert (reading.colour, reading.pattern, reading.second_colour) == (
+            worn.colour,
+            worn.pattern,
+            worn.second_colour,
+        )
+
+
+def test_another_garment_is_not_read_as_the_target() -> None:
+    rng = np.random.default_rng(4)
+    agree = []
+    for index in range(90):
+        category = CATEGORIES[index % 3]
+        person = sample_person(rng, category)
+        target = sample_garment(rng, category)
+        maps = pattern_maps(dressed(person, target), category, SIZE)
+        agree.append(read_garment(render(person, SIZE).image, *maps).colour == target.colour)
+    assert np.mean(agree) < 0.3
+
+
+@pytest.mark.parametrize("name", PALETTE)
+def test_palette_colours_are_their_own_nearest(name: str) -> None:
+    assert nearest_colour(np.array(PALETTE[name], dtype=np.float64)) == name
+
+
+def test_a_garment_that_does_not_show_cannot_be_read() -> None:
+    with pytest.raises(ValueError, match="coverage"):
+        read_garment(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), {"dots": np.zeros((4, 4))})

@@ -1,0 +1,61 @@
+"""Training from nothing to a bundle that edits, with a step or two a stage."""
+
+from pathlib import Path
+
+import pytest
+
+from fashion_rag.bundle import Bundle
+from fashion_rag.demo import cases, train
+from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
+from fashion_rag.errors import ArtifactError, InvalidRequest
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "CHUNK", 6)
+        plans = {name: train.dataclasses.replace(plan, batch_size=6) for name, plan in train.PLANS.items()}
+        patch.setattr(train, "PLANS", plans)
+        reported: list[str] = []
+        train.train(
+            folder,
+            num_steps=dict.fromkeys(train.STAGES, 2),
+            num_cases=12,
+            num_processes=1,
+            report=lambda stage, step, num_steps, loss: reported.append(stage),
+        )
+    assert "cases" in reported
+    return folder
+
+
+def test_a_trained_folder_becomes_a_bundle_that_loads(work: Path, tmp_path: Path) -> None:
+    bundle = train.package(work, tmp_path / "bundle")
+    assert Bundle.open(tmp_path / "bundle").manifest == bundle.manifest
+    size = sum(path.stat().st_size for path in bundle.path.rglob("*.safetensors"))
+    assert size <= 16e6
+    vae = bundle.load_vae()
+    assert vae.scaling_factor > 0
+
+
+def test_the_table_of_an_untrained_bundle(work: Path, tmp_path: Path) -> None:
+    bundle = train.package(work, tmp_path / "bundle")
+    painted: list[None] = []
+    report = evaluate(bundle.path, num_cases=6, steps=1, progress=lambda: painted.append(None))
+    assert len(painted) == NUM_PAINTED * 6
+    rows = {row.name: row for row in report.rows}
+    assert rows["the truth"].both == 1.0
+    assert rows["one garment"].both < 0.5
+    assert 0 <= report.retrieval_at_1 <= report.retrieval_at_3 <= 1
+    again = evaluate(bundle.path, num_cases=6, steps=1)
+    assert again.as_dict() == report.as_dict()
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="stage: got 'gan'"):
+        train.train(tmp_path, stages=["gan"])
+
+
+def test_packaging_without_weights_names_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="'clip' has not been trained"):
+        train.package(tmp_path, tmp_path / "bundle")
