@@ -243,7 +243,7 @@ def demo_world(
 ) -> None:
     """Draw paper-doll persons and garments in the Dress Code layout."""
     from fashion_rag.demo.layout import write_dresscode
-    from fashion_rag.demo.world import CATEGORIES
+    from fashion_rag.request import CATEGORIES
 
     with progress("drawing", num_pairs * len(CATEGORIES)) as advance:
         write_dresscode(out, num_pairs, seed, progress=advance)

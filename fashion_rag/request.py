@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fashion_rag.errors import InvalidRequest
 
-CATEGORIES = ("dresses", "upper_body", "lower_body")
+CATEGORIES = ("dresses", "lower_body", "upper_body")
 # 77 text positions hold the template and three garments; a fourth would overrun it.
 MAX_GARMENTS = 3
 MAX_STEPS = 1000

@@ -21,7 +21,6 @@ from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.draw import render, render_garment
 from fashion_rag.demo.world import (
-    CATEGORIES,
     KINDS,
     PALETTE,
     PATTERNS,
@@ -31,6 +30,7 @@ from fashion_rag.demo.world import (
     sample_garment,
     sample_person,
 )
+from fashion_rag.request import CATEGORIES
 
 CHUNK = 500
 MASK_RULE_SIZE = (512, 384)

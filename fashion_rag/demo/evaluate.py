@@ -23,7 +23,7 @@ from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.cases import sample_split
 from fashion_rag.demo.draw import pattern_maps, render, render_garment
 from fashion_rag.demo.measure import read_garment
-from fashion_rag.demo.world import CATEGORIES, Garment, Person, chunks, dressed, kind_caption, sample_person
+from fashion_rag.demo.world import Garment, Person, chunks, dressed, kind_caption, sample_person
 from fashion_rag.models.unet import LATENT_CHANNELS
 from fashion_rag.pipeline import (
     Conditioning,
@@ -36,7 +36,7 @@ from fashion_rag.pipeline import (
     prepare,
 )
 from fashion_rag.pipeline import Person as EncodedPerson
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CATEGORIES, EditRequest
 
 BATCH = 25
 NUM_PAINTED = 4  # pictures a case: no garment, its own, another's, three

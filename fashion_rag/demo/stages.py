@@ -222,7 +222,8 @@ class UNetStage:
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         masked = self._sample(self.latents.masked_moments, rows)
-        prediction = self.network["unet"](unet_input(noisy, mask, masked, pose), t, embeds)
+        with autocast(self.device):
+            prediction = self.network["unet"](unet_input(noisy, mask, masked, pose), t, embeds)
         weight = 0.1 + 0.9 * mask
         return ((prediction - velocity).square() * weight).sum() / (weight.sum() * clean.shape[1])
 

@@ -41,9 +41,9 @@ PLANS = {
     "vae": Plan(num_steps=3200, batch_size=16, learning_rate=2e-3),
     "clip": Plan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
     "adapter": Plan(num_steps=600, batch_size=64, learning_rate=1e-3),
-    "unet": Plan(num_steps=30000, batch_size=32, learning_rate=1e-3),
+    "unet": Plan(num_steps=9000, batch_size=16, learning_rate=7e-4),
 }
-NUM_CASES = 20_000
+NUM_CASES = 12_000
 BATCH = 64
 
 
@@ -106,7 +106,7 @@ def _run(
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     torch.manual_seed(seed)
     cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
-    trainer = _Trainer(work, cases, device, rank)
+    trainer = _Trainer(work, cases, device, rank, world)
     for name in stages:
         plan = PLANS[name]
         if name in num_steps:
@@ -120,8 +120,8 @@ def _run(
 class _Trainer:
     """Builds a stage from the results of the earlier ones in `work`."""
 
-    def __init__(self, work: Path, cases: Cases, device: torch.device, rank: int) -> None:
-        self.work, self.cases, self.device, self.rank = work, cases, device, rank
+    def __init__(self, work: Path, cases: Cases, device: torch.device, rank: int, world: int) -> None:
+        self.work, self.cases, self.device, self.rank, self.world = work, cases, device, rank, world
 
     def stage(self, name: str) -> Any:
         match name:
@@ -199,21 +199,34 @@ class _Trainer:
         pose_maps = self._computed("pose", None, pose)
         return Latents(plain * scale + offset, masked * scale + offset, mask, pose_maps, hidden)
 
+    @torch.inference_mode()
     def _computed(
         self, name: str, source: str | None, rows: Callable[[int], NDArray[np.float16]]
     ) -> NDArray[np.float16]:
         """What `rows` gives for every case, computed once for the checkpoint `source` it was made with."""
         stamp = (self.work / f"{source}.pt").stat().st_mtime_ns if source else 0
         path = self.work / f"{name}-{len(self.cases)}-{stamp}.npy"
-        if self.rank == 0 and not path.exists():
-            with torch.inference_mode():
-                parts = [rows(start) for start in range(0, len(self.cases), BATCH)]
-            for old in self.work.glob(f"{name}-*.npy"):
-                old.unlink()
-            np.save(path.with_suffix(".partial.npy"), np.concatenate(parts))
-            path.with_suffix(".partial.npy").rename(path)
+        starts = range(0, len(self.cases), BATCH)
+        if not path.exists():
+            mine = {str(start): rows(start) for start in starts[self.rank :: self.world]}
+            np.savez(self.work / f"{name}.part{self.rank}.npz", **mine)
+            _barrier()
+            if self.rank == 0:
+                self._join(name, path)
         _barrier()
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+    def _join(self, name: str, path: Path) -> None:
+        """Make `path`, in place of an older one of this name, from what each process has computed."""
+        parts: dict[int, NDArray[np.float16]] = {}
+        for file in sorted(self.work.glob(f"{name}.part*.npz")):
+            with np.load(file) as content:
+                parts |= {int(start): content[start] for start in content.files}
+            file.unlink()
+        for old in self.work.glob(f"{name}-*.npy"):
+            old.unlink()
+        np.save(path.with_suffix(".partial.npy"), np.concatenate([parts[start] for start in sorted(parts)]))
+        path.with_suffix(".partial.npy").rename(path)
 
 
 def package(work: Path, out: Path) -> Bundle:

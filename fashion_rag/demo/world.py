@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 Colour: TypeAlias = tuple[int, int, int]
 T = TypeVar("T")
 
-CATEGORIES = ("dresses", "lower_body", "upper_body")
-
 PALETTE: dict[str, Colour] = {
     "red": (206, 24, 42),
     "orange": (255, 136, 0),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fashion_rag.demo import cases
-from fashion_rag.demo.world import CATEGORIES, sample_garment
+from fashion_rag.demo.world import sample_garment
+from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)
 

@@ -8,7 +8,8 @@ import pytest
 from fashion_rag.data.masks import repaint_mask
 from fashion_rag.demo.draw import pattern_maps, render, render_garment
 from fashion_rag.demo.figure import shade
-from fashion_rag.demo.world import CATEGORIES, PALETTE, PATTERNS, Garment, Person, lab, sample_garment, sample_person
+from fashion_rag.demo.world import PALETTE, PATTERNS, Garment, Person, lab, sample_garment, sample_person
+from fashion_rag.request import CATEGORIES
 
 NAMES = list(PALETTE)
 PALETTE_LAB = np.stack([lab(PALETTE[name]) for name in NAMES])

@@ -5,7 +5,8 @@ import pytest
 
 from fashion_rag.demo.draw import pattern_maps, render
 from fashion_rag.demo.measure import nearest_colour, read_garment
-from fashion_rag.demo.world import CATEGORIES, PALETTE, dressed, sample_garment, sample_person
+from fashion_rag.demo.world import PALETTE, dressed, sample_garment, sample_person
+from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)
 

@@ -8,7 +8,6 @@ import pytest
 
 from fashion_rag.demo.world import (
     BACKGROUNDS,
-    CATEGORIES,
     HAIR_COLOURS,
     KINDS,
     PALETTE,
@@ -24,6 +23,7 @@ from fashion_rag.demo.world import (
     sample_garment,
     sample_person,
 )
+from fashion_rag.request import CATEGORIES
 
 
 def test_lab_of_known_colours() -> None:

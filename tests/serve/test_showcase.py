@@ -1,0 +1,51 @@
+"""Holds what `make demo` shows to what it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.index import Catalogue
+from serve import showcase
+
+
+def test_every_picture_of_the_sheet_is_in_its_place() -> None:
+    height, width = showcase.CELL
+    colours = [(20 * column, 90 * row, 200) for row in range(2) for column in range(len(showcase.TITLES))]
+    pictures = [Image.new("RGB", (30, 40), colour) for colour in colours]
+    half = len(showcase.TITLES)
+    rows = [showcase.Row(tuple(part), "red dress", "remark") for part in (pictures[:half], pictures[half:])]
+    sheet = np.asarray(showcase.draw_sheet(rows))
+    for colour in colours:
+        assert (sheet == colour).all(axis=2).sum() >= height * width
+
+
+def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Path) -> None:
+    catalogue = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
+    again = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
+    assert again == catalogue
+    found = Catalogue.open(catalogue, Bundle.open(tiny_bundle).load_retrieval_encoder())
+    assert len(found) == 3 * showcase.NUM_PAIRS
+    cases = showcase.read_cases(tmp_path / "world", tiny_bundle)
+    assert [case.category for case in cases] == [category for category, _ in showcase.CASES]
+    assert {garment.caption for garment in found} >= {case.prompt for case in cases}
+    attributes = json.loads((tmp_path / "world" / "attributes.json").read_text())
+    colours = {garment["colour"] for garment in attributes.values()}
+    for case in cases:
+        assert case.mask.size == case.person.size == (48, 64)
+        assert np.asarray(case.mask).any()
+        assert any(colour in case.prompt for colour in colours)
+        assert not any(colour in case.kind for colour in colours)
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out" / "demo.png"
+    showcase.run(out, bundle=tiny_bundle)
+    assert Image.open(out).size[0] > len(showcase.TITLES) * showcase.CELL[1]
+    printed = capsys.readouterr().out
+    assert "denoise" in printed
+    assert all(str(out.with_name(name)) in printed for name in ("demo.png", "person.png", "mask.png"))
