@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
+from fashion_rag.catalogue.index import Catalogue, Match
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
@@ -62,15 +62,15 @@ class Conditioning:
     negative_prompt_embeds: Tensor
 
 
-def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Garment]:
+def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
     """The garments to condition on, best first: those the request names, else the catalogue's nearest to its text."""
     if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
         return []
     if catalogue is None:
         raise InvalidRequest("num_garments", request.num_garments, "must be 0 where no catalogue is loaded")
     if request.garment_ids:
-        return [catalogue.get(garment_id) for garment_id in request.garment_ids]
-    return [match.garment for match in catalogue.search(request.prompt, request.category, request.num_garments)]
+        return [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
+    return catalogue.search(request.prompt, request.category, request.num_garments)
 
 
 def condition(
@@ -200,7 +200,8 @@ class Pipeline:
         """The edited photo; `garments` stand in for retrieval. Raises InvalidRequest for what cannot be edited."""
         timings: dict[str, float] = {}
         with self._timed("retrieve", timings):
-            garments = retrieve(self.catalogue, request) if garments is None else garments
+            if garments is None:
+                garments = [match.garment for match in retrieve(self.catalogue, request)]
         with self._timed("condition", timings):
             pictures = [garment.image() for garment in garments]
             conditioning = condition(self.prompt_encoder, self.garment_encoder, request, pictures)

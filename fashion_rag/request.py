@@ -6,7 +6,6 @@ import math
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,26 +63,50 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         image, mask = self.image, self.mask
-        _require(image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8, "image",
-                 f"{image.dtype} {image.shape}", "must be uint8 [height, width, 3]")
+        _require(
+            image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8,
+            "image",
+            f"{image.dtype} {image.shape}",
+            "must be uint8 [height, width, 3]",
+        )
         _require(mask.shape == image.shape[:2], "mask", mask.shape, f"must have the image's size {image.shape[:2]}")
         _require(bool(mask.any()), "mask", "all zero", "must mark at least one pixel to repaint")
         _require(self.category in CATEGORIES, "category", self.category, f"must be one of {', '.join(CATEGORIES)}")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "must not be empty")
-        _require(len(self.prompt) <= MAX_PROMPT_CHARS, "prompt", f"{len(self.prompt)} characters",
-                 f"must have at most {MAX_PROMPT_CHARS} characters")
+        _require(
+            len(self.prompt) <= MAX_PROMPT_CHARS,
+            "prompt",
+            f"{len(self.prompt)} characters",
+            f"must have at most {MAX_PROMPT_CHARS} characters",
+        )
         if self.keypoints is not None:
             _require(self.keypoints.shape == (18, 2), "keypoints", self.keypoints.shape, "must be 18 rows of (x, y)")
             _require(bool(np.isfinite(self.keypoints).all()), "keypoints", "a non-finite number", "must be finite")
-        _require(_is_int(self.num_garments) and 0 <= self.num_garments <= MAX_GARMENTS, "num_garments",
-                 self.num_garments, f"must be a whole number from 0 to {MAX_GARMENTS}")
-        _require(len(self.garment_ids) <= MAX_GARMENTS, "garment_ids", self.garment_ids,
-                 f"must name at most {MAX_GARMENTS} garments")
+        _require(
+            _is_int(self.num_garments) and 0 <= self.num_garments <= MAX_GARMENTS,
+            "num_garments",
+            self.num_garments,
+            f"must be a whole number from 0 to {MAX_GARMENTS}",
+        )
+        _require(
+            len(self.garment_ids) <= MAX_GARMENTS,
+            "garment_ids",
+            self.garment_ids,
+            f"must name at most {MAX_GARMENTS} garments",
+        )
         _require(_is_int(self.seed) and 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"must be from 0 to {MAX_SEED}")
-        _require(_is_int(self.num_inference_steps) and 1 <= self.num_inference_steps <= MAX_STEPS, "steps",
-                 self.num_inference_steps, f"must be a whole number from 1 to {MAX_STEPS}")
-        _require(math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 50, "guidance_scale",
-                 self.guidance_scale, "must be a finite number from 0 to 50")
+        _require(
+            _is_int(self.num_inference_steps) and 1 <= self.num_inference_steps <= MAX_STEPS,
+            "steps",
+            self.num_inference_steps,
+            f"must be a whole number from 1 to {MAX_STEPS}",
+        )
+        _require(
+            math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 50,
+            "guidance_scale",
+            self.guidance_scale,
+            "must be a finite number from 0 to 50",
+        )
 
 
 @dataclass(frozen=True)
@@ -94,4 +117,3 @@ class EditResult:
     garment_ids: tuple[str, ...]
     seed: int
     timings_s: dict[str, float]
-    extra: dict[str, Any] = field(default_factory=dict)

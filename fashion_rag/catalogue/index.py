@@ -29,10 +29,10 @@ SCORE_SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Match:
-    """A garment found, and the cosine of its picture's and the text's vectors, from -1 to 1."""
+    """A garment found, and the cosine of its picture's and the text's vectors; None where the caller named it."""
 
     garment: Garment
-    score: float
+    score: float | None
 
 
 class Catalogue:

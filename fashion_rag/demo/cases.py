@@ -159,4 +159,4 @@ def draw_cases(
             texts += json.loads(chunk["texts"].tobytes())
             for key in ("images", "masks", "garments", "keypoints", "attributes"):
                 arrays.setdefault(key, []).append(chunk[key])
-    return Cases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)  # type: ignore[arg-type]
+    return Cases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)

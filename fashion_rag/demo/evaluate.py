@@ -55,7 +55,7 @@ class Case:
     @property
     def truth(self) -> NDArray[np.uint8]:
         """The picture that the world itself draws of the person in the target."""
-        return render(dressed(self.person, self.target), self.request.mask.shape).image  # type: ignore[arg-type]
+        return render(dressed(self.person, self.target), self.request.mask.shape).image
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class ClipStage:
             text = self.clip.encode_text(self._ids(texts), normalize=True).float()
         whole = torch.from_numpy(full).to(self.device)
         readings = self.heads(8 * image, attributes) + self.heads(8 * text[whole], attributes[whole])
-        return contrastive_loss(image, text, self.clip.logit_scale, same) + 0.5 * readings
+        loss: Tensor = contrastive_loss(image, text, self.clip.logit_scale, same) + 0.5 * readings
+        return loss
 
     def _text(self, rng: np.random.Generator, caption: str, whole: bool) -> str:
         """The caption, or some of its chunks; a third begin like a prompt, or later positions would stay untrained."""
@@ -134,7 +135,8 @@ class VaeStage:
         error = decoded.float() - image
         slope = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
-        return error.abs().mean() + 2 * error.square().mean() + 0.5 * slope + 1e-4 * kl
+        loss: Tensor = error.abs().mean() + 2 * error.square().mean() + 0.5 * slope + 1e-4 * kl
+        return loss
 
 
 class AdapterStage:
@@ -171,7 +173,8 @@ class AdapterStage:
         pooled = functional.normalize(pooled, dim=1)
         same = (attributes[:, None] == attributes[None]).all(dim=2).float()
         scale = self.clip.logit_scale.detach()
-        return contrastive_loss(image, pooled, scale, same) + self.heads(8 * pooled, attributes)
+        loss: Tensor = contrastive_loss(image, pooled, scale, same) + self.heads(8 * pooled, attributes)
+        return loss
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,8 @@ class UNetStage:
         with autocast(self.device):
             prediction = self.network["unet"](unet_input(noisy, mask, masked, pose), t, embeds)
         weight = 0.1 + 0.9 * mask
-        return ((prediction - velocity).square() * weight).sum() / (weight.sum() * clean.shape[1])
+        loss: Tensor = ((prediction - velocity).square() * weight).sum() / (weight.sum() * clean.shape[1])
+        return loss
 
     def _tensor(self, array: NDArray[Any], rows: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array[rows]).to(self.device).float()

@@ -209,7 +209,7 @@ class _Trainer:
         starts = range(0, len(self.cases), BATCH)
         if not path.exists():
             mine = {str(start): rows(start) for start in starts[self.rank :: self.world]}
-            np.savez(self.work / f"{name}.part{self.rank}.npz", **mine)
+            np.savez(self.work / f"{name}.part{self.rank}.npz", allow_pickle=False, **mine)
             _barrier()
             if self.rank == 0:
                 self._join(name, path)

@@ -1,0 +1,1 @@
+"""The method as a Ray Serve graph behind HTTP."""

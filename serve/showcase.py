@@ -1,0 +1,216 @@
+"""What `make demo` runs: the demo bundle served here, edits sent to it over HTTP, and a sheet of the pictures.
+
+The prompts name colour and pattern, which only retrieval reads: the default template leaves the caption out, so what
+colour and pattern the pictures have, the garment has brought. Beside each stands the same edit by words alone.
+"""
+
+import base64
+import io
+import json
+import socket
+import statistics
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.index import Catalogue
+from fashion_rag.catalogue.store import garments_in
+from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.data.dresscode import DressCode, Sample
+from fashion_rag.data.masks import repaint_mask_for
+from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world import Garment, kind_caption
+from fashion_rag.request import Template
+from serve import app
+
+NUM_PAIRS, WORLD_SEED = 24, 7
+# Category and number of each person on the sheet.
+CASES = (("upper_body", 0), ("dresses", 0), ("lower_body", 0), ("upper_body", 1))
+EDIT_SEED = 1
+EDIT_TIMEOUT_S = 300.0
+
+TITLES = ("photo", "to repaint", "garment found", "words alone", "with the garment")
+CELL = (320, 240)
+GAP, TITLE_HEIGHT, CAPTION_HEIGHT = 16, 44, 52
+INK, PAPER, FAINT = (32, 32, 36), (255, 255, 255), (120, 120, 128)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One person, the mask over what they wear, uint8 [H, W] (1 = repaint), and two ways to say what they should."""
+
+    person: Image.Image
+    mask: Image.Image
+    keypoints: list[list[float]]
+    category: str
+    prompt: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the sheet: pictures in the order of TITLES, and what was asked for."""
+
+    pictures: tuple[Image.Image, ...]
+    caption: str
+    remark: str
+
+
+def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEMO_BUNDLE) -> None:
+    """Write the sheet to `out`, and what it is made of beside it; with `keep`, serve on until Ctrl-C.
+
+    Raises ArtifactError for a bundle that cannot be served.
+    """
+    console = Console()
+    console.print("Drawing a catalogue of paper dolls' garments ...")
+    world = out.parent / "world"
+    catalogue = ensure_demo_world(world, bundle)
+    cases = read_cases(world, bundle)
+    console.print("Starting Ray Serve with five replicas; this takes half a minute on two cores ...")
+    url = f"http://127.0.0.1:{(port := _free_port())}"
+    app.run(str(bundle), str(catalogue), port=port, blocking=False)
+    try:
+        rows, timings = _edit_all(url, cases, console)
+        draw_sheet(rows).save(out)
+        cases[0].person.save(out.with_name("person.png"))
+        cases[0].mask.save(out.with_name("mask.png"))
+        _report(console, out, timings, cases[0])
+        if keep:
+            console.print(f"Still serving on {url}; Ctrl-C ends it.")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        app.stop()
+
+
+def ensure_demo_world(folder: Path, bundle: Path) -> Path:
+    """The folder of a catalogue of drawn garments, below `folder`, beside the data set that they come from.
+
+    The same bundle always gives the same files. Raises ArtifactError for a bundle that cannot be opened.
+    """
+    opened = Bundle.open(bundle)
+    write_dresscode(folder, NUM_PAIRS, WORLD_SEED, size=opened.manifest.image_size)
+    Catalogue.build(garments_in(folder), opened.load_retrieval_encoder(), folder / "catalogue")
+    return folder / "catalogue"
+
+
+def read_cases(world: Path, bundle: Path) -> list[Case]:
+    """The CASES of a world that `ensure_demo_world` has drawn. Each person is to wear another's garment."""
+    manifest = Bundle.open(bundle).manifest
+    attributes = json.loads((world / "attributes.json").read_text())
+    samples = list(DressCode(world, order="unpaired", size=manifest.image_size))
+    cases = []
+    for category, number in CASES:
+        sample: Sample = [sample for sample in samples if sample.category == category][number]
+        size = manifest.image_size
+        mask = repaint_mask_for(
+            sample.label_map, sample.keypoints, category, "bounding_box", size, manifest.mask_rule_size
+        )
+        cases.append(
+            Case(
+                person=sample.image,
+                mask=Image.fromarray(mask * np.uint8(255)),
+                keypoints=scale_keypoints(sample.keypoints, KEYPOINT_FRAME, size).tolist(),
+                category=category,
+                prompt=sample.caption,
+                kind=kind_caption(Garment(**attributes[sample.garment_id])),
+            )
+        )
+    return cases
+
+
+def _edit_all(url: str, cases: list[Case], console: Console) -> tuple[list[Row], list[dict[str, float]]]:
+    rows, timings = [], []
+    with httpx.Client(base_url=url, timeout=EDIT_TIMEOUT_S) as client:
+        for number, case in enumerate(cases, 1):
+            console.print(f"Edit {number} of {len(cases)}: {case.prompt}")
+            words = _edit(client, case, prompt=case.kind, num_garments=0, template=Template.CAPTION)
+            edited = _edit(client, case, prompt=case.prompt, num_garments=1)
+            garment = edited["garments"][0]
+            found = client.get(f"/v1/garments/{garment['id']}/image").raise_for_status().content
+            pictures = (case.person, _veiled(case), _open(found), _picture(words), _picture(edited))
+            remark = f"found: {garment['caption']} (cosine {garment['score']:.2f}); words alone: {case.kind}"
+            rows.append(Row(pictures, case.prompt, remark))
+            timings.append(edited["timings_ms"])
+    return rows, timings
+
+
+def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
+    """The reply to one edit."""
+    files = {"image": _png(case.person), "mask": _png(case.mask)}
+    fixed = {"category": case.category, "keypoints": json.dumps(case.keypoints), "seed": EDIT_SEED}
+    reply = client.post("/v1/images/edits", files=files, data=fixed | fields)
+    reply.raise_for_status()
+    body: dict[str, Any] = reply.json()
+    return body
+
+
+def draw_sheet(rows: list[Row]) -> Image.Image:
+    """The rows below each other, every picture the size of a CELL, with titles over the columns."""
+    height, width = CELL
+    row_height = height + CAPTION_HEIGHT + GAP
+    size = (GAP + len(TITLES) * (width + GAP), TITLE_HEIGHT + GAP + len(rows) * row_height)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(20), ImageFont.load_default(16)
+    lefts = [GAP + column * (width + GAP) for column in range(len(TITLES))]
+    for title, left in zip(TITLES, lefts, strict=True):
+        draw.text((left + width / 2, TITLE_HEIGHT - 8), title, INK, large, anchor="ms")
+    for number, row in enumerate(rows):
+        top = TITLE_HEIGHT + number * row_height
+        for picture, left in zip(row.pictures, lefts, strict=True):
+            sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, top))
+        draw.text((GAP, top + height + 24), f"“{row.caption}”", INK, large, anchor="ls")
+        draw.text((GAP, top + height + 46), row.remark, FAINT, small, anchor="ls")
+    return sheet
+
+
+def _report(console: Console, out: Path, timings: list[dict[str, float]], case: Case) -> None:
+    table = Table("stage", "median ms", title="One edit with one garment")
+    for stage in timings[0]:
+        table.add_row(stage, f"{statistics.median(timing[stage] for timing in timings):.0f}")
+    console.print(table)
+    console.print(f"The pictures are in [bold]{out}[/bold]. Next, `make serve`, and from another terminal:")
+    fields = {"image": f"@{out.with_name('person.png')}", "mask": f"@{out.with_name('mask.png')}"}
+    fields |= {"category": case.category, "prompt": case.prompt}
+    options = " ".join(f'-F {name}="{value}"' for name, value in fields.items())
+    picture = "jq -r '.data[0].b64_json' | base64 -d > edited.png"
+    command = f"  curl {options} http://127.0.0.1:8000/v1/images/edits | {picture}"
+    console.print(command, markup=False, soft_wrap=True, highlight=False)
+
+
+def _veiled(case: Case) -> Image.Image:
+    """The photo with what is to be repainted under a grey veil."""
+    veil = Image.new("RGB", case.person.size, (128, 128, 128))
+    return Image.composite(Image.blend(case.person, veil, 0.8), case.person, case.mask)
+
+
+def _picture(reply: dict[str, Any]) -> Image.Image:
+    return _open(base64.b64decode(reply["data"][0]["b64_json"]))
+
+
+def _open(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,62 @@
+"""What an edit may ask for: each rule refuses, and names its field."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest
+
+IMAGE = np.zeros((32, 24, 3), np.uint8)
+MASK = np.ones((32, 24), np.uint8)
+
+
+def request(**changes: Any) -> EditRequest:
+    asked: dict[str, Any] = {"image": IMAGE, "mask": MASK, "prompt": "a red dress", "category": "dresses"}
+    return EditRequest(**(asked | changes))
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("image", {"image": IMAGE[..., 0]}),
+        ("image", {"image": IMAGE.astype(np.float32)}),
+        ("mask", {"mask": MASK[:16]}),
+        ("mask", {"mask": np.zeros_like(MASK)}),
+        ("category", {"category": "hats"}),
+        ("prompt", {"prompt": "  "}),
+        ("prompt", {"prompt": "x" * (MAX_PROMPT_CHARS + 1)}),
+        ("keypoints", {"keypoints": np.zeros((17, 2))}),
+        ("keypoints", {"keypoints": np.full((18, 2), np.nan)}),
+        ("num_garments", {"num_garments": 4}),
+        ("num_garments", {"num_garments": -1}),
+        ("num_garments", {"num_garments": True}),
+        ("garment_ids", {"garment_ids": ("a", "b", "c", "d")}),
+        ("seed", {"seed": -1}),
+        ("seed", {"seed": 2**63}),
+        ("steps", {"num_inference_steps": 0}),
+        ("steps", {"num_inference_steps": 1001}),
+        ("guidance_scale", {"guidance_scale": float("nan")}),
+        ("guidance_scale", {"guidance_scale": -1.0}),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_by_name(field: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        request(**changes)
+    assert refused.value.field == field
+    assert str(refused.value).startswith(f"{field}: got ")
+
+
+def test_the_edges_are_allowed() -> None:
+    request(seed=0, num_inference_steps=1, guidance_scale=0.0, num_garments=0)
+    request(seed=2**63 - 1, num_inference_steps=1000, guidance_scale=50.0, num_garments=3)
+
+
+def test_every_request_has_an_id_of_its_own() -> None:
+    assert request().request_id != request().request_id
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    with pytest.raises(InvalidRequest, match=r"\.\.\."):
+        request(category="x" * 1000)
