@@ -118,6 +118,16 @@ def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_n
     )
 
 
+def encode(
+    vae: VAE, request: EditRequest, manifest: Manifest, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Person]:
+    """The initial latents [1, 4, h, w] and the person of a request, both from its seed."""
+    latent_shape = (1, LATENT_CHANNELS, *(side // vae.downsampling for side in manifest.image_size))
+    latents, vae_noise = (noise.to(device) for noise in draw_noise(request.seed, latent_shape))
+    image, mask, pose_map = (tensor.to(device) for tensor in prepare(request, manifest))
+    return latents, encode_person(vae, image, mask, pose_map, vae_noise)
+
+
 def denoise(
     unet: UNetCall,
     sampler: SamplerConfig,
@@ -206,10 +216,7 @@ class Pipeline:
             pictures = [garment.image() for garment in garments]
             conditioning = condition(self.prompt_encoder, self.garment_encoder, request, pictures)
         with self._timed("encode", timings):
-            latent_shape = (1, LATENT_CHANNELS, *(side // self.vae.downsampling for side in self.manifest.image_size))
-            drawn = (*draw_noise(request.seed, latent_shape), *prepare(request, self.manifest))
-            latents, vae_noise, image, mask, pose_map = (tensor.to(self.device) for tensor in drawn)
-            person = encode_person(self.vae, image, mask, pose_map, vae_noise)
+            latents, person = encode(self.vae, request, self.manifest, self.device)
         with self._timed("denoise", timings):
             steps, scale = request.num_inference_steps, request.guidance_scale
             *_, latents = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale)

@@ -9,7 +9,6 @@ from ray import serve as ray_serve
 
 from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
-from fashion_rag.models.unet import LATENT_CHANNELS
 from fashion_rag.request import EditRequest
 from serve.stages import Denoised, Edited, Encoded
 
@@ -23,8 +22,6 @@ class VAE:
         opened = Bundle.open(Path(bundle))
         self.manifest = opened.manifest
         self.vae = opened.load_vae()
-        height, width = (side // self.vae.downsampling for side in self.manifest.image_size)
-        self.latent_shape = (1, LATENT_CHANNELS, height, width)
 
     async def ping(self) -> None:
         """Returns when the replica answers."""
@@ -35,8 +32,7 @@ class VAE:
 
     def _encode(self, request: EditRequest) -> Encoded:
         started = time.perf_counter()
-        latents, vae_noise = pipeline.draw_noise(request.seed, self.latent_shape)
-        person = pipeline.encode_person(self.vae, *pipeline.prepare(request, self.manifest), vae_noise)
+        latents, person = pipeline.encode(self.vae, request, self.manifest)
         return Encoded(person, latents, {"encode": time.perf_counter() - started})
 
     async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:

@@ -114,7 +114,7 @@ def test_named_garments_are_used_in_the_order_given(pipeline: Pipeline) -> None:
 
 def test_garments_may_be_brought_along(pipeline: Pipeline) -> None:
     request = edit_request(num_garments=2)
-    garments = retrieve(pipeline.catalogue, request)
+    garments = [match.garment for match in retrieve(pipeline.catalogue, request)]
     without_catalogue = dataclasses.replace(pipeline, catalogue=None)
     result = without_catalogue(request, garments)
     assert result.garment_ids == tuple(garment.id for garment in garments)

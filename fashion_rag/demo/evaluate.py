@@ -31,9 +31,7 @@ from fashion_rag.pipeline import (
     condition,
     decode,
     denoise,
-    draw_noise,
-    encode_person,
-    prepare,
+    encode,
 )
 from fashion_rag.pipeline import Person as EncodedPerson
 from fashion_rag.request import CATEGORIES, EditRequest
@@ -192,7 +190,7 @@ def _paint(
     out: list[NDArray[np.uint8]] = []
     for start in range(0, len(cases), BATCH):
         batch = cases[start : start + BATCH]
-        encoded = [_encode(pipeline, case.request) for case in batch]
+        encoded = [encode(pipeline.vae, case.request, pipeline.manifest, pipeline.device) for case in batch]
         latents = torch.cat([one[0] for one in encoded])
         people = EncodedPerson(*(torch.cat(parts) for parts in zip(*(_fields(one[1]) for one in encoded), strict=True)))
         read = [_condition(pipeline, case.request, worn) for case, worn in zip(batch, garments[start:], strict=False)]
@@ -209,15 +207,6 @@ def _paint(
 
 def _fields(person: EncodedPerson) -> Iterator[torch.Tensor]:
     yield from (person.mask, person.masked_image_latents, person.pose_map)
-
-
-def _encode(pipeline: Pipeline, request: EditRequest) -> tuple[torch.Tensor, EncodedPerson]:
-    side = pipeline.vae.downsampling
-    shape = (1, LATENT_CHANNELS, *(length // side for length in pipeline.manifest.image_size))
-    latents, noise = (one.to(pipeline.device) for one in draw_noise(request.seed, shape))
-    inputs = [one.to(pipeline.device) for one in prepare(request, pipeline.manifest)]
-    image, mask, pose_map = inputs
-    return latents, encode_person(pipeline.vae, image, mask, pose_map, noise)
 
 
 def _condition(pipeline: Pipeline, request: EditRequest, garments: Sequence[Garment]) -> Conditioning:
