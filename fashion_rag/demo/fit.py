@@ -102,7 +102,12 @@ def fit(stage: Stage, plan: Plan, folder: Path, seed: int, report: Report) -> No
 def _average_gradients(network: nn.Module, world: int) -> None:
     if world == 1:
         return
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    # A batch without garments leaves the adapter without gradients, and another process may have drawn one with.
+    gradients = []
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from fashion_rag.demo import fit as fitting
 from fashion_rag.demo.fit import Plan, fit, learning_rate
@@ -74,3 +76,34 @@ def test_the_rate_warms_up_stays_and_runs_down() -> None:
     assert learning_rate(plan, 0) == pytest.approx(0.01)
     assert learning_rate(plan, 100) == learning_rate(plan, 749) == 1.0
     assert learning_rate(plan, 999) == pytest.approx(0.004)
+
+
+class Sometimes:
+    """A network of which only every other process uses the second half."""
+
+    name = "sometimes"
+
+    def __init__(self, rank: int) -> None:
+        torch.manual_seed(0)
+        self.network = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+        self.rank = rank
+
+    def loss(self, rng: np.random.Generator, batch_size: int) -> Tensor:
+        x = torch.from_numpy(rng.normal(size=(batch_size, 1))).float()
+        y: Tensor = self.network[0](x)
+        return (y + self.network[1](x) if self.rank else y).square().mean()
+
+
+def train_in_one_of_two(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    stage = Sometimes(rank)
+    fit(stage, PLAN, folder, seed=1, report=silent)
+    torch.save(stage.network.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_agree_though_one_leaves_a_part_unused(tmp_path: Path) -> None:
+    spawn(train_in_one_of_two, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for key in first:
+        assert torch.equal(first[key], second[key])
