@@ -1,1 +1,1 @@
-"""The paper-doll world and the training of the demo bundle."""
+"""The paper-doll world, the training of the small model that ships with the project, and its evaluation."""

@@ -60,6 +60,10 @@ def fit(stage: Stage, plan: Plan, folder: Path, seed: int, report: Report) -> No
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     network = stage.network
+    if world > 1:
+        # Processes that start apart would stay apart: only gradients are shared later.
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, src=0)
     average = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
@@ -68,7 +72,7 @@ def fit(stage: Stage, plan: Plan, folder: Path, seed: int, report: Report) -> No
     path = folder / f"{stage.name}.pt"
     start = 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         network.load_state_dict(saved["network"])
         average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])

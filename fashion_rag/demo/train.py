@@ -104,13 +104,13 @@ def _run(
         torch.set_num_threads(1)
         meeting = f"file://{(work / 'rendezvous').absolute()}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    torch.manual_seed(seed)
     cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
     trainer = _Trainer(work, cases, device, rank, world)
     for name in stages:
         plan = PLANS[name]
         if name in num_steps:
             plan = dataclasses.replace(plan, num_steps=num_steps[name])
+        torch.manual_seed(seed)
         fit(trainer.stage(name), plan, work, seed, report)
     if world > 1:
         dist.barrier()
@@ -265,7 +265,7 @@ def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor
     path = work / f"{stage}.pt"
     if not path.exists():
         raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet")
-    saved = torch.load(path, weights_only=True)["average"]
+    saved = torch.load(path, weights_only=True, map_location="cpu")["average"]
     return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
 
 

@@ -84,7 +84,7 @@ class Sometimes:
     name = "sometimes"
 
     def __init__(self, rank: int) -> None:
-        torch.manual_seed(0)
+        torch.manual_seed(rank)
         self.network = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
         self.rank = rank
 
@@ -102,7 +102,7 @@ def train_in_one_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_processes_agree_though_one_leaves_a_part_unused(tmp_path: Path) -> None:
+def test_processes_agree_though_they_start_apart_and_one_leaves_a_part_unused(tmp_path: Path) -> None:
     spawn(train_in_one_of_two, args=(tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in first:
