@@ -9,20 +9,29 @@ class InvalidRequest(FashionRAGError):
     """The caller sent something that cannot be served; the message names field, value and rule."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        shown = repr(value)
+        # All arguments, so that the error survives pickling on its way from a replica.
+        super().__init__(field, value, rule)
+        self.field = field
+        self.value = value
+        self.rule = rule
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        super().__init__(f"{field}: got {shown}; {rule}")
-        self.field = field
-        self.rule = rule
+        return f"{self.field}: got {shown}; {self.rule}"
 
 
 class Overloaded(FashionRAGError):
     """The service is full; the caller may try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after_s)
+        self.message = message
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class DeadlineExceeded(FashionRAGError):

@@ -33,8 +33,8 @@ from fashion_rag.request import Template
 from serve import app
 
 NUM_PAIRS, WORLD_SEED = 24, 7
-# Category and number of each person on the sheet.
-CASES = (("upper_body", 0), ("dresses", 0), ("lower_body", 0), ("upper_body", 1))
+# Category and number of each person on the sheet: those whose new garments are patterned.
+CASES = (("upper_body", 6), ("dresses", 5), ("lower_body", 5), ("upper_body", 3))
 EDIT_SEED = 1
 EDIT_TIMEOUT_S = 300.0
 

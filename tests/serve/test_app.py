@@ -28,8 +28,6 @@ from serve.config import ServeConfig
 from serve.schemas import parse_keypoints
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 
-pytestmark = pytest.mark.slow
-
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
 POINTS = [[20 + index, 4 * index + 1] for index in range(18)]
 PATIENCE_S = 120.0

@@ -45,7 +45,8 @@ def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Pat
 def test_the_demo_runs(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out" / "demo.png"
     showcase.run(out, bundle=tiny_bundle)
-    assert Image.open(out).size[0] > len(showcase.TITLES) * showcase.CELL[1]
+    with Image.open(out) as sheet:
+        assert sheet.width > len(showcase.TITLES) * showcase.CELL[1]
     printed = capsys.readouterr().out
     assert "denoise" in printed
     assert all(str(out.with_name(name)) in printed for name in ("demo.png", "person.png", "mask.png"))
