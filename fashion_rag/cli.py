@@ -278,12 +278,14 @@ def demo_evaluate(
 ) -> None:
     """Measure on held-out paper dolls whether the garment's colour and pattern arrive in the picture."""
     from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
+    from fashion_rag.provenance import provenance
 
     with progress("painting", NUM_PAINTED * cases) as advance:
         report = evaluate(bundle, cases, device=device, progress=advance)
     Console().print(report_table(report))
     if json_file:
-        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({"from": provenance()} | report.as_dict(), indent=2) + "\n")
 
 
 def report_table(report: Report) -> Table:

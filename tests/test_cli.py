@@ -1,7 +1,6 @@
 import importlib
 import inspect
 import json
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from typer.testing import CliRunner, Result
 from fashion_rag.bundle_import import import_bundle
 from fashion_rag.cli import DEMO_BUNDLE, app
 from fashion_rag.config import Manifest
+from fashion_rag.demo.evaluate import Report, Row
 
 
 def run(*arguments: object) -> Result:
@@ -158,23 +158,37 @@ def test_edit_names_the_option_that_is_wrong(tiny_bundle: Path, photo: dict[str,
     assert not (tmp_path / "edited.png").exists()
 
 
-def test_demo_evaluate_prints_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def evaluate(bundle: Path, cases: int, *, device: str, progress: Callable[[], None]) -> Any:
+def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = Report(
+        rows=[Row("one garment", colour=0.75, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)],
+        retrieval_at_1=0.9,
+        retrieval_at_3=0.95,
+        vae_psnr_db=30.0,
+        third_garment_change=4.0,
+        num_cases=3,
+        num_inference_steps=20,
+        guidance_scale=2.5,
+    )
+
+    def evaluate(bundle: Path, cases: int, *, device: str, progress: Callable[[], None]) -> Report:
+        assert (cases, device) == (3, "cpu")
         progress()
-        return SimpleNamespace(as_dict=lambda: {"bundle": bundle.name, "cases": cases, "device": device})
+        return report
 
     monkeypatch.setattr("fashion_rag.demo.evaluate.evaluate", evaluate)
-    result = run("demo", "evaluate", "--cases", 3, "--json", tmp_path / "report.json")
+    result = run("demo", "evaluate", "--cases", 3, "--json", tmp_path / "results/report.json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"bundle": "bundle", "cases": 3, "device": "cpu"}
-    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(result.stdout)
+    for shown in ("one garment", "0.750", "0.500", "0.250", "0.950", "30.0"):
+        assert shown in result.stdout
+    written = json.loads((tmp_path / "results/report.json").read_text())
+    assert written.pop("from")["packages"]
+    assert written == report.as_dict()
 
 
 def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[Any, ...]] = []
 
     def train(work: Path, stages: Any, num_steps: Any, *, seed: int, report: Callable[..., None]) -> None:
-        pickle.dumps(report)
         report("vae", 1, 2, 0.5)
         calls.append((work, stages, num_steps, seed))
 
@@ -183,7 +197,8 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
     assert result.exit_code == 0, result.output
-    assert "vae 1/2  loss 0.5000" in result.stderr
+    assert "vae  loss 0.5000" in result.stderr
+    assert "1/2" in result.stderr
     work = tmp_path / "work"
     assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
 
