@@ -84,6 +84,7 @@ def write_state(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = to
     """Write `state` as a safetensors file, floating-point tensors as `dtype`."""
     stored = {key: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for key, tensor in state.items()}
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

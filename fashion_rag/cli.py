@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that `--help` is quick. What
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -290,18 +292,25 @@ def demo_evaluate(
 
 def report_table(report: Report) -> Table:
     """The report of `demo evaluate` for a terminal."""
+    from fashion_rag.demo.evaluate import Row
+
     table = Table(
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
         title=f"{report.num_cases} held-out cases, {report.num_inference_steps} steps, "
         f"guidance {report.guidance_scale}",
         caption=f"full captions find kind, colour and pattern: first {report.retrieval_at_1:.3f}, among three "
         f"{report.retrieval_at_3:.3f}; VAE {report.vae_psnr_db:.1f} dB; a second and third garment change the "
         f"repainted part by {report.third_garment_change:.1f} of 255",
     )
-    for heading in ("", "colour", "pattern", "of patterned", "both", "CLIP-I"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    names = [field.name for field in dataclasses.fields(Row)]
+    for name in names:
+        if name == "name":
+            table.add_column("", no_wrap=True)
+        else:
+            table.add_column(name.replace("_", " "), justify="right", min_width=5)
     for row in report.rows:
-        figures = (row.colour, row.pattern, row.pattern_of_patterned, row.both, row.clip_i)
-        table.add_row(row.name, *(f"{figure:.3f}" for figure in figures))
+        table.add_row(row.name, *(f"{getattr(row, name):.3f}" for name in names[1:]))
     return table
 
 

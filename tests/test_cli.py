@@ -160,7 +160,7 @@ def test_edit_names_the_option_that_is_wrong(tiny_bundle: Path, photo: dict[str,
 
 def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = Report(
-        rows=[Row("one garment", colour=0.75, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)],
+        rows=[Row("one garment", 0.75, 1.0, 0.7, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)],
         retrieval_at_1=0.9,
         retrieval_at_3=0.95,
         vae_psnr_db=30.0,

@@ -22,7 +22,7 @@ from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.cases import sample_split
 from fashion_rag.demo.draw import pattern_maps, render, render_garment
-from fashion_rag.demo.measure import read_garment
+from fashion_rag.demo.measure import main_colour, main_colours, read_garment
 from fashion_rag.demo.world import Garment, Person, chunks, dressed, kind_caption, sample_person
 from fashion_rag.models.unet import LATENT_CHANNELS
 from fashion_rag.pipeline import (
@@ -58,12 +58,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Agreement with the target garment, as shares of the cases. clip_i: cosine of the painted garment's and the
-    garment picture's vectors by the bundle's own retrieval encoder, so not an independent judge.
+    """Agreement with the target garment, as shares of the cases.
+
+    colour: the main colour is one of the target's, see `measure.main_colours`. exact_colours: first and second colour
+    as read with the pattern. pattern: as read. both: colour and pattern. `_of_plain`, `_of_patterned`: among these
+    targets only. clip_i: cosine of the painted garment's and the garment picture's vectors by the bundle's own
+    retrieval encoder, so not an independent judge.
     """
 
     name: str
     colour: float
+    colour_of_plain: float
+    exact_colours: float
     pattern: float
     pattern_of_patterned: float
     both: float
@@ -215,27 +221,28 @@ def _condition(pipeline: Pipeline, request: EditRequest, garments: Sequence[Garm
 
 
 def _row(name: str, images: Sequence[NDArray[np.uint8]], cases: Sequence[Case], encoder: RetrievalEncoder) -> Row:
-    colour, pattern, patterned, cut_outs, shop = [], [], [], [], []
+    colour, exact, pattern, cut_outs, shop = [], [], [], [], []
     for image, case in zip(images, cases, strict=True):
         target = case.target
         size = (image.shape[0], image.shape[1])
         coverage, maps = pattern_maps(dressed(case.person, target), target.category, size)
         inside = coverage * case.request.mask
         reading = read_garment(image, inside, maps)
-        colour.append(reading.colour == target.colour)
+        colour.append(main_colour(image, inside) in main_colours(target, inside, maps))
+        exact.append((reading.colour, reading.second_colour) == (target.colour, target.second_colour))
         pattern.append(reading.pattern == target.pattern)
-        if target.pattern != "plain":
-            patterned.append(pattern[-1])
         cut_outs.append(_cut_out(image, inside))
         shop.append(Image.fromarray(render_garment(target, size)))
     likeness = (encoder.encode_images(cut_outs) * encoder.encode_images(shop)).sum(axis=1)
-    both = np.logical_and(colour, pattern)
+    plain = np.array([case.target.pattern == "plain" for case in cases])
     return Row(
         name,
         colour=float(np.mean(colour)),
+        colour_of_plain=float(np.mean(np.array(colour)[plain])),
+        exact_colours=float(np.mean(exact)),
         pattern=float(np.mean(pattern)),
-        pattern_of_patterned=float(np.mean(patterned)) if patterned else float("nan"),
-        both=float(both.mean()),
+        pattern_of_patterned=float(np.mean(np.array(pattern)[~plain])),
+        both=float(np.logical_and(colour, pattern).mean()),
         clip_i=float(likeness.mean()),
     )
 

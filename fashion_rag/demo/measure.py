@@ -1,19 +1,20 @@
 """Colour and pattern of a painted garment, read from pixels: no network, so no network can flatter itself.
 
 The world knows where a garment shows and where a second colour would be under each pattern (`draw.pattern_maps`). For
-every pattern the two best colours are fitted to the pixels; the pattern that leaves the least error names it, and its
-first colour names the nearest entry of the palette. Called by the demo's evaluation.
+every pattern the two best colours are fitted to the pixels, and the pattern that leaves the least error is read. The main
+colour is simply what most pixels are nearest to. Called by the demo's evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.demo.world import PALETTE, lab
+from fashion_rag.demo.world import PALETTE, Garment, lab
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +22,8 @@ FULL_COVERAGE = 0.99
 # A second colour must differ this much in CIE Lab to be seen as one, and explain this share of the variation.
 MIN_CONTRAST = 15.0
 MIN_EXPLAINED = 0.4
+# A colour on this share of a garment is one of its main colours.
+MAIN_SHARE = 0.4
 _NAMES = tuple(PALETTE)
 _LAB = np.stack([lab(PALETTE[name]) for name in _NAMES])
 
@@ -39,28 +42,55 @@ def read_garment(image: NDArray[np.uint8], coverage: Floats, patterns: Mapping[s
 
     coverage, patterns: [H, W] as from `draw.pattern_maps`. Raises ValueError where no pixel is fully garment.
     """
-    inside = coverage >= FULL_COVERAGE
-    if not inside.any():
-        raise ValueError("coverage: no pixel shows the garment alone")
+    inside = _inside(coverage)
     pixels = image[inside].astype(np.float64)
     spread = float(((pixels - pixels.mean(axis=0)) ** 2).sum())
     fits = {name: _fit(pixels, share[inside]) for name, share in patterns.items()}
     pattern = min(fits, key=lambda name: fits[name][2])
     first, second, error = fits[pattern]
-    contrast = float(np.linalg.norm(_lab(first) - _lab(second)))
+    contrast = float(np.linalg.norm(lab(np.clip(first, 0, 255)) - lab(np.clip(second, 0, 255))))
     if contrast < MIN_CONTRAST or error > (1 - MIN_EXPLAINED) * spread:
         return Reading(nearest_colour(np.median(pixels, axis=0)), "plain", None)
     return Reading(nearest_colour(first), pattern, nearest_colour(second))
 
 
+def main_colour(image: NDArray[np.uint8], coverage: Floats) -> str:
+    """The palette's colour that most pixels of the garment in `image` uint8 [H, W, 3] are nearest to.
+
+    coverage: [H, W] as from `draw.pattern_maps`. Raises ValueError where no pixel is fully garment.
+    """
+    return _NAMES[int(np.bincount(_nearest(image[_inside(coverage)])).argmax())]
+
+
+def main_colours(garment: Garment, coverage: Floats, patterns: Mapping[str, Floats]) -> set[str]:
+    """What `main_colour` may say of `garment`: the colours that cover 40 % or more of what shows of it.
+
+    Stripes, checks and two tones share the garment about equally, so that neither of their colours is its only one.
+    """
+    if garment.second_colour is None:
+        return {garment.colour}
+    second = float(patterns[garment.pattern][_inside(coverage)].mean())
+    shares = {garment.colour: 1 - second, garment.second_colour: second}
+    return {colour for colour, share in shares.items() if share >= MAIN_SHARE}
+
+
 def nearest_colour(rgb: Floats) -> str:
     """The palette's colour nearest to `rgb` (0..255) in CIE Lab."""
-    return _NAMES[int(np.linalg.norm(_LAB - _lab(rgb), axis=1).argmin())]
+    return _NAMES[int(_nearest(rgb))]
 
 
-def _lab(rgb: Floats) -> Floats:
-    red, green, blue = np.clip(rgb, 0, 255)
-    return lab((red, green, blue))
+def _nearest(rgb: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers [...] of the palette's colours nearest to `rgb` [..., 3]."""
+    distance = np.linalg.norm(lab(np.clip(rgb, 0, 255))[..., None, :] - _LAB, axis=-1)
+    nearest: NDArray[np.int64] = distance.argmin(axis=-1)
+    return nearest
+
+
+def _inside(coverage: Floats) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = coverage >= FULL_COVERAGE
+    if not inside.any():
+        raise ValueError("coverage: no pixel shows the garment alone")
+    return inside
 
 
 def _fit(pixels: Floats, share: Floats) -> tuple[Floats, Floats, float]:

@@ -28,7 +28,7 @@ MANIFEST = Manifest(
     num_pseudo_words=8,
     pose_sigma=3.0,
     num_inference_steps=20,
-    guidance_scale=2.5,
+    guidance_scale=3.0,
     licence="Apache-2.0; trained from scratch on the project's own paper-doll pictures",
 )
 

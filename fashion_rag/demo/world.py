@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Colour: TypeAlias = tuple[int, int, int]
 T = TypeVar("T")
@@ -157,14 +157,14 @@ class Person:
         raise KeyError(category)
 
 
-def lab(colour: Colour) -> NDArray[np.float64]:
-    """CIE Lab (D65) of an sRGB colour in 0..255: float64 [3]."""
+def lab(colour: ArrayLike) -> NDArray[np.float64]:
+    """CIE Lab (D65) of sRGB colours in 0..255: float64 [..., 3] of [..., 3]."""
     c = np.asarray(colour, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = to_xyz @ linear / np.array([0.95047, 1.0, 1.08883])
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+    x, y, z = np.moveaxis(linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883]), -1, 0)
+    fx, fy, fz = (np.where(v > 216 / 24389, np.cbrt(v), (24389 / 27 * v + 16) / 116) for v in (x, y, z))
+    return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=-1)
 
 
 def lab_distance(a: Colour, b: Colour) -> float:

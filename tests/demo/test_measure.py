@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fashion_rag.demo.draw import pattern_maps, render
-from fashion_rag.demo.measure import nearest_colour, read_garment
+from fashion_rag.demo.measure import main_colour, main_colours, nearest_colour, read_garment
 from fashion_rag.demo.world import PALETTE, dressed, sample_garment, sample_person
 from fashion_rag.request import CATEGORIES
 
@@ -33,8 +33,21 @@ def test_another_garment_is_not_read_as_the_target() -> None:
         person = sample_person(rng, category)
         target = sample_garment(rng, category)
         maps = pattern_maps(dressed(person, target), category, SIZE)
-        agree.append(read_garment(render(person, SIZE).image, *maps).colour == target.colour)
+        agree.append(main_colour(render(person, SIZE).image, maps[0]) in main_colours(target, *maps))
     assert np.mean(agree) < 0.3
+
+
+def test_the_main_colour_of_a_drawn_garment_is_one_of_its_main_colours() -> None:
+    rng = np.random.default_rng(6)
+    numbers = set()
+    for index in range(90):
+        category = CATEGORIES[index % 3]
+        person = sample_person(rng, category)
+        coverage, maps = pattern_maps(person, category, SIZE)
+        colours = main_colours(person.worn(category), coverage, maps)
+        assert main_colour(render(person, SIZE).image, coverage) in colours
+        numbers.add(len(colours))
+    assert numbers == {1, 2}
 
 
 @pytest.mark.parametrize("name", PALETTE)
