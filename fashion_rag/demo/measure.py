@@ -1,8 +1,8 @@
 """Colour and pattern of a painted garment, read from pixels: no network, so no network can flatter itself.
 
 The world knows where a garment shows and where a second colour would be under each pattern (`draw.pattern_maps`). For
-every pattern the two best colours are fitted to the pixels, and the pattern that leaves the least error is read. The main
-colour is simply what most pixels are nearest to. Called by the demo's evaluation.
+every pattern the two best colours are fitted to the pixels, and the pattern that leaves the least error is the one
+read. The main colour is simply what most pixels are nearest to. Called by the demo's evaluation.
 """
 
 from __future__ import annotations
