@@ -40,8 +40,8 @@ STAGES = ("vae", "clip", "adapter", "unet")
 PLANS = {
     "vae": Plan(num_steps=3200, batch_size=16, learning_rate=2e-3),
     "clip": Plan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
-    "adapter": Plan(num_steps=600, batch_size=64, learning_rate=1e-3),
-    "unet": Plan(num_steps=9000, batch_size=16, learning_rate=7e-4),
+    "adapter": Plan(num_steps=500, batch_size=64, learning_rate=1e-3),
+    "unet": Plan(num_steps=6200, batch_size=16, learning_rate=7e-4),
 }
 NUM_CASES = 12_000
 BATCH = 64
