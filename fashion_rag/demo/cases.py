@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,10 @@ def attribute_ids(garment: Garment) -> list[int]:
     return [_VALUES[name].index(getattr(garment, name)) for name in ATTRIBUTES]
 
 
-def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, number: int) -> None:
+def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, length: int, number: int) -> None:
     images, masks, garments, keypoints, attributes = [], [], [], [], []
     texts: list[dict[str, str]] = []
-    for index in range(number * CHUNK, (number + 1) * CHUNK):
+    for index in range(number * length, (number + 1) * length):
         rng = np.random.default_rng([seed, index])
         category = CATEGORIES[index % 3]
         garment = sample_split(rng, category, test)
@@ -149,9 +150,13 @@ def draw_cases(
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-num_cases // CHUNK))
     missing = [number for number in numbers if not (folder / f"{number:04d}.npz").exists()]
-    with ProcessPoolExecutor(num_workers) as pool:
-        for done, _ in enumerate(pool.map(partial(_draw_chunk, folder, size, seed, test), missing), 1):
-            progress(done, len(missing))
+    draw = partial(_draw_chunk, folder, size, seed, test, CHUNK)
+    # Not forked: PyTorch's threads would hang in a copy of this process.
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn")) if num_workers > 1 and missing else None
+    for done, _ in enumerate((pool.map if pool else map)(draw, missing), 1):
+        progress(done, len(missing))
+    if pool:
+        pool.shutdown()
     arrays: dict[str, list[NDArray[np.generic]]] = {}
     texts: list[dict[str, str]] = []
     for number in numbers:
