@@ -96,6 +96,9 @@ def read_garments(path: Path) -> list[Garment]:
     if not isinstance(rows, list):
         raise ArtifactError(f"{path}: holds a {type(rows).__name__}; must be a list of garments")
     try:
-        return [Garment(row["id"], row["category"], row["caption"], home / row["image"]) for row in rows]
+        return [
+            Garment(row["id"], row["category"], row["caption"], Path(os.path.normpath(home / row["image"])))
+            for row in rows
+        ]
     except (TypeError, KeyError) as error:
         raise ArtifactError(f"{path}: not a list of garments: {error!r}") from error
