@@ -7,7 +7,7 @@ functions, each for its own part. Tensors are float32; run the stages without gr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
+from fashion_rag.denoising.runner import UNetCall
 from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, previous_timesteps, timesteps
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.adapter import GarmentEncoder
@@ -33,8 +34,6 @@ from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.models.unet import LATENT_CHANNELS, unet_input
 from fashion_rag.request import EditRequest, EditResult, Template
-
-UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Inputs(NamedTuple):
