@@ -148,10 +148,10 @@ def evaluate(
     truth = [case.truth for case in cases]
     through_vae = _through_vae(pipeline, truth)
     painted = {
-        "text alone": _paint(pipeline, cases, [[] for _ in cases], progress),
-        "one garment": _paint(pipeline, cases, [[one] for one in targets], progress),
-        "another's garment": _paint(pipeline, cases, [[one] for one in targets[3:] + targets[:3]], progress),
-        "three garments": _paint(pipeline, cases, trios, progress),
+        "text alone": paint(pipeline, cases, [[] for _ in cases], progress),
+        "one garment": paint(pipeline, cases, [[one] for one in targets], progress),
+        "another's garment": paint(pipeline, cases, [[one] for one in targets[3:] + targets[:3]], progress),
+        "three garments": paint(pipeline, cases, trios, progress),
     }
     pictures = {"the truth": truth, "truth through the VAE": through_vae} | painted
     error = np.stack(truth).astype(float) - np.stack(through_vae)
@@ -189,7 +189,7 @@ def _through_vae(pipeline: Pipeline, images: Sequence[NDArray[np.uint8]]) -> lis
 
 
 @torch.inference_mode()
-def _paint(
+def paint(
     pipeline: Pipeline, cases: Sequence[Case], garments: Sequence[Sequence[Garment]], progress: Progress
 ) -> list[NDArray[np.uint8]]:
     """The edits, several to a batch; otherwise exactly the pipeline's stages."""
