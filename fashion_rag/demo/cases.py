@@ -61,8 +61,11 @@ def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment
 
 
 def _sibling(rng: np.random.Generator, garment: Garment) -> Garment:
-    other = sample_garment(rng, garment.category)
-    return replace(other, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
+    while True:
+        other = sample_garment(rng, garment.category)
+        same = replace(other, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
+        if held_out(same) == held_out(garment):
+            return same
 
 
 def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
@@ -71,7 +74,7 @@ def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
         cousin = replace(garment, colour=other.colour, pattern=other.pattern, second_colour=other.second_colour)
         if rng.random() < 0.5 and (cousin.pattern == "plain") == (garment.pattern == "plain"):
             cousin = replace(cousin, colour=garment.colour, second_colour=garment.second_colour)
-        if cousin != garment:
+        if cousin != garment and held_out(cousin) == held_out(garment):
             return cousin
 
 

@@ -30,6 +30,14 @@ def test_splits_do_not_share_a_garment() -> None:
     assert not train & test
 
 
+def test_the_companions_of_a_garment_stay_on_its_side_of_the_split() -> None:
+    rng = np.random.default_rng(2)
+    for index in range(200):
+        garment = cases.sample_split(rng, CATEGORIES[index % 3], test=False)
+        assert not cases.held_out(cases._sibling(rng, garment))
+        assert not cases.held_out(cases._cousin(rng, garment))
+
+
 @pytest.mark.usefixtures("few")
 def test_cases_are_kept_and_the_same_again(tmp_path: Path) -> None:
     drawn = cases.draw_cases(tmp_path, 12, SIZE, seed=5)
