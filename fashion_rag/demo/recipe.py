@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import open_clip
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
@@ -201,8 +200,3 @@ def vision_encoder_of(clip: open_clip.CLIP) -> CLIPVisionModel:
     model = CLIPVisionModel(vision_config())
     model.load_state_dict(converted)
     return model.eval().requires_grad_(False)
-
-
-def num_parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module holds."""
-    return sum(parameter.numel() for parameter in module.parameters())

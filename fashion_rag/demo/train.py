@@ -153,7 +153,9 @@ class _Trainer:
         return prompts.to(self.device)
 
     def _trained(self, stage: Any) -> Any:
-        load_average(self.work, stage)
+        """`stage` with the averaged weights of its checkpoint."""
+        stage.network.load_state_dict(_average(self.work, stage.name))
+        stage.network.eval()
         return stage
 
     def _hidden(self, clip: ClipStage) -> NDArray[np.float16]:
@@ -172,7 +174,7 @@ class _Trainer:
         return self._computed("hidden", "clip", rows)
 
     def _latents(self, hidden: NDArray[np.float16]) -> Latents:
-        vae = self._trained(VaeStage(self.cases, self.device)).network.eval()
+        vae = self._trained(VaeStage(self.cases, self.device)).network
 
         def moments(start: int, masked: bool) -> NDArray[np.float16]:
             image = pictures(self.cases.images[start : start + BATCH], self.device)
@@ -272,12 +274,6 @@ def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor
 def scaling_factor(moments: NDArray[np.float16]) -> float:
     """What brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
     return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)
-
-
-def load_average(work: Path, stage: Any) -> None:
-    """Put the averaged weights of `stage`'s checkpoint in `work` into its network."""
-    stage.network.load_state_dict(_average(work, stage.name))
-    stage.network.eval()
 
 
 def _barrier() -> None:
