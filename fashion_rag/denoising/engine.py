@@ -1,16 +1,16 @@
 """Many edits denoised at once: every step is one UNet call, and edits join and leave between two steps.
 
-Owns the running edits; whoever owns the engine drives it. It has no locks and no thread of its own: `add`, `step` and
-`cancel` must not run at the same time.
+Owns the edits in progress; whoever owns the engine drives it, from one thread. There are no locks: `run` touches
+nothing but what it is given, so it may run in a thread of its own while `add`, `provide` and `cancel` are called.
+`schedule`, `run` and `postprocess` follow each other and never overlap.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_rag.data.image import to_uint8
-from fashion_rag.denoising.runner import Edit, Runner, UNetCall
-from fashion_rag.denoising.sampler import SamplerConfig, previous_timesteps, timesteps
-from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
+from fashion_rag.denoising.pace import Pace
+from fashion_rag.denoising.runner import Edit, Inputs, Runner, UNetCall
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.scheduler import Limits, Scheduler
+from fashion_rag.denoising.state import EditState, Outcome
 from fashion_rag.errors import DeadlineExceeded, FashionRAGError
 
-STEP_TIMES = 32  # how many of the last steps the expected step time is the median of
+WARM_UP_CALLS = 3  # of each row count, so that the median is not that of the first, which may compile
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Preview:
     matrix: Tensor
     bias: Tensor
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> Preview:
+        """The map of a bundle's manifest: a row of three for each of four channels, then the bias."""
+        table = torch.tensor(rows)
+        return cls(table[:4], table[4])
+
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
         """Latents [B, 4, h, w] as small pictures, uint8 [B, h, w, 3]."""
         return to_uint8(torch.einsum("bchw,cd->bdhw", latents, self.matrix) + self.bias[:, None, None])
@@ -40,7 +48,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Progress:
-    """An edit has done `step` of its `num_steps`; preview: uint8 [h, w, 3], or None if the engine makes none."""
+    """An edit has done `step` of its `num_steps`; preview: uint8 [h, w, 3] where one was wanted and the engine can."""
 
     id: str
     step: int
@@ -67,61 +75,102 @@ class Failed:
 Event = Progress | Finished | Failed
 
 
-@dataclass(kw_only=True, eq=False)
-class EditState(Ticket):
-    """A running edit: how far it is, and its latents there. steps: every timestep with the one it leads to."""
-
-    edit: Edit
-    latents: Tensor
-    steps: list[tuple[int, int]]
-
-
 class Engine:
-    """Schedules, runs and reports. Deadlines are times of `clock`, in seconds."""
+    """Schedules, runs and reports. Deadlines are times of `clock`, in seconds.
+
+    num_failed_calls: how many UNet calls have failed since the last that worked.
+    """
 
     def __init__(
         self,
         unet: UNetCall,
-        sampler: SamplerConfig,
         limits: Limits,
         preview: Preview | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.scheduler: Scheduler[EditState] = Scheduler(limits)
-        self.runner = Runner(unet, sampler)
+        self.pace = Pace()
+        self.scheduler: Scheduler[EditState] = Scheduler(limits, self.pace.step_time_s)
+        self.runner = Runner(unet)
         self.preview = preview
         self.clock = clock
-        self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
+        self.num_failed_calls = 0
+        self._text_shape: torch.Size | None = None
+        self._busy_until = -math.inf  # when the call that is running should be done
 
     def __len__(self) -> int:
         """Edits that have been added and have not left."""
         return len(self.scheduler)
 
     @property
-    def step_time_s(self) -> float:
-        """How long a step is expected to take; 0 while nothing is known."""
-        return median(self._step_times) if self._step_times else 0.0
+    def num_rows(self) -> int:
+        """The rows of all edits here, waiting or running."""
+        return self.scheduler.num_rows
 
-    def add(self, edit: Edit) -> None:
-        """Let `edit` take part from the next step on.
+    @property
+    def num_waiting(self) -> int:
+        """The edits beyond those that one call has room for; see `Scheduler.num_waiting`."""
+        return self.scheduler.num_waiting
 
-        Raises Overloaded if too many wait, InvalidRequest for an id in use or for steps that the schedule has not.
+    @property
+    def limits(self) -> Limits:
+        """What the engine takes on; may be replaced at any time, and holds from the next step on."""
+        return self.scheduler.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.scheduler.limits = limits
+
+    def warm_up(self, inputs: Inputs) -> None:
+        """Run the UNet at 1, 2, 4, ... `max_rows` rows, so that it is compiled and its pace known before any edit.
+
+        inputs: of any edit; the text of those to come must have the same shape. Raises what the UNet raises.
         """
-        sampler, num_steps = self.runner.sampler, edit.num_inference_steps
-        visited, led_to = timesteps(sampler, num_steps), previous_timesteps(sampler, num_steps)
-        height, width = edit.latents.shape[-2:]
-        state = EditState(
-            id=edit.id,
-            size=(height, width),
-            num_rows=2 if edit.guided else 1,
-            num_steps=num_steps,
-            arrived=self.clock(),
-            deadline=edit.deadline,
-            edit=edit,
-            latents=edit.latents,
-            steps=list(zip(visited.tolist(), led_to.tolist(), strict=True)),
-        )
-        self.scheduler.add(state, self.step_time_s)
+        height, width = inputs.latents.shape[-2:]
+        state = EditState.of(Edit("warm up", (height, width), 1, 1.0, SamplerConfig()), arrived=0.0)
+        state.start(inputs)
+        state.num_begun = 1
+        max_rows = self.limits.max_rows
+        for num_rows in sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}):
+            for _ in range(WARM_UP_CALLS):
+                outcome = self.run([state] * num_rows)
+                if outcome.error:
+                    raise outcome.error
+                self.pace.record(num_rows, outcome.seconds)
+        self._text_shape = inputs.prompt_embeds.shape
+
+    def add(self, edit: Edit, inputs: Inputs | None = None) -> None:
+        """Let `edit` take part from the next step on, or from when its inputs are provided.
+
+        Raises InvalidRequest for an id in use or for steps that the schedule has not, Overloaded if too many wait, or
+        if its deadline or that of an edit here could not be kept, and DeadlineExceeded if no engine could keep its own.
+        Raises as `provide` for inputs that do not fit.
+        """
+        state = EditState.of(edit, self.clock())
+        try:
+            self.scheduler.add(state, max(state.arrived, self._busy_until))
+        except DeadlineExceeded:
+            if not len(self):
+                self.pace.forget()
+            raise
+        if inputs is not None:
+            self.provide(edit.id, inputs)
+
+    def provide(self, edit_id: str, inputs: Inputs) -> None:
+        """Hand over the tensors of an edit; one that has left, or has them already, is left alone.
+
+        Raises FashionRAGError, naming the tensor, if one has not the shape that the edit's size or the text of the
+        others makes it have; the edit has then left.
+        """
+        state = self.scheduler.get(edit_id)
+        if state is None or state.ready:
+            return
+        texts = (other.inputs.prompt_embeds.shape for other in self.scheduler if other.ready)
+        try:
+            inputs.check(state.size, self._text_shape or next(texts, inputs.prompt_embeds.shape))
+        except FashionRAGError:
+            self.scheduler.remove(edit_id)
+            raise
+        state.start(inputs)
 
     def cancel(self, edit_id: str) -> None:
         """Free the rows of an edit, without an event; one that has left is left alone."""
@@ -130,53 +179,73 @@ class Engine:
     def step(self) -> list[Event]:
         """What became of the edits that took part in one UNet call, and of those refused before it.
 
-        Empty only if there was no edit. Errors come as `Failed`: of one edit, or of every edit in a call that failed.
+        Empty only if no edit was ready or refused. Errors come as `Failed`: of one edit, or of all in a failed call.
         """
-        now, step_time_s = self.clock(), self.step_time_s
-        refused = self.scheduler.refuse(now, step_time_s)
-        events: list[Event] = [Failed(state.id, _too_late(state, now, step_time_s)) for state in refused]
-        if batch := self.scheduler.schedule():
-            events += self._advance(batch)
-        elif refused:
-            # Were the times kept, a few slow steps could have everything refused, and no step would correct them.
-            self._step_times.clear()
-        return events
+        batch, events = self.schedule()
+        return events + self.postprocess(batch, self.run(batch)) if batch else events
 
-    def _advance(self, batch: list[EditState]) -> list[Event]:
+    def schedule(self) -> tuple[list[EditState], list[Event]]:
+        """The edits of the next call, none if none is ready, and `Failed` of those that cannot meet their deadlines."""
+        now = self.clock()
+        events: list[Event] = [Failed(state.id, error) for state, error in self.scheduler.refuse(now)]
+        batch = self.scheduler.schedule()
+        if batch:
+            self._busy_until = now + self.pace.step_time_s(_num_rows(batch))
+        elif events:
+            self.pace.forget()
+        return batch, events
+
+    def run(self, batch: Sequence[EditState]) -> Outcome:
+        """What a UNet call makes of `batch`. Never raises; all tensor work is here."""
         started = self.clock()
+        error: Exception | None = None
+        rows: list[Tensor | None] = [None] * len(batch)
+        previews: list[NDArray[np.uint8] | None] = [None] * len(batch)
         try:
-            latents = self.runner.run(
+            latents, x0 = self.runner.run(
                 [state.edit for state in batch],
+                [state.inputs for state in batch],
                 [state.latents for state in batch],
-                [state.steps[state.num_done] for state in batch],
+                [state.steps[state.num_begun - 1] for state in batch],
             )
-            finite = latents.isfinite().flatten(1).all(1).tolist()  # waits for the device, so the time is the step's
-            previews = self.preview(latents) if self.preview else [None] * len(batch)
-        except Exception as error:
-            return [self._fail(state, f"the UNet call failed: {error!r}", error) for state in batch]
-        self._step_times.append(self.clock() - started)
+            wanted = [row for row, state in enumerate(batch) if state.num_begun in state.edit.preview_steps]
+            if self.preview and wanted:
+                for row, picture in zip(wanted, self.preview(x0[wanted]), strict=True):
+                    previews[row] = picture
+            # Reading `finite` waits for the device, so the time is the call's.
+            finite = latents.isfinite().flatten(1).all(1).tolist()
+            # Copies, because a view would keep the latents of the whole batch, and take them along when it is sent.
+            rows = [row[None].clone() if ok else None for row, ok in zip(latents, finite, strict=True)]
+        except Exception as failure:
+            error = failure
+        return Outcome(rows, previews, self.clock() - started, error)
+
+    def postprocess(self, batch: Sequence[EditState], outcome: Outcome) -> list[Event]:
+        """What became of the edits of `batch`; nothing is said of those cancelled while the call ran."""
+        self._busy_until = -math.inf
+        if outcome.error:
+            self.num_failed_calls += 1
+        else:
+            self.num_failed_calls = 0
+            self.pace.record(_num_rows(batch), outcome.seconds)
+        reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
-        for state, row, ok, preview in zip(batch, latents, finite, previews, strict=True):
-            events += self._moved(state, row, preview) if ok else [self._fail(state, "the latents are not finite")]
+        for state, latents, preview in zip(batch, outcome.latents, outcome.previews, strict=True):
+            if self.scheduler.get(state.id) is not state:  # the id may be in use again
+                continue
+            if latents is None:
+                error = FashionRAGError(f"step {state.num_begun} of {state.num_steps}: {reason}")
+                error.__cause__ = outcome.error
+                events.append(Failed(state.id, error))
+            else:
+                state.latents = latents
+                events.append(Progress(state.id, state.num_begun, state.num_steps, preview))
+                if not state.num_left:
+                    events.append(Finished(state.id, latents))
+            if latents is None or not state.num_left:
+                self.scheduler.remove(state.id)
         return events
 
-    def _moved(self, state: EditState, row: Tensor, preview: NDArray[np.uint8] | None) -> list[Event]:
-        # A copy, because a view would keep the latents of the whole batch, and take them along when it is sent.
-        state.latents = row[None].clone()
-        state.num_done += 1
-        progress = Progress(state.id, state.num_done, state.num_steps, preview)
-        if state.num_left:
-            return [progress]
-        self.scheduler.remove(state.id)
-        return [progress, Finished(state.id, state.latents)]
 
-    def _fail(self, state: EditState, reason: str, cause: Exception | None = None) -> Failed:
-        self.scheduler.remove(state.id)
-        error = FashionRAGError(f"step {state.num_done + 1} of {state.num_steps}: {reason}")
-        error.__cause__ = cause
-        return Failed(state.id, error)
-
-
-def _too_late(state: EditState, now: float, step_time_s: float) -> DeadlineExceeded:
-    left = f"{state.num_left} of {state.num_steps} steps at {step_time_s:.3g} s each are left"
-    return DeadlineExceeded(f"{left}, and {state.deadline - now:.3g} s until the deadline")
+def _num_rows(batch: Sequence[EditState]) -> int:
+    return sum(state.num_rows for state in batch)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide
+from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, predict
+from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.unet import unet_input
 
 UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,59 +21,95 @@ UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to be denoised, and how. Tensors are float32, of one row each, and on the UNet's device.
+    """What is known of an edit at the door, before there are tensors.
 
-    latents: [1, 4, h, w], the noise to start from. mask: [1, 1, h, w]. masked_image_latents: [1, 4, h, w].
-    pose_map: [1, 18, h, w]. prompt_embeds, negative_prompt_embeds: [1, 77, D], the latter of the empty prompt.
-    deadline: in seconds on the engine's clock; none by default.
+    size: the latents' height and width. deadline: in seconds on the engine's clock; none by default. preview_steps:
+    the steps, counted from 1, after which a preview is wanted.
     """
 
     id: str
-    latents: Tensor
-    mask: Tensor
-    masked_image_latents: Tensor
-    pose_map: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor
+    size: tuple[int, int]
     num_inference_steps: int
     guidance_scale: float
+    sampler: SamplerConfig
     deadline: float = math.inf
+    preview_steps: frozenset[int] = frozenset()
 
     @property
     def guided(self) -> bool:
         """Whether a step takes a second row: the empty prompt and no pose, but the same mask and photo."""
         return self.guidance_scale > 1
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows of a UNet call the edit takes."""
+        return 2 if self.guided else 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an edit is denoised from. Tensors are float32, of one row each, and on the UNet's device.
+
+    latents: [1, 4, h, w], the noise to start from. mask: [1, 1, h, w]. masked_image_latents: [1, 4, h, w].
+    pose_map: [1, 18, h, w]. prompt_embeds, negative_prompt_embeds: [1, 77, D], the latter of the empty prompt.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    masked_image_latents: Tensor
+    pose_map: Tensor
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor
+
+    def check(self, size: tuple[int, int], text_shape: Sequence[int]) -> None:
+        """Raises FashionRAGError, naming the tensor, if one does not fit `size` (h, w) or `text_shape` [1, 77, D]."""
+        channels = {"latents": 4, "mask": 1, "masked_image_latents": 4, "pose_map": 18}
+        shapes = {name: [1, count, *size] for name, count in channels.items()}
+        shapes |= {name: list(text_shape) for name in ("prompt_embeds", "negative_prompt_embeds")}
+        for name, shape in shapes.items():
+            tensor: Tensor = getattr(self, name)
+            if list(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise FashionRAGError(f"{name}: got {tensor.dtype} {list(tensor.shape)}; must be torch.float32 {shape}")
+
 
 @dataclass(frozen=True)
 class Runner:
-    """The UNet, or a compiled one that is called the same way, and the noise schedule it was trained with."""
+    """The UNet, or a compiled one that is called the same way."""
 
     unet: UNetCall
-    sampler: SamplerConfig
 
     @torch.inference_mode()
-    def run(self, edits: Sequence[Edit], latents: Sequence[Tensor], steps: Sequence[tuple[int, int]]) -> Tensor:
-        """Latents [B, 4, h, w] after one step of B edits of one size, row i from `latents[i]` [1, 4, h, w].
+    def run(
+        self,
+        edits: Sequence[Edit],
+        inputs: Sequence[Inputs],
+        latents: Sequence[Tensor],
+        steps: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Latents after one step of B edits of one size, and what they are heading for (x0), both [B, 4, h, w].
 
-        steps: of each edit, its timestep and where the step leads; see `previous_timesteps`. The UNet sees B
-        conditional rows, then an unconditional one for each guided edit.
+        Row i comes from `latents[i]` [1, 4, h, w]. steps: of each edit, its timestep and where the step leads; see
+        `previous_timesteps`. The UNet sees an unconditional row for each guided edit, then B conditional ones.
         """
-        num_edits, current = len(edits), torch.cat(list(latents))
         guided = [row for row, edit in enumerate(edits) if edit.guided]
-        rows = [*range(num_edits), *guided]
-        pose_map = torch.cat([edit.pose_map for edit in edits])
+        rows = [*guided, *range(len(edits))]
         sample = unet_input(
-            current[rows],
-            torch.cat([edits[row].mask for row in rows]),
-            torch.cat([edits[row].masked_image_latents for row in rows]),
-            torch.cat([pose_map, torch.zeros_like(pose_map[guided])]),
+            torch.cat([latents[row] for row in rows]),
+            torch.cat([inputs[row].mask for row in rows]),
+            torch.cat([inputs[row].masked_image_latents for row in rows]),
+            torch.cat([torch.zeros_like(inputs[row].pose_map) for row in guided] + [each.pose_map for each in inputs]),
         )
-        prompts = [edit.prompt_embeds for edit in edits] + [edits[row].negative_prompt_embeds for row in guided]
-        t, t_prev = torch.tensor(steps, device=current.device).T
-        cond, uncond = self.unet(sample, t[rows], torch.cat(prompts)).split([num_edits, len(guided)])
+        prompts = [inputs[row].negative_prompt_embeds for row in guided] + [each.prompt_embeds for each in inputs]
+        t, t_prev = torch.tensor(steps, device=sample.device).T
+        uncond, cond = self.unet(sample, t[rows], torch.cat(prompts)).split([len(guided), len(edits)])
         # An edit without guidance is guided from its own prediction, which changes nothing.
         base = cond.clone()
         base[guided] = uncond
-        guidance_scale = torch.tensor([edit.guidance_scale for edit in edits], device=current.device)
-        return ddim_step(self.sampler, guide(base, cond, guidance_scale), current, t, t_prev)
+        noise_pred = guide(base, cond, torch.tensor([edit.guidance_scale for edit in edits], device=sample.device))
+        current = torch.cat(list(latents))
+        after, x0 = torch.empty_like(current), torch.empty_like(current)
+        for sampler in {edit.sampler for edit in edits}:
+            own = [row for row, edit in enumerate(edits) if edit.sampler == sampler]
+            after[own] = ddim_step(sampler, noise_pred[own], current[own], t[own], t_prev[own])
+            x0[own], _ = predict(sampler, noise_pred[own], current[own], t[own])
+        return after, x0

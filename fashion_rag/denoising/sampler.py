@@ -109,21 +109,22 @@ def previous_timesteps(config: SamplerConfig, num_inference_steps: int) -> Tenso
     return (timesteps(config, num_inference_steps) - stride).clamp(min=FINAL)
 
 
+def predict(config: SamplerConfig, noise_pred: Tensor, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The finished latents x0 and the noise epsilon, both [B, 4, h, w], that the model sees in `latents` at `t` [B]."""
+    alpha = alphas_cumprod(config, latents.device)[t][:, None, None, None]
+    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+    if config.prediction_type == "epsilon":
+        return (latents - noise * noise_pred) / signal, noise_pred
+    return signal * latents - noise * noise_pred, signal * noise_pred + noise * latents
+
+
 def ddim_step(config: SamplerConfig, noise_pred: Tensor, latents: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
     """Latents [B, 4, h, w] at `t_prev` [B], from `latents` at `t` [B] and the model's `noise_pred` there.
 
     `t_prev` of `FINAL` (-1) is the end of the schedule. The result has the dtype of `latents`: keep it float32.
     """
-    alphas = alphas_cumprod(config, latents.device)
-    alpha = alphas[t][:, None, None, None]
-    alpha_prev = alphas[t_prev][:, None, None, None]
-    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
-    if config.prediction_type == "epsilon":
-        x0 = (latents - noise * noise_pred) / signal
-        epsilon = noise_pred
-    else:
-        x0 = signal * latents - noise * noise_pred
-        epsilon = signal * noise_pred + noise * latents
+    x0, epsilon = predict(config, noise_pred, latents, t)
+    alpha_prev = alphas_cumprod(config, latents.device)[t_prev][:, None, None, None]
     return (alpha_prev.sqrt() * x0 + (1 - alpha_prev).sqrt() * epsilon).to(latents.dtype)
 
 

@@ -3,23 +3,29 @@
 One rule makes the order: an edit is due at its deadline, or `patience_s` after its arrival where that is sooner, and
 the edit that is due first runs in every step, with others of its size as far as there are rows. So nothing starves:
 what arrives after an edit is due is due later than it, and what arrived before is finite work.
+
+The rule leaves nothing to chance, so the door plays the steps to come through in advance, at the pace that calls have:
+what could not be kept is not promised.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
 
-from fashion_rag.errors import InvalidRequest, Overloaded
+from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much is taken on, and how long it may be passed over.
 
-    max_rows: of one UNet call. max_waiting: edits for which the next call has no room; more are refused. patience_s:
-    an edit this long after its arrival goes before all that arrive from then on, whatever their deadlines.
+    max_rows: of one UNet call. max_waiting: edits that wait, see `Scheduler.num_waiting`; more are refused. patience_s:
+    an edit this long after its arrival goes before all that arrive from then on, whatever their deadlines. margin_s:
+    time kept free before each deadline for what comes after denoising.
 
     Raises ValueError, naming the field, for anything outside its range.
     """
@@ -27,19 +33,25 @@ class Limits:
     max_rows: int = 8
     max_waiting: int = 16
     patience_s: float = 60.0
+    margin_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:
             raise ValueError(f"max_rows: got {self.max_rows}; must be at least 2, the rows of a guided edit")
         if self.max_waiting < 1:
             raise ValueError(f"max_waiting: got {self.max_waiting}; must be at least 1")
-        if not self.patience_s >= 0:
-            raise ValueError(f"patience_s: got {self.patience_s}; must not be negative")
+        for name in ("patience_s", "margin_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; must not be negative")
 
 
 @dataclass(kw_only=True, eq=False)
 class Ticket:
-    """What the scheduler knows of an edit. Times are seconds on one clock; the engine counts `num_done` up."""
+    """What the scheduler knows of an edit. Times are seconds on one clock.
+
+    ready: whether it can run; one that cannot counts as load all the same. num_begun: steps done, the one that is
+    running included; the scheduler counts it up.
+    """
 
     id: str
     size: tuple[int, int]
@@ -47,62 +59,132 @@ class Ticket:
     num_steps: int
     arrived: float
     deadline: float = math.inf
-    num_done: int = 0
+    ready: bool = False
+    num_begun: int = 0
 
     @property
     def num_left(self) -> int:
-        """Steps that are still to be done."""
-        return self.num_steps - self.num_done
+        """Steps that are still to be begun."""
+        return self.num_steps - self.num_begun
 
 
 T = TypeVar("T", bound=Ticket)
 
 
 class Scheduler(Generic[T]):
-    """The edits in progress, from `add` to `remove`. `limits` may be replaced between two steps."""
+    """The edits in progress, from `add` to `remove`, in the order of arrival. `limits` may be replaced at any time.
 
-    def __init__(self, limits: Limits) -> None:
+    step_time_s: how long a call of so many rows is expected to take.
+    """
+
+    def __init__(self, limits: Limits, step_time_s: Callable[[int], float]) -> None:
         self.limits = limits
-        self._tickets: dict[str, T] = {}  # in the order of arrival
+        self.step_time_s = step_time_s
+        self._tickets: dict[str, T] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def add(self, ticket: T, step_time_s: float) -> None:
-        """Queue `ticket`. Raises Overloaded if too many wait, InvalidRequest if an edit of the same id is here.
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._tickets.values())
 
-        The caller is told to come back when, at `step_time_s` a step, the first of the running edits will be done.
+    @property
+    def num_rows(self) -> int:
+        """The rows of all edits here, waiting or running."""
+        return sum(ticket.num_rows for ticket in self)
+
+    @property
+    def num_waiting(self) -> int:
+        """The edits beyond the first `max_rows` rows, in the order of arrival: of any size, ready or not."""
+        return sum(rows > self.limits.max_rows for rows in accumulate(ticket.num_rows for ticket in self))
+
+    def get(self, edit_id: str) -> T | None:
+        """The edit of this id, or None if it is not here (any more)."""
+        return self._tickets.get(edit_id)
+
+    def add(self, ticket: T, now: float) -> None:
+        """Queue `ticket`; `now` is when the next call can begin.
+
+        Raises InvalidRequest if an edit of the same id is here, DeadlineExceeded if the edit would be late even alone,
+        Overloaded if too many wait, or if with the edit one that could be kept (it, or one here) would be late.
+        `retry_after_s` is then when the first of those here will be done, or by how much the edit would be late.
         """
         if ticket.id in self._tickets:
             raise InvalidRequest("request_id", ticket.id, "must not be that of an edit in progress")
-        batch = self.schedule()
-        num_waiting = len(self) - len(batch)
-        if num_waiting >= self.limits.max_waiting:
-            retry_after_s = min(running.num_left for running in batch) * step_time_s
+        if error := self._too_late(ticket, now):
+            raise error
+        if (num_waiting := self.num_waiting) >= self.limits.max_waiting:
+            retry_after_s = min(self._finished(self, now).values()) - now
             raise Overloaded(f"{num_waiting} edits are waiting, as many as may", max(1.0, retry_after_s))
+        if late_s := self._late_s([*self, ticket], now):
+            before = self._late_s(self, now)
+            if late_s := {each: seconds for each, seconds in late_s.items() if each not in before}:
+                message = f"with this edit, {len(late_s)} of {len(self) + 1} would miss their deadlines"
+                raise Overloaded(message, max(1.0, *late_s.values()))
         self._tickets[ticket.id] = ticket
 
     def remove(self, edit_id: str) -> None:
         """Forget an edit; one that is not here (any more) is left alone."""
         self._tickets.pop(edit_id, None)
 
-    def refuse(self, now: float, step_time_s: float) -> list[T]:
-        """The edits that would miss their deadlines if each step took `step_time_s`; they are removed."""
-        late = [ticket for ticket in self._tickets.values() if now + ticket.num_left * step_time_s > ticket.deadline]
-        for ticket in late:
+    def refuse(self, now: float) -> list[tuple[T, DeadlineExceeded]]:
+        """The edits that would miss their deadlines even alone, ready or not, and why; they are removed."""
+        late = [(ticket, error) for ticket in self if (error := self._too_late(ticket, now))]
+        for ticket, _ in late:
             self.remove(ticket.id)
         return late
 
     def schedule(self) -> list[T]:
-        """The edits of the next step, all of one size, at most `max_rows` rows; empty only if there is no edit."""
+        """The edits of the next step, all of one size, at most `max_rows` rows; empty only if none is ready.
+
+        The step counts as begun.
+        """
+        batch = self._next(sorted((ticket for ticket in self if ticket.ready), key=self._due))
+        for ticket in batch:
+            ticket.num_begun += 1
+        return batch
+
+    def _due(self, ticket: T) -> float:
+        # Sorting is stable, so edits that are due together stay in the order of arrival.
+        return min(ticket.deadline, ticket.arrived + self.limits.patience_s)
+
+    def _next(self, tickets: Iterable[T]) -> list[T]:
+        """Of `tickets`, in the order in which they are due, those that share the next call."""
         batch: list[T] = []
         room = self.limits.max_rows
-        # The sort is stable, so edits that are due together stay in the order of arrival.
-        for ticket in sorted(self._tickets.values(), key=self._due):
+        for ticket in tickets:
             if ticket.num_rows <= room and (not batch or ticket.size == batch[0].size):
                 batch.append(ticket)
                 room -= ticket.num_rows
         return batch
 
-    def _due(self, ticket: T) -> float:
-        return min(ticket.deadline, ticket.arrived + self.limits.patience_s)
+    def _finished(self, tickets: Iterable[T], now: float) -> dict[T, float]:
+        """When each of `tickets` will be done if no other comes, and those not ready are ready `now`."""
+        left = {ticket: ticket.num_left for ticket in sorted(tickets, key=self._due)}
+        finished: dict[T, float] = {}
+        while left:
+            batch = self._next(left)
+            # Until one of them is done, the same edits share every call.
+            num_steps = min(left[ticket] for ticket in batch)
+            now += num_steps * self.step_time_s(sum(ticket.num_rows for ticket in batch))
+            for ticket in batch:
+                left[ticket] -= num_steps
+                if not left[ticket]:
+                    del left[ticket]
+                    finished[ticket] = now
+        return finished
+
+    def _late_s(self, tickets: Iterable[T], now: float) -> dict[T, float]:
+        """Those of `tickets` that will miss their deadlines, and by how much."""
+        late_by = {
+            each: end - each.deadline + self.limits.margin_s for each, end in self._finished(tickets, now).items()
+        }
+        return {ticket: seconds for ticket, seconds in late_by.items() if seconds > 0}
+
+    def _too_late(self, ticket: T, now: float) -> DeadlineExceeded | None:
+        step_time_s = self.step_time_s(ticket.num_rows)
+        left_s = ticket.deadline - self.limits.margin_s - now
+        if ticket.num_left * step_time_s <= left_s:
+            return None
+        todo = f"{ticket.num_left} of {ticket.num_steps} steps at {step_time_s:.3g} s each are left"
+        return DeadlineExceeded(f"{todo}, and {left_s:.3g} s for them before the deadline")

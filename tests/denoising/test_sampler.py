@@ -10,6 +10,7 @@ from fashion_rag.denoising.sampler import (
     alphas_cumprod,
     ddim_step,
     guide,
+    predict,
     previous_timesteps,
     timesteps,
 )
@@ -88,6 +89,8 @@ def test_the_true_noise_leads_back_to_the_picture(options: dict[str, Any]) -> No
     latents = alpha.sqrt() * x0 + (1 - alpha).sqrt() * epsilon
     velocity = alpha.sqrt() * epsilon - (1 - alpha).sqrt() * x0
     noise_pred = epsilon if config.prediction_type == "epsilon" else velocity
+    for found, true in zip(predict(config, noise_pred, latents, t), (x0, epsilon), strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-4)
     final = ddim_step(config, noise_pred, latents, t, torch.full((3,), FINAL))
     torch.testing.assert_close(final, x0, rtol=1e-4, atol=1e-4)
 

@@ -1,5 +1,7 @@
 import math
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -7,20 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
-from fashion_rag.errors import InvalidRequest, Overloaded
+from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 SMALL, LARGE = (8, 6), (16, 12)
 
 
 def ticket(edit_id: str, **changes: Any) -> Ticket:
-    options: dict[str, Any] = {"size": SMALL, "num_rows": 2, "num_steps": 4, "arrived": 0.0}
+    options: dict[str, Any] = {"size": SMALL, "num_rows": 2, "num_steps": 4, "arrived": 0.0, "ready": True}
     return Ticket(id=edit_id, **options | changes)
 
 
-def scheduler_of(*tickets: Ticket, **limits: Any) -> Scheduler[Ticket]:
-    scheduler: Scheduler[Ticket] = Scheduler(Limits(**{"max_waiting": 1000} | limits))
+def scheduler_of(
+    *tickets: Ticket, step_time_s: float | Callable[[int], float] = 0.0, **limits: Any
+) -> Scheduler[Ticket]:
+    """A scheduler with `tickets`, all let in; a step takes `step_time_s` from then on."""
+    scheduler: Scheduler[Ticket] = Scheduler(Limits(**{"max_waiting": 1000} | limits), lambda _: 0.0)
     for each in tickets:
-        scheduler.add(each, step_time_s=0.0)
+        scheduler.add(each, now=-math.inf)
+    scheduler.step_time_s = step_time_s if callable(step_time_s) else lambda _: step_time_s
     return scheduler
 
 
@@ -51,16 +57,30 @@ def test_a_step_has_the_size_of_the_edit_that_is_due_first() -> None:
     assert ids(scheduler.schedule()) == ["a", "c"]
 
 
+def test_an_edit_runs_from_when_it_is_ready() -> None:
+    late = ticket("late", deadline=20, size=LARGE, ready=False)
+    scheduler = scheduler_of(ticket("a"), late)
+    assert ids(scheduler.schedule()) == ["a"]
+    late.ready = True
+    assert ids(scheduler.schedule()) == ["late"]
+    assert late.num_left == 3
+
+
+def test_with_none_ready_there_is_no_step() -> None:
+    assert scheduler_of(ticket("a", ready=False)).schedule() == []
+
+
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_urgent_newcomers_cannot_pass_an_edit_for_ever(size: tuple[int, int]) -> None:
-    scheduler = scheduler_of(ticket("old", size=size, num_steps=1), max_rows=2, patience_s=10)
+    scheduler = scheduler_of(ticket("old", size=size, num_steps=1), max_rows=2, patience_s=10, step_time_s=1)
     steps: list[str] = []
     for now in range(20):
-        scheduler.add(ticket(f"new {now}", num_steps=1, arrived=now, deadline=now + 1), step_time_s=1)
-        scheduler.refuse(now, step_time_s=1)
+        with suppress(Overloaded):
+            scheduler.add(ticket(f"new {now}", num_steps=1, arrived=now, deadline=now + 1), now)
         steps += ids(scheduler.schedule())
         scheduler.remove(steps[-1])
-    assert steps.index("old") == 9  # due at 10, like the edit that arrives at 9, and before it in the queue
+    # Due at 10, like the edit that arrives at 9, and before it in the queue; so that one cannot be promised its step.
+    assert steps == [*(f"new {now}" for now in range(9)), "old", *(f"new {now}" for now in range(10, 20))]
 
 
 @st.composite
@@ -84,29 +104,36 @@ def arrivals(draw: st.DrawFn) -> list[Ticket]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(tickets=arrivals(), max_rows=st.integers(2, 4), patience_s=st.integers(0, 4))
+@given(
+    tickets=arrivals(),
+    inputs_take=st.lists(st.integers(0, 4), min_size=24, max_size=24),
+    max_rows=st.integers(2, 4),
+    patience_s=st.integers(0, 4),
+)
 def test_whatever_arrives_every_step_is_full_and_no_edit_starves(
-    tickets: list[Ticket], max_rows: int, patience_s: int
+    tickets: list[Ticket], inputs_take: list[int], max_rows: int, patience_s: int
 ) -> None:
-    scheduler = scheduler_of(max_rows=max_rows, patience_s=patience_s)
+    scheduler = scheduler_of(max_rows=max_rows, patience_s=patience_s)  # knows no pace, so it takes on too much
+    ready_at = {each: each.arrived + wait for each, wait in zip(tickets, inputs_take, strict=False)}
     here: set[Ticket] = set()
     passed_over: Counter[Ticket] = Counter()
     now = 0
     while here or any(each.arrived >= now for each in tickets):
         for each in tickets:
             if each.arrived == now:
-                scheduler.add(each, step_time_s=1)
+                scheduler.add(each, now)
                 here.add(each)
-        here -= set(scheduler.refuse(now, step_time_s=1))
+            each.ready = now >= ready_at[each]
+        here -= {each for each, _ in scheduler.refuse(now)}
         batch = scheduler.schedule()
         room = max_rows - sum(each.num_rows for each in batch)
-        assert room >= 0 and len(set(batch)) == len(batch) and set(batch) <= here
-        assert len({each.size for each in batch}) == (1 if here else 0)
-        outside = here - set(batch)
+        runnable = {each for each in here if each.ready}
+        assert room >= 0 and len(set(batch)) == len(batch) and set(batch) <= runnable
+        assert len({each.size for each in batch}) == (1 if runnable else 0)
+        outside = runnable - set(batch)
         assert not any(each.size == batch[0].size and each.num_rows <= room for each in outside)
         passed_over.update(each for each in outside if now > each.arrived + patience_s)
         for each in batch:
-            each.num_done += 1
             if not each.num_left:
                 scheduler.remove(each.id)
                 here.remove(each)
@@ -118,49 +145,156 @@ def test_whatever_arrives_every_step_is_full_and_no_edit_starves(
         assert passed_over[each] <= sum(other.num_steps for other in before)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    tickets=arrivals(),
+    max_rows=st.integers(2, 5),
+    patience_s=st.integers(0, 8),
+    margin_s=st.sampled_from([0.0, 1.0]),
+    row_s=st.sampled_from([0.0, 0.25, 1.0]),
+)
+def test_what_is_let_in_is_done_before_its_deadline(
+    tickets: list[Ticket], max_rows: int, patience_s: int, margin_s: float, row_s: float
+) -> None:
+    def step_time_s(num_rows: int) -> float:
+        return 0.5 + row_s * num_rows
+
+    scheduler = scheduler_of(max_rows=max_rows, patience_s=patience_s, margin_s=margin_s, step_time_s=step_time_s)
+    now, queue = 0.0, tickets.copy()
+    while queue or len(scheduler):
+        batch = scheduler.schedule()
+        now = now + step_time_s(sum(each.num_rows for each in batch)) if batch else queue[0].arrived
+        while queue and queue[0].arrived <= now:  # some arrive while the call runs
+            with suppress(Overloaded, DeadlineExceeded):
+                scheduler.add(queue[0], now)
+            queue.pop(0)
+        for each in batch:
+            if not each.num_left:
+                assert now <= each.deadline - margin_s
+                scheduler.remove(each.id)
+        assert scheduler.refuse(now) == []
+
+
+def test_an_edit_that_would_make_another_late_is_refused() -> None:
+    here = ticket("here", deadline=10, num_steps=5)
+    scheduler = scheduler_of(here, max_rows=2, step_time_s=1)
+    with pytest.raises(Overloaded, match="with this edit, 1 of 2 would miss their deadlines") as refusal:
+        scheduler.add(ticket("urgent", deadline=9, num_steps=8), now=0)
+    assert refusal.value.retry_after_s == 3  # "here" would be done at 13
+    scheduler.add(ticket("short", deadline=9, num_steps=5), now=0)
+    assert ids(scheduler.schedule()) == ["short"]
+
+
+def test_an_edit_that_would_be_late_itself_is_refused() -> None:
+    scheduler = scheduler_of(ticket("a", num_steps=5), max_rows=2, patience_s=0, step_time_s=1)
+    with pytest.raises(Overloaded) as refusal:
+        scheduler.add(ticket("b", arrived=1, deadline=8.5, num_steps=4), now=0)
+    assert refusal.value.retry_after_s == 1  # half a second late, but nobody is told to come back at once
+    scheduler.add(ticket("b", arrived=1, deadline=9, num_steps=4), now=0)
+
+
+def test_edits_that_fit_beside_each_other_make_nobody_late() -> None:
+    scheduler = scheduler_of(ticket("a", deadline=4), max_rows=4, step_time_s=1)
+    scheduler.add(ticket("b", deadline=4), now=0)
+    with pytest.raises(Overloaded):
+        scheduler.add(ticket("c", deadline=7.5), now=0)
+    with pytest.raises(Overloaded):
+        scheduler.add(ticket("other size", size=LARGE, deadline=7.5), now=0)
+    scheduler.add(ticket("c", deadline=8), now=0)
+
+
+def test_an_edit_that_is_lost_already_keeps_nobody_out() -> None:
+    scheduler = scheduler_of(ticket("lost", deadline=3), ticket("kept", deadline=8), max_rows=2, step_time_s=1)
+    scheduler.add(ticket("new", deadline=12), now=0)
+    with pytest.raises(Overloaded):
+        scheduler.add(ticket("more", deadline=12), now=0)
+
+
+def test_edits_that_are_not_ready_are_load_at_the_door() -> None:
+    scheduler = scheduler_of(ticket("a", ready=False, deadline=4), max_rows=2, step_time_s=1)
+    with pytest.raises(Overloaded):
+        scheduler.add(ticket("b", deadline=5), now=0)
+    assert scheduler.num_rows == 2
+
+
+def test_a_step_that_is_running_is_not_counted_again() -> None:
+    scheduler = scheduler_of(ticket("a", num_steps=2), max_rows=2, patience_s=0, step_time_s=1)
+    scheduler.schedule()
+    scheduler.add(ticket("b", deadline=6), now=1)  # the running step of "a" ends at 1, and its last one at 2
+
+
+@pytest.mark.parametrize(("margin_s", "deadline"), [(0.0, 4), (2.5, 6.5)])
+def test_an_edit_too_late_even_alone_is_told_so_at_the_door(margin_s: float, deadline: float) -> None:
+    scheduler = scheduler_of(ticket("a", num_rows=1), max_rows=2, margin_s=margin_s, step_time_s=float)
+    late = ticket("b", num_rows=1, deadline=deadline - 0.5)
+    with pytest.raises(DeadlineExceeded, match=r"^4 of 4 steps at 1 s each are left, and 3.5 s for them before the"):
+        scheduler.add(late, now=0)
+    assert len(scheduler) == 1
+    Scheduler[Ticket](scheduler.limits, float).add(ticket("b", num_rows=1, deadline=deadline), now=0)
+
+
 def test_an_edit_is_refused_as_soon_as_its_steps_take_longer_than_it_has() -> None:
-    tight, started, never = ticket("tight", deadline=7.9), ticket("started", deadline=7.9, num_done=1), ticket("never")
-    scheduler = scheduler_of(tight, started, never)
-    assert scheduler.refuse(now=0, step_time_s=1.9) == []
-    assert scheduler.refuse(now=0, step_time_s=2.0) == [tight]
+    tight, started, never = ticket("tight", deadline=7.9), ticket("started", deadline=7.9, num_begun=1), ticket("never")
+    tight.ready = False  # it may wait for its inputs: its time runs all the same
+    scheduler = scheduler_of(tight, started, never, step_time_s=1.9)
+    assert scheduler.refuse(now=0) == []
+    scheduler.step_time_s = lambda _: 2.0
+    ((refused, error),) = scheduler.refuse(now=0)
+    assert refused is tight
+    assert str(error) == "4 of 4 steps at 2 s each are left, and 7.9 s for them before the deadline"
     assert scheduler.schedule() == [started, never]
-    assert scheduler.refuse(now=7.8, step_time_s=0.0) == []
-    assert scheduler.refuse(now=8, step_time_s=0.0) == [started]
+    scheduler.step_time_s = lambda _: 0.0
+    assert scheduler.refuse(now=7.8) == []
+    scheduler.limits = Limits(margin_s=0.2)
+    assert [each for each, _ in scheduler.refuse(now=7.8)] == [started]
     assert scheduler.schedule() == [never]
 
 
 def test_more_edits_than_may_wait_are_refused() -> None:
-    scheduler = scheduler_of(ticket("a", num_steps=50, num_done=48), ticket("b"), max_rows=4, max_waiting=1)
-    scheduler.add(ticket("waits"), step_time_s=3)
+    scheduler = scheduler_of(
+        ticket("a", num_steps=50, num_begun=48), ticket("b"), max_rows=4, max_waiting=1, step_time_s=3
+    )
+    scheduler.add(ticket("waits", ready=False), now=0)
     with pytest.raises(Overloaded, match="1 edits are waiting") as refusal:
-        scheduler.add(ticket("refused", deadline=1), step_time_s=3)
+        scheduler.add(ticket("refused", deadline=13), now=0)
     assert refusal.value.retry_after_s == 6  # "a" has two steps left
     assert ids(scheduler.schedule()) == ["a", "b"]
     scheduler.remove("a")
-    scheduler.add(ticket("again"), step_time_s=3)
+    scheduler.add(ticket("again"), now=0)
     assert len(scheduler) == 3
 
 
+def test_edits_wait_that_are_beyond_the_rows_of_one_call_in_the_order_of_arrival() -> None:
+    scheduler = scheduler_of(ticket("a"), max_rows=3)
+    assert (scheduler.num_rows, scheduler.num_waiting) == (2, 0)
+    scheduler.add(ticket("b", ready=False), now=0)
+    assert (scheduler.num_rows, scheduler.num_waiting) == (4, 1)
+    scheduler.add(ticket("c", size=LARGE, num_rows=1, deadline=5), now=0)
+    assert (scheduler.num_rows, scheduler.num_waiting) == (5, 2)
+    scheduler.remove("a")
+    assert (scheduler.num_rows, scheduler.num_waiting) == (3, 0)
+
+
 def test_nobody_is_told_to_come_back_at_once() -> None:
-    scheduler = scheduler_of(ticket("a"), max_rows=2, max_waiting=1)
-    scheduler.add(ticket("b"), step_time_s=0)
+    scheduler = scheduler_of(ticket("a"), ticket("b"), max_rows=2, max_waiting=1)
     with pytest.raises(Overloaded) as refusal:
-        scheduler.add(ticket("c"), step_time_s=0)
+        scheduler.add(ticket("c"), now=0)
     assert refusal.value.retry_after_s == 1
 
 
 def test_an_id_in_use_is_refused() -> None:
     scheduler = scheduler_of(ticket("a"))
     with pytest.raises(InvalidRequest, match="request_id: got 'a'"):
-        scheduler.add(ticket("a"), step_time_s=0)
+        scheduler.add(ticket("a"), now=0)
     scheduler.remove("a")
-    scheduler.add(ticket("a"), step_time_s=0)
+    scheduler.add(ticket("a"), now=0)
 
 
 def test_removing_what_is_not_there_changes_nothing() -> None:
     scheduler = scheduler_of(ticket("a"))
     scheduler.remove("b")
     assert ids(scheduler.schedule()) == ["a"]
+    assert scheduler.get("b") is None
 
 
 def test_limits_may_change_between_steps() -> None:
@@ -170,7 +304,10 @@ def test_limits_may_change_between_steps() -> None:
     assert ids(scheduler.schedule()) == ["a", "b"]
 
 
-@pytest.mark.parametrize("limit", [{"max_rows": 1}, {"max_waiting": 0}, {"patience_s": -1.0}, {"patience_s": math.nan}])
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_rows": 1}, {"max_waiting": 0}, {"patience_s": -1.0}, {"patience_s": math.nan}, {"margin_s": -0.1}],
+)
 def test_limits_that_cannot_work_are_refused(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limit))}: got"):
         Limits(**limit)

@@ -1,0 +1,38 @@
+import pytest
+
+from fashion_rag.denoising.pace import CALLS, Pace
+
+
+def pace_of(**seconds: list[float]) -> Pace:
+    """The pace after calls of `rows_N` rows, given as rows_N=[...]."""
+    pace = Pace()
+    for rows, times in seconds.items():
+        for each in times:
+            pace.record(int(rows.removeprefix("rows_")), each)
+    return pace
+
+
+def test_nothing_is_expected_while_nothing_is_known() -> None:
+    assert Pace().step_time_s(4) == 0
+
+
+def test_a_call_takes_the_median_of_those_of_as_many_rows() -> None:
+    pace = pace_of(rows_2=[1.0, 1000.0, 3.0], rows_4=[5.0])
+    assert (pace.step_time_s(2), pace.step_time_s(4)) == (3.0, 5.0)
+
+
+def test_only_the_last_calls_count() -> None:
+    assert pace_of(rows_2=[9.0] * CALLS + [1.0] * (CALLS // 2 + 1)).step_time_s(2) == 1.0
+
+
+@pytest.mark.parametrize(("num_rows", "seconds"), [(1, 3.0), (3, 5.0), (4, 5.0), (5, 6.25), (8, 10.0)])
+def test_rows_never_seen_take_as_long_as_the_next_larger_or_grow_from_the_largest(
+    num_rows: int, seconds: float
+) -> None:
+    assert pace_of(rows_4=[5.0], rows_2=[3.0]).step_time_s(num_rows) == seconds
+
+
+def test_what_is_forgotten_is_not_expected() -> None:
+    pace = pace_of(rows_2=[3.0])
+    pace.forget()
+    assert pace.step_time_s(2) == 0

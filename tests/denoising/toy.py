@@ -1,0 +1,81 @@
+"""Edits of random tensors, and a stand-in for the UNet, for the tests of the runner and the engine."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fashion_rag.denoising.runner import Edit, Inputs, UNetCall
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.pipeline import Conditioning, Person, denoise
+from tests.tiny import TEXT_WIDTH
+
+LEADING = SamplerConfig(beta_schedule="scaled_linear")
+TRAILING = SamplerConfig(timestep_spacing="trailing", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+SIZES = ((16, 12), (12, 16))
+
+
+class Spec(NamedTuple):
+    seed: int = 0
+    num_inference_steps: int = 3
+    guidance_scale: float = 7.5
+    size: tuple[int, int] = SIZES[0]
+    sampler: SamplerConfig = LEADING
+
+
+DEFAULT = Spec()
+
+
+def edit(edit_id: str, spec: Spec = DEFAULT, **changes: Any) -> Edit:
+    known = Edit(edit_id, spec.size, spec.num_inference_steps, spec.guidance_scale, spec.sampler)
+    return dataclasses.replace(known, **changes)
+
+
+def inputs(spec: Spec = DEFAULT, text_width: int = TEXT_WIDTH, **changes: Tensor) -> Inputs:
+    generator = torch.Generator().manual_seed(spec.seed)
+    channels = {"latents": 4, "mask": 1, "masked_image_latents": 4, "pose_map": 18}
+    tensors = {name: torch.randn(1, count, *spec.size, generator=generator) for name, count in channels.items()}
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        tensors[name] = torch.randn(1, 77, text_width, generator=generator)
+    return Inputs(**tensors | changes)
+
+
+@torch.inference_mode()
+def alone(unet: UNetCall, spec: Spec = DEFAULT) -> list[Tensor]:
+    """The latents that the pipeline makes of an edit: those it starts from, and those after each step."""
+    own = inputs(spec)
+    person = Person(own.mask, own.masked_image_latents, own.pose_map)
+    conditioning = Conditioning(own.prompt_embeds, own.negative_prompt_embeds)
+    steps, scale = spec.num_inference_steps, spec.guidance_scale
+    return [own.latents, *denoise(unet, spec.sampler, own.latents, person, conditioning, steps, scale)]
+
+
+class FakeUNet:
+    """A prediction that depends on all of a row's input and on nothing else; remembers its calls.
+
+    A call takes `call_s` on `clock`, or what `call_s` says of its rows; it raises `error`.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.call_s: float | Callable[[int], float] = 1.0
+        self.error: Exception | None = None
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    @property
+    def rows(self) -> list[int]:
+        return [len(sample) for sample, _, _ in self.calls]
+
+    def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        self.now += self.call_s(len(sample)) if callable(self.call_s) else self.call_s
+        self.calls.append((sample, t, prompt_embeds))
+        if self.error:
+            raise self.error
+        weights = torch.linspace(-1, 1, sample.shape[1])[:, None, None]
+        row = prompt_embeds.mean((1, 2)) + t / 1000
+        return torch.sin(sample[:, :4] + (weights * sample).sum(1, keepdim=True) + row[:, None, None, None])
