@@ -16,7 +16,7 @@ checkpoints and the demo's training makes its own, both with `write_bundle`. The
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from fashion_rag.config import Manifest
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
-from fashion_rag.models.autoencoder import VAE
+from fashion_rag.models.autoencoder import VAE, fit_preview
 from fashion_rag.models.pretrained import (
     CLIP_FILE,
     CONFIG_FILE,
@@ -92,6 +92,19 @@ class Bundle:
         _check_vision(path)
         _check_latents(path, manifest)
         return cls(path, manifest, sampler)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of an edit's latents."""
+        downsampling = _downsampling(read_config(self.path / "vae" / CONFIG_FILE))
+        height, width = self.manifest.image_size
+        return height // downsampling, width // downsampling
+
+    @property
+    def text_width(self) -> int:
+        """The width D of prompt embeddings [B, 77, D]."""
+        width: int = read_config(self.path / "text_encoder" / CONFIG_FILE)["hidden_size"]
+        return width
 
     def load_unet(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
         """The 27-channel UNet."""
@@ -149,7 +162,8 @@ class BundleParts:
 def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
     """The bundle of `parts`, now in `folder`, whose earlier bundle it replaces once it is whole.
 
-    Weights are stored as `dtype`. Raises ArtifactError, leaving `folder` as it was, if the parts do not fit each other.
+    Weights are stored as `dtype`; a manifest without a preview gets one. Raises ArtifactError, leaving `folder` as it
+    was, if the parts do not fit each other.
     """
     with written_aside(folder) as new:
         manifest.write(new / MANIFEST_FILE)
@@ -172,7 +186,11 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
         crop = parts.vision_encoder.config.image_size
         processor = {"crop_size": crop, "image_mean": parts.image_mean, "image_std": parts.image_std}
         write_json(new / "image_processor" / PROCESSOR_FILE, processor)
-        Bundle.open(new)
+        bundle = Bundle.open(new)
+        if manifest.preview is None:
+            # Of the weights as they are stored.
+            preview = fit_preview(bundle.load_vae(), manifest.image_size)
+            replace(manifest, preview=preview).write(new / MANIFEST_FILE)
     return Bundle.open(folder)
 
 
@@ -238,9 +256,13 @@ def _check_latents(path: Path, manifest: Manifest) -> None:
     _require(unet, "out_channels", config.get("out_channels"), LATENT_CHANNELS)
     config = read_config(vae)
     _require(vae, "latent_channels", config.get("latent_channels"), LATENT_CHANNELS)
-    downsampling = 2 ** (len(config.get("block_out_channels", ())) - 1)
+    downsampling = _downsampling(config)
     remainders = [side % downsampling for side in manifest.image_size]
     _require(vae, f"remainder of image_size {manifest.image_size} by {downsampling}", remainders, [0, 0])
+
+
+def _downsampling(vae_config: Mapping[str, Any]) -> int:
+    return int(2 ** (len(vae_config.get("block_out_channels", ())) - 1))
 
 
 def _require(path: Path, key: str, value: object, expected: object, why: str = "") -> None:

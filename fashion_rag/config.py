@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Manifest:
 
     image_size: (height, width) that the UNet was trained at. num_pseudo_words: per garment. pose_sigma: width of a
     heat map in pixels of `image_size`. mask_rule_size: size at which the mask rule works, whose widths are in pixels.
+    preview: the map from latents to colours that `models.autoencoder.fit_preview` gives; None = a bundle without one.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Manifest:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     licence: str = ""
+    preview: tuple[tuple[float, float, float], ...] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class Manifest:
             raise ArtifactError(f"manifest: image_size is {self.image_size}; both must be positive multiples of 8")
         if not 1 <= self.num_pseudo_words <= 77:
             raise ArtifactError(f"manifest: num_pseudo_words is {self.num_pseudo_words}; must be from 1 to 77")
+        if self.preview is not None and not _is_preview(self.preview):
+            raise ArtifactError(f"manifest: preview is {self.preview}; must be five rows of three finite numbers")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -54,11 +59,22 @@ class Manifest:
             raise ArtifactError(f"{path}: unknown keys {unknown}; known are {sorted(names)}")
         if "name" not in raw:
             raise ArtifactError(f"{path}: the key 'name' is missing")
-        for key in ("image_size", "mask_rule_size"):
-            if key in raw:
-                raw[key] = tuple(raw[key])
-        return cls(**raw)
+        return cls(**{key: _as_tuples(value) for key, value in raw.items()})
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def _as_tuples(value: Any) -> Any:
+    """`value` with tuples for its lists, which are all that JSON has."""
+    return tuple(_as_tuples(one) for one in value) if isinstance(value, list) else value
+
+
+def _is_preview(value: object) -> bool:
+    """Whether `value` is five tuples of three finite numbers."""
+    if not isinstance(value, tuple) or not all(isinstance(row, tuple) for row in value):
+        return False
+    numbers = [number for row in value for number in row]
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    return finite and [len(row) for row in value] == [3] * 5

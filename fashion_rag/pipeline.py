@@ -1,7 +1,8 @@
-"""The whole method on one page: retrieve, condition, encode, denoise, decode (Fashion-RAG, arXiv 2504.14011).
+"""The whole method on one page: retrieve, invert, condition, encode, denoise, decode (Fashion-RAG, arXiv 2504.14011).
 
 `Pipeline` runs an edit alone and is the reference for everything faster. The servers' replicas call the same stage
-functions, each for its own part. Tensors are float32; run the stages without gradients.
+functions, each for its own part and for several requests at a time: what comes out for a request is what it would be
+alone, within the rounding of float32. Tensors are float32; run the stages without gradients.
 """
 
 from __future__ import annotations
@@ -62,27 +63,55 @@ class Conditioning:
 
 
 def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
-    """The garments to condition on, best first: those the request names, else the catalogue's nearest to its text."""
-    if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
-        return []
-    if catalogue is None:
-        raise InvalidRequest("num_garments", request.num_garments, "must be 0 where no catalogue is loaded")
-    if request.garment_ids:
-        return [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
-    return catalogue.search(request.prompt, request.category, request.num_garments)
+    """The garments to condition on, best first: those the request names, else the catalogue's nearest to its text.
+
+    Raises InvalidRequest for an unknown garment, and for a request that needs a catalogue where there is none.
+    """
+    return retrieve_many(catalogue, [request])[0]
+
+
+def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) -> list[list[Match]]:
+    """The garments of each request, searched for together. Raises as `retrieve` for the first that cannot be met."""
+    matches: list[list[Match]] = [[] for _ in requests]
+    queries: dict[int, tuple[str, str, int]] = {}
+    for row, request in enumerate(requests):
+        if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
+            continue
+        if catalogue is None:
+            raise InvalidRequest("num_garments", request.num_garments, "must be 0 where no catalogue is loaded")
+        if request.garment_ids:
+            matches[row] = [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
+        else:
+            queries[row] = (request.search_text, request.category, request.num_garments)
+    if catalogue is not None and queries:
+        for row, found in zip(queries, catalogue.search_many(list(queries.values())), strict=True):
+            matches[row] = found
+    return matches
+
+
+def invert(garment_encoder: GarmentEncoder, pictures: Sequence[Image.Image]) -> Tensor:
+    """Pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
+    words: Tensor = garment_encoder(garment_encoder.pixels(pictures))
+    return words
 
 
 def condition(
-    prompt_encoder: PromptEncoder, garment_encoder: GarmentEncoder, request: EditRequest, pictures: list[Image.Image]
-) -> Conditioning:
-    """The request's prompt, with the garments' pseudo-words in it, and the empty prompt."""
-    pseudo_words, num_pseudo_words = None, 0
-    if pictures:
-        words = garment_encoder(garment_encoder.pixels(pictures))
-        num_pseudo_words = words.shape[1]
-        pseudo_words = words.flatten(0, 1)[None]  # garment after garment
-    text = prompt_text(request.template, request.category, request.prompt, len(pictures), num_pseudo_words)
-    return Conditioning(prompt_encoder([text], pseudo_words), prompt_encoder([""]))
+    prompt_encoder: PromptEncoder, requests: Sequence[EditRequest], pseudo_words: Sequence[Tensor | None]
+) -> list[Conditioning]:
+    """Each request's prompt, with its garments' pseudo-words in it, and the empty prompt: one call for all.
+
+    `pseudo_words` has for each request the [n, P, D] of its n garments in order, or None for no garment. Raises
+    InvalidRequest if a prompt has no room for its pseudo-words.
+    """
+    texts = [""]
+    inserted: list[Tensor | None] = [None]
+    for request, words in zip(requests, pseudo_words, strict=True):
+        num_garments, num_words = (0, 0) if words is None else words.shape[:2]
+        texts.append(prompt_text(request.template, request.category, request.prompt, num_garments, num_words))
+        inserted.append(None if words is None else words.flatten(0, 1))  # garment after garment
+    # What is sent over the network takes along all that it is a view of.
+    empty, *rows = (row.clone() for row in prompt_encoder(texts, inserted).split(1))
+    return [Conditioning(row, empty) for row in rows]
 
 
 def prepare(request: EditRequest, manifest: Manifest) -> Inputs:
@@ -118,13 +147,19 @@ def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_n
 
 
 def encode(
-    vae: VAE, request: EditRequest, manifest: Manifest, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Person]:
-    """The initial latents [1, 4, h, w] and the person of a request, both from its seed."""
+    vae: VAE, requests: Sequence[EditRequest], manifest: Manifest, device: torch.device | str = "cpu"
+) -> list[tuple[Tensor, Person]]:
+    """Each request's initial latents [1, 4, h, w] and person, both from its own seed: one call of the VAE for all."""
     latent_shape = (1, LATENT_CHANNELS, *(side // vae.downsampling for side in manifest.image_size))
-    latents, vae_noise = (noise.to(device) for noise in draw_noise(request.seed, latent_shape))
-    image, mask, pose_map = (tensor.to(device) for tensor in prepare(request, manifest))
-    return latents, encode_person(vae, image, mask, pose_map, vae_noise)
+    noises = [draw_noise(request.seed, latent_shape) for request in requests]
+    inputs = zip(*(prepare(request, manifest) for request in requests), strict=True)
+    image, mask, pose_map = (torch.cat(rows).to(device) for rows in inputs)
+    vae_noise = torch.cat([noise for _, noise in noises]).to(device)
+    person = encode_person(vae, image, mask, pose_map, vae_noise)
+    # What is sent over the network takes along all that it is a view of.
+    rows = zip(person.mask.split(1), person.masked_image_latents.split(1), person.pose_map.split(1), strict=True)
+    people = [Person(*(part.clone() for part in row)) for row in rows]
+    return [(latents.to(device), person) for (latents, _), person in zip(noises, people, strict=True)]
 
 
 def denoise(
@@ -213,9 +248,10 @@ class Pipeline:
                 garments = [match.garment for match in retrieve(self.catalogue, request)]
         with self._timed("condition", timings):
             pictures = [garment.image() for garment in garments]
-            conditioning = condition(self.prompt_encoder, self.garment_encoder, request, pictures)
+            pseudo_words = invert(self.garment_encoder, pictures) if pictures else None
+            (conditioning,) = condition(self.prompt_encoder, [request], [pseudo_words])
         with self._timed("encode", timings):
-            latents, person = encode(self.vae, request, self.manifest, self.device)
+            ((latents, person),) = encode(self.vae, [request], self.manifest, self.device)
         with self._timed("denoise", timings):
             steps, scale = request.num_inference_steps, request.guidance_scale
             *_, latents = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale)

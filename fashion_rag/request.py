@@ -44,6 +44,8 @@ class EditRequest:
     image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
     keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = no pose known.
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
+    num_chunks: search with so many of the prompt's noun chunks, which commas part; None = with the whole prompt.
+    deadline: Unix time in seconds after which a server need not answer any more; the pipeline takes no notice of it.
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -55,10 +57,12 @@ class EditRequest:
     keypoints: NDArray[np.float64] | None = None
     num_garments: int = 1
     garment_ids: tuple[str, ...] = ()
+    num_chunks: int | None = None
     template: Template = Template.GARMENTS
     seed: int = 0
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    deadline: float = math.inf
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,12 @@ class EditRequest:
             self.garment_ids,
             f"must name at most {MAX_GARMENTS} garments",
         )
+        _require(
+            self.num_chunks is None or (_is_int(self.num_chunks) and self.num_chunks >= 1),
+            "num_chunks",
+            self.num_chunks,
+            "must be a whole number from 1 on",
+        )
         _require(_is_int(self.seed) and 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"must be from 0 to {MAX_SEED}")
         _require(
             _is_int(self.num_inference_steps) and 1 <= self.num_inference_steps <= MAX_STEPS,
@@ -107,6 +117,14 @@ class EditRequest:
             self.guidance_scale,
             "must be a finite number from 0 to 50",
         )
+
+    @property
+    def search_text(self) -> str:
+        """What garments are searched with: the prompt, or its first `num_chunks` chunks joined as in the paper."""
+        if self.num_chunks is None:
+            return self.prompt
+        chunks = [chunk.strip() for chunk in self.prompt.split(",")]
+        return ", ".join([chunk for chunk in chunks if chunk][: self.num_chunks])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fashion_rag.artifacts import read_state, write_state
 from fashion_rag.bundle import Bundle, write_bundle
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.autoencoder import fit_preview
 from tests import tiny
 
 LOADERS = {
@@ -57,7 +59,8 @@ def test_all_parts_load_with_the_weights_that_were_written(tmp_path: Path) -> No
     parts = tiny.make_parts(tmp_path, seed=3)
     bundle = write_bundle(tmp_path / "bundle", tiny.MANIFEST, parts)
     assert bundle == Bundle.open(tmp_path / "bundle")
-    assert (bundle.manifest, bundle.sampler.prediction_type) == (tiny.MANIFEST, "epsilon")
+    assert replace(bundle.manifest, preview=None) == tiny.MANIFEST
+    assert bundle.sampler.prediction_type == "epsilon"
     garments = bundle.load_garment_encoder()
     assert (garments.crop, garments.picture_size) == (32, (64, 48))
     assert (garments.mean, garments.std) == ((0.5,) * 3, (0.25,) * 3)
@@ -74,6 +77,29 @@ def test_all_parts_load_with_the_weights_that_were_written(tmp_path: Path) -> No
         assert state.keys() == written.state_dict().keys()
         assert all(torch.equal(state[key], tensor) for key, tensor in written.state_dict().items())
         assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_a_bundle_is_written_with_the_preview_of_its_stored_weights(tmp_path: Path) -> None:
+    parts = tiny.make_parts(tmp_path)
+    bundle = write_bundle(tmp_path / "bundle", tiny.MANIFEST, parts, torch.float16)
+    preview = bundle.manifest.preview
+    assert preview is not None
+    torch.testing.assert_close(
+        torch.tensor(preview), torch.tensor(fit_preview(bundle.load_vae(), tiny.MANIFEST.image_size)), rtol=0, atol=1e-4
+    )
+    assert Bundle.open(bundle.path).manifest == replace(tiny.MANIFEST, preview=preview)
+
+
+def test_a_preview_of_the_manifest_s_own_is_kept(tmp_path: Path) -> None:
+    manifest = replace(tiny.MANIFEST, preview=((0.1, 0.2, 0.3),) * 5)
+    assert write_bundle(tmp_path / "bundle", manifest, tiny.make_parts(tmp_path)).manifest == manifest
+
+
+def test_a_bundle_without_a_preview_is_whole(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["preview"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert Bundle.open(bundle).manifest == tiny.MANIFEST
 
 
 def test_weights_stored_as_half_load_as_what_is_asked_for(tmp_path: Path) -> None:
@@ -149,6 +175,18 @@ def test_a_damaged_weights_file_is_refused(bundle: Path) -> None:
         ("image_processor/preprocessor_config.json", {"image_std": [1]}, "length of image_std is 1; must be 3"),
         ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "PNDMScheduler"),
         ("manifest.json", {"format_version": 99}, "format_version is 99"),
+        *(
+            ("manifest.json", {"preview": preview}, "must be five rows of three finite numbers")
+            for preview in (
+                3,
+                [],
+                [1.0] * 5,
+                [[1.0] * 3] * 4,
+                [[1.0] * 4] * 5,
+                [[1, 2, "3"]] * 5,
+                [[1.0, 2.0, nan]] * 5,
+            )
+        ),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(

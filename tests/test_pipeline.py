@@ -11,10 +11,25 @@ from torch import Tensor
 from fashion_rag.config import Manifest
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.pipeline import Conditioning, Person, Pipeline, denoise, draw_noise, finish, prepare, retrieve
+from fashion_rag.pipeline import (
+    Conditioning,
+    Person,
+    Pipeline,
+    condition,
+    denoise,
+    draw_noise,
+    encode,
+    finish,
+    invert,
+    prepare,
+    retrieve,
+    retrieve_many,
+)
 from fashion_rag.request import EditRequest, Template
 
 SAMPLER = SamplerConfig(beta_schedule="scaled_linear")
+# What requests of one batch may differ by from requests alone: the rounding of float32, on values of about one.
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +153,103 @@ def test_retrieval_without_a_catalogue_is_refused(pipeline: Pipeline) -> None:
 def test_an_unknown_garment_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(InvalidRequest, match="garment_ids: got 'nowhere'"):
         pipeline(edit_request(garment_ids=("nowhere",)))
+
+
+def mixed_requests() -> list[EditRequest]:
+    """Requests that differ in everything that a batch might mix up."""
+    return [
+        edit_request(num_garments=2, seed=3),
+        edit_request((100, 90), num_garments=0, category="dresses", keypoints=None, seed=4),
+        edit_request((37, 211), garment_ids=("red-dress", "black-top", "blue-jeans"), seed=5),
+        edit_request(template=Template.CAPTION_AND_GARMENTS, prompt="a blue skirt", category="lower_body"),
+        edit_request(template=Template.CAPTION, num_garments=3, seed=3),
+    ]
+
+
+def test_garments_of_many_requests_are_those_of_each(pipeline: Pipeline) -> None:
+    requests = mixed_requests()
+    together = retrieve_many(pipeline.catalogue, requests)
+    assert [len(matches) for matches in together] == [2, 0, 3, 1, 0]
+    for request, matches in zip(requests, together, strict=True):
+        alone = retrieve(pipeline.catalogue, request)
+        assert [match.garment for match in matches] == [match.garment for match in alone]
+        scores = [match.score for match in alone]
+        assert [match.score for match in matches] == pytest.approx(scores, abs=TOLERANCE)
+    without_garments = [requests[1], requests[4]]
+    assert retrieve_many(None, without_garments) == [[], []]
+
+
+def test_garments_are_searched_with_the_chunks_asked_for(pipeline: Pipeline) -> None:
+    prompt = "blue, red top, green jumper"
+    first, chunks = retrieve_many(
+        pipeline.catalogue,
+        [edit_request(prompt="blue, red top"), edit_request(prompt=prompt, num_chunks=2)],
+    )
+    (whole,) = retrieve(pipeline.catalogue, edit_request(prompt=prompt))
+    assert chunks[0].score == pytest.approx(first[0].score, abs=TOLERANCE)
+    assert chunks[0].score != pytest.approx(whole.score, abs=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_conditionings_of_many_requests_are_those_of_each(pipeline: Pipeline) -> None:
+    requests = mixed_requests()
+    words = []
+    for matches in retrieve_many(pipeline.catalogue, requests):
+        pictures = [match.garment.image() for match in matches]
+        words.append(invert(pipeline.garment_encoder, pictures) if pictures else None)
+    assert [None if one is None else tuple(one.shape) for one in words] == [
+        (2, 4, 16),
+        None,
+        (3, 4, 16),
+        (1, 4, 16),
+        None,
+    ]
+    words[4] = torch.empty(0, 4, 16)  # no garment, said otherwise
+    together = condition(pipeline.prompt_encoder, requests, words)
+    assert len(together) == len(requests)
+    for request, own, conditioning in zip(requests, words, together, strict=True):
+        (alone,) = condition(pipeline.prompt_encoder, [request], [own])
+        check_close(conditioning.prompt_embeds, alone.prompt_embeds)
+        check_close(conditioning.negative_prompt_embeds, pipeline.prompt_encoder([""]))
+    assert not torch.equal(together[1].prompt_embeds, together[4].prompt_embeds)
+
+
+@torch.inference_mode()
+def test_pseudo_words_of_many_pictures_are_those_of_each(pipeline: Pipeline) -> None:
+    assert pipeline.catalogue is not None
+    pictures = [garment.image() for garment in pipeline.catalogue]
+    words = invert(pipeline.garment_encoder, pictures)
+    for picture, together in zip(pictures, words, strict=True):
+        torch.testing.assert_close(together, invert(pipeline.garment_encoder, [picture])[0], rtol=0, atol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_people_of_many_requests_are_those_of_each(pipeline: Pipeline) -> None:
+    requests = mixed_requests()
+    together = encode(pipeline.vae, requests, pipeline.manifest)
+    assert len(together) == len(requests)
+    for request, (latents, person) in zip(requests, together, strict=True):
+        ((latents_alone, person_alone),) = encode(pipeline.vae, [request], pipeline.manifest)
+        check_close(latents, latents_alone)
+        for name in ("mask", "masked_image_latents", "pose_map"):
+            check_close(getattr(person, name), getattr(person_alone, name))
+
+
+def check_close(row: Tensor, alone: Tensor) -> None:
+    """A row of a batch equals what it is alone, and holds on to nothing of the batch."""
+    torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
+    assert row.untyped_storage().nbytes() == row.nbytes
+
+
+@torch.inference_mode()
+def test_a_batch_is_one_call_of_each_model(tiny_bundle: Path) -> None:
+    pipeline, requests = Pipeline.load(tiny_bundle), mixed_requests()
+    rows: list[int] = []
+    for model in (pipeline.vae.encoder, pipeline.prompt_encoder.text_encoder):
+        model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    encode(pipeline.vae, requests, pipeline.manifest)
+    condition(pipeline.prompt_encoder, requests, [None] * len(requests))
+    assert rows == [5, 6]  # the empty prompt is one more
 
 
 def test_prepare_brings_everything_to_the_bundle_s_size() -> None:

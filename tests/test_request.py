@@ -33,6 +33,8 @@ def request(**changes: Any) -> EditRequest:
         ("num_garments", {"num_garments": -1}),
         ("num_garments", {"num_garments": True}),
         ("garment_ids", {"garment_ids": ("a", "b", "c", "d")}),
+        ("num_chunks", {"num_chunks": 0}),
+        ("num_chunks", {"num_chunks": 1.5}),
         ("seed", {"seed": -1}),
         ("seed", {"seed": 2**63}),
         ("steps", {"num_inference_steps": 0}),
@@ -51,6 +53,13 @@ def test_what_breaks_a_rule_is_refused_by_name(field: str, changes: dict[str, An
 def test_the_edges_are_allowed() -> None:
     request(seed=0, num_inference_steps=1, guidance_scale=0.0, num_garments=0)
     request(seed=2**63 - 1, num_inference_steps=1000, guidance_scale=50.0, num_garments=3)
+
+
+def test_the_search_text_is_the_prompts_first_chunks() -> None:
+    prompt = "black top ,long sleeves,, round neck"
+    assert request(prompt=prompt).search_text == prompt
+    assert request(prompt=prompt, num_chunks=2).search_text == "black top, long sleeves"
+    assert request(prompt=prompt, num_chunks=9).search_text == "black top, long sleeves, round neck"
 
 
 def test_every_request_has_an_id_of_its_own() -> None:

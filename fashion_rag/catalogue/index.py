@@ -6,6 +6,7 @@ a new version replaces the folder whole.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,15 +37,23 @@ class Match:
 
 
 class Catalogue:
-    """Garments by id and by likeness to a text. Made by `open` or `build`."""
+    """Garments by id and by likeness to a text. Made by `open` or `build`.
+
+    version: sha256 of its files, vectors of the pictures included, so that it differs wherever garments or pictures do.
+    """
 
     def __init__(
-        self, garments: Sequence[Garment], indexes: dict[str, faiss.IndexFlatIP], encoder: RetrievalEncoder | None
+        self,
+        garments: Sequence[Garment],
+        indexes: dict[str, faiss.IndexFlatIP],
+        encoder: RetrievalEncoder | None,
+        version: str,
     ) -> None:
         self._garments = {garment.id: garment for garment in garments}
         self._rows = {category: list(group) for category, group in groupby(garments, lambda one: one.category)}
         self._indexes = indexes
         self._encoder = encoder
+        self.version = version
 
     def __len__(self) -> int:
         return len(self._garments)
@@ -64,15 +73,29 @@ class Catalogue:
 
         Raises InvalidRequest for an unknown category or k < 1. Needs a catalogue opened with its encoder.
         """
+        return self.search_many([(text, category, k)])[0]
+
+    def search_many(self, queries: Sequence[tuple[str, str, int]]) -> list[list[Match]]:
+        """What `search` finds for each (text, category, k), with all the texts encoded together.
+
+        Raises as `search` for the first query that cannot be.
+        """
         assert self._encoder is not None, "a catalogue opened without an encoder cannot be searched"
-        if category not in CATEGORIES:
-            raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
-        if k < 1:
-            raise InvalidRequest("num_garments", k, "must be at least 1 to search")
+        for _, category, k in queries:
+            if category not in CATEGORIES:
+                raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
+            if k < 1:
+                raise InvalidRequest("num_garments", k, "must be at least 1 to search")
+        vectors = self._encoder.encode_texts([text for text, _, _ in queries])
+        return [
+            self._matches(vector[None], category, k) for vector, (_, category, k) in zip(vectors, queries, strict=True)
+        ]
+
+    def _matches(self, vector: NDArray[np.float32], category: str, k: int) -> list[Match]:
         if category not in self._indexes:
             return []
         garments = self._rows[category]
-        scores, rows = _nearest(self._indexes[category], self._encoder.encode_texts([text]), min(k, len(garments)))
+        scores, rows = _nearest(self._indexes[category], vector, min(k, len(garments)))
         return [Match(garments[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
     @classmethod
@@ -93,7 +116,8 @@ class Catalogue:
         indexes = {}
         for category, group in groupby(garments, lambda one: one.category):
             indexes[category] = _read_index(folder / f"{category}.faiss", len(list(group)), manifest["dim"])
-        return cls(garments, indexes, encoder)
+        names = [MANIFEST_FILE, GARMENTS_FILE, *(f"{category}.faiss" for category in indexes)]
+        return cls(garments, indexes, encoder, _version([folder / name for name in names]))
 
     @classmethod
     def build(
@@ -142,6 +166,15 @@ def _nearest(
     _, scores, rows = index.range_search(query, float(best[0, -1]) - SCORE_SLACK)
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
+
+
+def _version(files: Sequence[Path]) -> str:
+    """A digest of the files' digests, which do not run into one another as the files themselves would."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from fashion_rag.pipeline import (
     decode,
     denoise,
     encode,
+    invert,
 )
 from fashion_rag.pipeline import Person as EncodedPerson
 from fashion_rag.request import CATEGORIES, EditRequest
@@ -196,14 +197,16 @@ def paint(
     out: list[NDArray[np.uint8]] = []
     for start in range(0, len(cases), BATCH):
         batch = cases[start : start + BATCH]
-        encoded = [encode(pipeline.vae, case.request, pipeline.manifest, pipeline.device) for case in batch]
+        requests = [case.request for case in batch]
+        encoded = encode(pipeline.vae, requests, pipeline.manifest, pipeline.device)
         latents = torch.cat([one[0] for one in encoded])
         people = EncodedPerson(*(torch.cat(parts) for parts in zip(*(_fields(one[1]) for one in encoded), strict=True)))
-        read = [_condition(pipeline, case.request, worn) for case, worn in zip(batch, garments[start:], strict=False)]
+        words = [_pseudo_words(pipeline, worn) for worn in garments[start : start + BATCH]]
+        read = condition(pipeline.prompt_encoder, requests, words)
         conditioning = Conditioning(
             torch.cat([one.prompt_embeds for one in read]), torch.cat([one.negative_prompt_embeds for one in read])
         )
-        steps, scale = batch[0].request.num_inference_steps, batch[0].request.guidance_scale
+        steps, scale = requests[0].num_inference_steps, requests[0].guidance_scale
         *_, latents = denoise(pipeline.unet, pipeline.sampler, latents, people, conditioning, steps, scale)
         for case, picture in zip(batch, decode(pipeline.vae, latents), strict=True):
             out.append(paste_outside(case.request.image, case.request.mask, picture, 0))
@@ -215,9 +218,9 @@ def _fields(person: EncodedPerson) -> Iterator[torch.Tensor]:
     yield from (person.mask, person.masked_image_latents, person.pose_map)
 
 
-def _condition(pipeline: Pipeline, request: EditRequest, garments: Sequence[Garment]) -> Conditioning:
+def _pseudo_words(pipeline: Pipeline, garments: Sequence[Garment]) -> torch.Tensor | None:
     pictures = [Image.fromarray(render_garment(one, pipeline.manifest.image_size)) for one in garments]
-    return condition(pipeline.prompt_encoder, pipeline.garment_encoder, request, pictures)
+    return invert(pipeline.garment_encoder, pictures) if pictures else None
 
 
 def _row(name: str, images: Sequence[NDArray[np.uint8]], cases: Sequence[Case], encoder: RetrievalEncoder) -> Row:

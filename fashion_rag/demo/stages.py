@@ -166,7 +166,7 @@ class AdapterStage:
         text = prompt_text(Template.GARMENTS, category, "", 1, recipe.MANIFEST.num_pseudo_words)
         end = int((self.prompts.tokenize([text])[0] == recipe.VOCAB_SIZE - 1).nonzero()[0, 0])
         words = self.network(torch.from_numpy(self.hidden[rows, which]).to(self.device).float())
-        pooled = self.prompts([text] * batch_size, words)[:, end] @ self.clip.text_projection
+        pooled = self.prompts([text] * batch_size, words.unbind())[:, end] @ self.clip.text_projection
         with torch.no_grad():
             pixels = clip_pixels(pictures(self.cases.garments[rows, which], self.device), squash=True)
             image = self.clip.encode_image(pixels, normalize=True)
@@ -252,7 +252,7 @@ class UNetStage:
         which = np.stack([self._retrieved(rng, count) for _ in rows])
         hidden = torch.from_numpy(self.latents.hidden[rows[:, None], which]).to(self.device).float()
         pseudo_words = self.network["adapter"](hidden.flatten(0, 1)).unflatten(0, (len(rows), count)).flatten(1, 2)
-        return self.prompts(texts, pseudo_words)  # type: ignore[no-any-return]
+        return self.prompts(texts, pseudo_words.unbind())  # type: ignore[no-any-return]
 
     @staticmethod
     def _retrieved(rng: np.random.Generator, count: int) -> NDArray[np.int64]:

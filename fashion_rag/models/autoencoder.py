@@ -1,10 +1,23 @@
-"""The VAE between pictures and latents. The person-encoding and the decoding stage each use one half."""
+"""The VAE between pictures and latents. The person-encoding and the decoding stage each use one half.
+
+Also the map from latents to colours that shows an edit while it runs; `bundle` fits it once and keeps it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.nn import functional
+
+# A preview is fitted on so many pictures; so many cells along each side, in turn, colour their backgrounds. Colours are
+# local, so that pictures of more latents along a side would only take longer.
+PREVIEW_PICTURES = 24
+PREVIEW_MAX_LATENTS = 24
+PREVIEW_CELLS = (1, 2, 4)
+PREVIEW_PATCHES = 6
 
 
 class VAEEncoder(nn.Module):
@@ -59,3 +72,36 @@ class VAE(nn.Module):
         """Picture [B, 3, H, W] of scaled `latents` [B, 4, h, w]; values may leave [-1, 1] a little."""
         image: Tensor = self.decoder(latents / self.scaling_factor)
         return image
+
+
+@torch.inference_mode()
+def fit_preview(vae: VAE, image_size: tuple[int, int]) -> tuple[tuple[float, float, float], ...]:
+    """The linear map from scaled latents to colours in [-1, 1]: a row for each of the four channels, then the bias.
+
+    Least squares on random pictures, always the same ones of `image_size` or a part of it: what a latent says of the
+    mean colour of the pixels that it stands for. The VAE must be on the CPU.
+    """
+    height, width = (min(side, PREVIEW_MAX_LATENTS * vae.downsampling) for side in image_size)
+    latents, colours = [], []
+    for picture in _preview_pictures(height, width):
+        mean, _ = vae.encoder(picture).chunk(2, dim=1)
+        latents.append(vae.scaling_factor * mean)
+        colours.append(functional.avg_pool2d(picture, vae.downsampling))
+    known, wanted = (torch.cat(rows).double().movedim(1, -1).flatten(0, 2) for rows in (latents, colours))
+    known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
+    rows = torch.linalg.lstsq(known, wanted).solution.tolist()
+    return tuple((round(red, 6), round(green, 6), round(blue, 6)) for red, green, blue in rows)
+
+
+def _preview_pictures(height: int, width: int) -> Iterator[Tensor]:
+    """Pictures [1, 3, H, W] in [-1, 1] in tones as of shop photos: light smooth fields, flat patches of any colour."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(PREVIEW_PICTURES):
+        cells = PREVIEW_CELLS[number % len(PREVIEW_CELLS)]
+        field = 0.2 + 0.8 * torch.rand(1, 3, cells, cells, generator=generator)
+        picture = functional.interpolate(field, size=(height, width), mode="bilinear")
+        for _ in range(PREVIEW_PATCHES):
+            top, bottom = sorted(torch.randint(height + 1, (2,), generator=generator).tolist())
+            left, right = sorted(torch.randint(width + 1, (2,), generator=generator).tolist())
+            picture[..., top:bottom, left:right] = torch.rand(1, 3, 1, 1, generator=generator) * 2 - 1
+        yield picture

@@ -44,16 +44,13 @@ def prompt_text(template: Template, category: str, caption: str, num_garments: i
 
 
 def insert_pseudo_words(token_embeds: Tensor, token_ids: Tensor, pseudo_words: Tensor) -> Tensor:
-    """`token_embeds` [B, 77, D] with `pseudo_words` [B, P, D] in place from each row's first placeholder on.
+    """`token_embeds` [B, 77, D] with `pseudo_words` [P, D], row after row, in the places of the placeholders.
 
-    A row of `token_ids` [B, 77] without a placeholder stays as it is.
+    `token_ids` [B, 77] must hold P placeholders in all.
     """
-    is_placeholder = token_ids == PLACEHOLDER_ID
-    first = is_placeholder.int().argmax(dim=1, keepdim=True)
-    positions = first + torch.arange(pseudo_words.shape[1], device=token_ids.device)
-    index = positions[..., None].expand(-1, -1, token_embeds.shape[2])
-    filled = token_embeds.scatter(1, index, pseudo_words.to(token_embeds.dtype))
-    return torch.where(is_placeholder.any(dim=1)[:, None, None], filled, token_embeds)
+    filled = token_embeds.clone()
+    filled[token_ids == PLACEHOLDER_ID] = pseudo_words.to(token_embeds)
+    return filled
 
 
 class TextEncoder(nn.Module):
@@ -109,20 +106,24 @@ class PromptEncoder(nn.Module):
         ids = [begin, *word_ids, *[PLACEHOLDER_ID] * num_placeholders, end]
         return ids + [PAD_ID] * (MAX_TOKENS - len(ids))
 
-    def forward(self, texts: Sequence[str], pseudo_words: Tensor | None = None) -> Tensor:
-        """Prompt embeddings [B, 77, D] of `texts`, whose placeholders stand for `pseudo_words` [B, P, D].
+    def forward(self, texts: Sequence[str], pseudo_words: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Prompt embeddings [B, 77, D] of `texts`, whose placeholders stand for `pseudo_words`, a [P, D] for each text.
 
-        Every text must hold P placeholders, or none: then its row of `pseudo_words` is ignored. Raises InvalidRequest
-        otherwise.
+        P may differ from text to text. A text must hold P placeholders, or none: then its pseudo-words are ignored.
+        Raises InvalidRequest otherwise.
         """
         token_ids = self.tokenize(texts)
-        num_words = 0 if pseudo_words is None else pseudo_words.shape[1]
-        for text, count in zip(texts, (token_ids == PLACEHOLDER_ID).sum(dim=1).tolist(), strict=True):
+        counts = (token_ids == PLACEHOLDER_ID).sum(dim=1).tolist()
+        inserted: list[Tensor] = []
+        for text, count, words in zip(texts, counts, pseudo_words or [None] * len(texts), strict=True):
+            num_words = 0 if words is None else len(words)
             if count not in (0, num_words):
                 raise InvalidRequest("prompt", text, f"has {count} placeholders for {num_words} pseudo-words")
+            if count and words is not None:
+                inserted.append(words)
         token_ids = token_ids.to(next(self.token_embedding.parameters()).device)
         token_embeds: Tensor = self.token_embedding(token_ids)
-        if pseudo_words is not None:
-            token_embeds = insert_pseudo_words(token_embeds, token_ids, pseudo_words)
+        if inserted:
+            token_embeds = insert_pseudo_words(token_embeds, token_ids, torch.cat(inserted))
         embeds: Tensor = self.text_encoder(token_embeds)
         return embeds

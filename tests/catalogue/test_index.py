@@ -1,8 +1,10 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import faiss
 import numpy as np
@@ -59,6 +61,23 @@ def test_search_gives_as_many_as_there_are(tiny_catalogue: Path, encoder: Retrie
     assert ids(matches) == ids(catalogue.search("red", "dresses", 4))[:count]
 
 
+def test_searches_together_are_what_they_are_alone(tiny_catalogue: Path, encoder: RetrievalEncoder) -> None:
+    catalogue = Catalogue.open(tiny_catalogue, encoder)
+    queries = [("red", "dresses", 2), ("a long blue pair of trousers", "lower_body", 4), ("", "upper_body", 1)] * 13
+    alone = [catalogue.search(*query) for query in queries]
+    together = catalogue.search_many(queries)
+    assert [ids(matches) for matches in together] == [ids(matches) for matches in alone]
+    scores = [[match.score for matches in found for match in matches] for found in (together, alone)]
+    np.testing.assert_allclose(*scores, atol=1e-6)
+    assert catalogue.search_many([]) == []
+
+
+def test_all_texts_are_encoded_in_one_call(tiny_catalogue: Path, encoder: RetrievalEncoder) -> None:
+    counting: Any = Mock(wraps=encoder, fingerprint=encoder.fingerprint)
+    Catalogue.open(tiny_catalogue, counting).search_many([("red", "dresses", 2), ("blue", "lower_body", 1)])
+    counting.encode_texts.assert_called_once_with(["red", "blue"])
+
+
 class ColourEncoder:
     """Stands in for the real encoder, so that equal pictures have equal vectors to the last digit."""
 
@@ -90,14 +109,18 @@ def test_equal_garments_come_by_id(tmp_path: Path) -> None:
 def test_a_search_that_cannot_be_is_refused(
     tiny_catalogue: Path, encoder: RetrievalEncoder, category: str, k: int, field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        Catalogue.open(tiny_catalogue, encoder).search("red", category, k)
-    assert caught.value.field == field
+    catalogue = Catalogue.open(tiny_catalogue, encoder)
+    for queries in ([("red", category, k)], [("red", "dresses", 1), ("red", category, k)]):
+        with pytest.raises(InvalidRequest) as caught:
+            catalogue.search_many(queries)
+        assert caught.value.field == field
 
 
 def test_a_category_without_garments_has_no_matches(tmp_path: Path, encoder: RetrievalEncoder) -> None:
     catalogue = Catalogue.build(pictures_in(tmp_path / "pictures", {"a": "red"}), encoder, tmp_path / "catalogue")
     assert catalogue.search("red", "lower_body", 3) == []
+    found = catalogue.search_many([("red", "lower_body", 3), ("red", "dresses", 3)])
+    assert [ids(matches) for matches in found] == [[], ["a"]]
 
 
 def test_get_finds_by_id_without_an_encoder(tiny_catalogue: Path) -> None:
@@ -108,6 +131,28 @@ def test_get_finds_by_id_without_an_encoder(tiny_catalogue: Path) -> None:
     assert garment.image().getpixel((24, 32)) == (0, 0, 255)
     with pytest.raises(InvalidRequest, match="garment_ids: got 'no-such'; must name garments of the catalogue"):
         catalogue.get("no-such")
+
+
+def test_the_version_is_that_of_the_garments_and_their_pictures(tmp_path: Path) -> None:
+    encoder: Any = ColourEncoder()
+
+    def version(name: str, colour: str, category: str = "dresses", caption: str = "", file: str = "a") -> str:
+        (garment,) = pictures_in(tmp_path / name / "pictures", {file: colour}, category)
+        garment = replace(garment, id="a", caption=caption)
+        folder = tmp_path / name / "catalogue"
+        built = Catalogue.build([garment], encoder, folder)
+        assert built.version == Catalogue.open(folder).version
+        return built.version
+
+    first = version("first", "red")
+    assert version("same", "red") == first
+    others = [
+        version("repainted", "blue"),
+        version("moved", "red", category="lower_body"),
+        version("renamed", "red", caption="red"),
+        version("elsewhere", "red", file="b"),
+    ]
+    assert len({first, *others}) == 5
 
 
 def test_build_tells_its_progress_and_replaces_the_earlier_version(tmp_path: Path, encoder: RetrievalEncoder) -> None:

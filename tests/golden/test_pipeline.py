@@ -17,7 +17,17 @@ from fashion_rag.data.masks import repaint_mask
 from fashion_rag.denoising.sampler import timesteps
 from fashion_rag.models.prompt import insert_pseudo_words, prompt_text
 from fashion_rag.models.unet import UNet
-from fashion_rag.pipeline import Conditioning, Person, condition, decode, denoise, draw_noise, encode_person, prepare
+from fashion_rag.pipeline import (
+    Conditioning,
+    Person,
+    condition,
+    decode,
+    denoise,
+    draw_noise,
+    encode_person,
+    invert,
+    prepare,
+)
 from fashion_rag.request import EditRequest, Template
 from tests.golden.golden import Golden, difference
 
@@ -67,7 +77,7 @@ def case5(golden: Golden) -> Case5:
 def test_prompts(case5: Case5) -> None:
     encoder, case = case5.golden.prompt_encoder, case5.tensors
     ids = case["prompt_ids"]
-    embeds = insert_pseudo_words(encoder.token_embedding(ids), ids, case["prompt_word_embeddings"])
+    embeds = insert_pseudo_words(encoder.token_embedding(ids), ids, case["prompt_word_embeddings"].flatten(0, 1))
     assert difference(encoder.text_encoder(embeds), case["prompt_embeds"]) < case5.golden.tolerance("case2")
     assert torch.equal(encoder.tokenize(["", ""]), case["negative_ids"])
     assert difference(encoder(["", ""]), case["negative_prompt_embeds"]) < case5.golden.tolerance("case2")
@@ -146,7 +156,8 @@ def test_evaluation_at_full_size(golden: Golden, row: int) -> None:
     assert request.prompt == about["captions"][row]
 
     pictures = [open_image(path) for path in sample.retrieved_paths]
-    conditioning = condition(golden.prompt_encoder, golden.garment_encoder, request, pictures)
+    pseudo_words = invert(golden.garment_encoder, pictures)
+    (conditioning,) = condition(golden.prompt_encoder, [request], [pseudo_words])
     assert difference(conditioning.prompt_embeds, case["prompt_embeds"][rows]) < golden.tolerance("case8_prompt_embeds")
 
     # The published code drew the noise of both samples at once.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fashion_rag.models.autoencoder import VAE
+from fashion_rag.models.autoencoder import VAE, fit_preview
 from tests.models import toy
 
 
@@ -52,3 +52,23 @@ def test_a_stand_in_encoder_is_used_and_its_log_variance_clamped(vae: VAE, logva
     latents = vae.encode(torch.zeros(1, 3, 8, 8), torch.ones(1, 4, 2, 2))
     expected = 0.3 * (2.0 + torch.tensor(clamped / 2).exp())
     torch.testing.assert_close(latents, expected.expand(1, 4, 2, 2))
+
+
+class MeanColours(nn.Module):
+    """Stands in for an encoder whose latents are the blocks' mean colours, a half added, and something else."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        colours = nn.functional.avg_pool2d(image, 4)
+        mean = torch.cat([colours + 0.5, colours[:, :1] * colours[:, 1:2]], dim=1)
+        return torch.cat([mean, torch.full_like(mean, 5.0)], dim=1)
+
+
+@pytest.mark.parametrize("image_size", [(32, 24), (24, 320)])
+def test_a_preview_maps_scaled_latents_to_colours(vae: VAE, image_size: tuple[int, int]) -> None:
+    vae.encoder = MeanColours()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    preview = torch.tensor(fit_preview(vae, image_size))
+    expected = torch.cat([torch.eye(3) / 0.3, torch.zeros(1, 3), torch.full((1, 3), -0.5)])
+    torch.testing.assert_close(preview, expected, rtol=0, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)

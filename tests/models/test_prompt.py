@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.prompt import MAX_TOKENS, PAD_ID, PLACEHOLDER_ID, PromptEncoder, prompt_text
@@ -19,6 +20,12 @@ def ids_of(encoder: PromptEncoder, template: Template, caption: str, num_garment
     text = prompt_text(template, "upper_body", caption, num_garments, NUM_PSEUDO_WORDS)
     ids: list[int] = encoder.tokenize([text])[0].tolist()
     return ids
+
+
+def pseudo_words(num_garments: int) -> Tensor:
+    """Random ones [P, D]."""
+    generator = torch.Generator().manual_seed(num_garments)
+    return torch.randn(num_garments * NUM_PSEUDO_WORDS, toy.TEXT_WIDTH, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +89,12 @@ def test_the_template_itself_is_never_cut(encoder: PromptEncoder) -> None:
 def test_pseudo_words_replace_embeddings_from_the_first_placeholder_on(encoder: PromptEncoder) -> None:
     text = prompt_text(Template.GARMENTS, "dresses", "", 1, NUM_PSEUDO_WORDS)
     token_ids = encoder.tokenize([text])
-    words = encoder.token_embedding(token_ids)[:, token_ids[0] == PLACEHOLDER_ID]
+    words = encoder.token_embedding(token_ids)[token_ids == PLACEHOLDER_ID]
     plain = encoder.text_encoder(encoder.token_embedding(token_ids))
-    assert torch.equal(encoder([text], words), plain)
+    assert torch.equal(encoder([text], [words]), plain)
     shift = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
-    shift[:, 0] = 0
-    changed = encoder([text], words + shift)
+    shift[0] = 0
+    changed = encoder([text], [words + shift])
     # The first pseudo-word is the old one, and the mask is causal: what stands up to it has not seen the others.
     first = token_ids[0].tolist().index(PLACEHOLDER_ID)
     torch.testing.assert_close(changed[:, : first + 1], plain[:, : first + 1])
@@ -96,21 +103,36 @@ def test_pseudo_words_replace_embeddings_from_the_first_placeholder_on(encoder: 
 
 def test_a_row_without_placeholders_ignores_its_pseudo_words(encoder: PromptEncoder) -> None:
     text = prompt_text(Template.GARMENTS, "dresses", "", 1, NUM_PSEUDO_WORDS)
-    words = torch.randn(2, NUM_PSEUDO_WORDS, toy.TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(encoder([text, ""], words)[1:], encoder([""]))
+    embeds = encoder(["", text], [pseudo_words(1), pseudo_words(1)])
+    torch.testing.assert_close(embeds[:1], encoder([""]))
+    torch.testing.assert_close(embeds[1:], encoder([text], [pseudo_words(1)]))
+
+
+def test_rows_with_different_numbers_of_pseudo_words_are_what_they_are_alone(encoder: PromptEncoder) -> None:
+    rows = [
+        (prompt_text(template, "upper_body", "red top", count, NUM_PSEUDO_WORDS), pseudo_words(count))
+        for template, count in ((Template.GARMENTS, 3), (Template.CAPTION_AND_GARMENTS, 1), (Template.GARMENTS, 2))
+    ]
+    rows[1:1] = [("", None), (prompt_text(Template.CAPTION, "dresses", LONG_CAPTION, 0, NUM_PSEUDO_WORDS), None)]
+    texts, words = zip(*rows, strict=True)
+    alone = torch.cat([encoder([text], [own]) for text, own in rows])
+    torch.testing.assert_close(encoder(texts, words), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_words", [0, 11, 13])
 def test_a_wrong_number_of_pseudo_words_is_refused(encoder: PromptEncoder, num_words: int) -> None:
     text = prompt_text(Template.GARMENTS, "dresses", "", 1, NUM_PSEUDO_WORDS)
-    words = torch.zeros(1, num_words, toy.TEXT_WIDTH) if num_words else None
-    with pytest.raises(InvalidRequest, match=f"prompt: .*12 placeholders for {num_words} pseudo-words"):
-        encoder([text], words)
+    words = torch.zeros(num_words, toy.TEXT_WIDTH) if num_words else None
+    # The others make up the number, in all.
+    others = torch.zeros(NUM_PSEUDO_WORDS * 2 - num_words, toy.TEXT_WIDTH)
+    for texts, given in (([text], [words]), ([text, text], [words, others])):
+        with pytest.raises(InvalidRequest, match=f"prompt: .*12 placeholders for {num_words} pseudo-words"):
+            encoder(texts, given)
 
 
 def test_gradients_reach_the_pseudo_words(encoder: PromptEncoder) -> None:
     text = prompt_text(Template.GARMENTS, "dresses", "", 1, NUM_PSEUDO_WORDS)
-    words = torch.zeros(1, NUM_PSEUDO_WORDS, toy.TEXT_WIDTH, requires_grad=True)
-    encoder([text], words)[..., 0].sum().backward()
+    words = torch.zeros(NUM_PSEUDO_WORDS, toy.TEXT_WIDTH, requires_grad=True)
+    encoder([text], [words])[..., 0].sum().backward()
     assert words.grad is not None
-    assert words.grad.abs().amax(dim=2).min() > 0
+    assert words.grad.abs().amax(dim=1).min() > 0
