@@ -230,11 +230,12 @@ def serve(
     bundle: BundleOption = DEMO_BUNDLE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; no other may enter.")] = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
     from serve.app import run
 
-    run(str(bundle), str(catalogue) if catalogue else None, host, port)
+    run(bundle, catalogue, api_keys, host, port)
 
 
 @demo_commands.command("world")

@@ -1,19 +1,107 @@
-"""What an operator may set of the graph. Read by `app.build`; host and port belong to `app.run`."""
+"""What an operator may set. `ServeConfig` is fixed while a graph runs; the settings of each deployment are not.
 
-from dataclasses import dataclass
-from typing import Any
+Settings are the `user_config` of their deployments: a Serve config file that changes nothing else reaches the running
+replicas without a restart. `app.build` gives each deployment its defaults.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
+from fashion_rag.denoising.scheduler import Limits
+from serve.schemas import Preset
+
+
+class Config:
+    """Base of configurations: frozen dataclasses with rules of their own."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @classmethod
+    def from_args(cls, args: dict[str, Any]) -> Self:
+        """The configuration in part of a Serve config file, or of `serve run`, whose values may be strings.
+
+        Raises pydantic.ValidationError, a ValueError, for unknown keys, wrong types and values outside their ranges.
+        """
+        return TypeAdapter(cls).validate_python(args)
+
+    def to_args(self) -> dict[str, Any]:
+        """What `from_args` reads."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def _at_least(self, lowest: float, *names: str) -> None:
+        for name in names:
+            if not lowest <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}; must be a number from {lowest} on")
+
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """The settings of one graph.
+class IngressSettings(Config):
+    """Of the HTTP side.
 
-    bundle, catalogue: folders, the same path on every node. replica_cpus: what Ray reserves for each of the five
-    replicas; the default lets all of them onto two cores. num_threads: of PyTorch, in a replica. max_edits: edits in
-    flight, more are refused. retry_after_s: what a refused caller is told to wait. deadline_s: an edit's.
-    max_pixels: of an uploaded picture.
+    max_edits: in flight in one ingress replica; more are refused before their bodies are read. max_edits_per_key: of
+    one API key. retry_after_s: what a refused caller is told to wait. deadline_s: of an edit whose caller names none;
+    no caller may name more. max_pixels: of an uploaded picture. presets: by name, what callers may ask for in a word.
+    """
+
+    max_edits: int = 32
+    max_edits_per_key: int = 32
+    retry_after_s: float = 5.0
+    deadline_s: float = 300.0
+    max_pixels: int = 32_000_000
+    presets: dict[str, Preset] = field(
+        default_factory=lambda: {"fast": Preset(steps=10), "balanced": Preset(steps=20), "exact": Preset(steps=50)}
+    )
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "max_edits", "max_edits_per_key", "retry_after_s", "max_pixels")
+        self._at_least(0.001, "deadline_s")
+        if self.max_edits < self.max_edits_per_key:
+            raise ValueError(f"max_edits_per_key: got {self.max_edits_per_key}; must be at most max_edits")
+
+
+@dataclass(frozen=True)
+class BatchSettings(Config):
+    """Of the retriever and the VAE. max_batch: requests in one call of a model."""
+
+    max_batch: int = 8
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "max_batch")
+
+
+@dataclass(frozen=True)
+class ConditionerSettings(BatchSettings):
+    """cache_bytes: of pseudo-words that are kept; at full size a garment's take 64 KiB."""
+
+    cache_bytes: int = 256 * 1024**2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "cache_bytes")
+
+
+@dataclass(frozen=True)
+class DenoiserSettings(Limits, Config):
+    """Of the denoiser: what `Limits` says. `margin_s` is for decoding and the way back."""
+
+    margin_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class ServeConfig(Config):
+    """The parts of a graph.
+
+    bundle, catalogue: folders, the same path on every node. replica_cpus: what Ray reserves for each replica; the
+    default lets all five onto two cores. num_threads: of PyTorch, in a replica. api_keys: a file with a key a line;
+    without it, and without FASHION_RAG_API_KEYS in the environment of the ingress, all may enter. drain_s: how long a
+    replica that is to stop may finish what it has; at least the longest edit.
+
+    max_replicas: of a deployment; with more than one, each scales by its load. target_rows: UNet rows in flight in a
+    denoiser before another is started. upscale_delay_s, downscale_delay_s: how long a load must last to tell.
 
     Raises ValueError, naming the field, for anything outside its range.
     """
@@ -22,28 +110,22 @@ class ServeConfig:
     catalogue: str
     replica_cpus: float = 0.2
     num_threads: int = 1
-    max_edits: int = 8
-    retry_after_s: int = 5
-    deadline_s: float = 300.0
-    max_pixels: int = 32_000_000
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    api_keys: str | None = None
+    drain_s: float = 300.0
+    max_replicas: int = 1
+    target_rows: int = 8
+    upscale_delay_s: float = 10.0
+    downscale_delay_s: float = 300.0
+    ingress: IngressSettings = IngressSettings()
+    denoiser: DenoiserSettings = DenoiserSettings()
+    conditioner: ConditionerSettings = ConditionerSettings()
+    retriever: BatchSettings = BatchSettings()
+    vae: BatchSettings = BatchSettings()
 
     def __post_init__(self) -> None:
         for name in ("bundle", "catalogue"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got ''; must be a folder")
-        for name in ("num_threads", "max_edits", "retry_after_s", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; must be at least 1")
-        for name in ("replica_cpus", "deadline_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; must be more than 0")
-
-    @classmethod
-    def from_args(cls, args: dict[str, Any]) -> "ServeConfig":
-        """The config in the `args` of a Serve config file or `serve run`, whose values may be strings.
-
-        Raises pydantic.ValidationError, a ValueError, for unknown keys and wrong types too.
-        """
-        return TypeAdapter(cls).validate_python(args)
+        self._at_least(1, "num_threads", "max_replicas", "target_rows")
+        self._at_least(0.01, "replica_cpus", "drain_s")
+        self._at_least(0, "upscale_delay_s", "downscale_delay_s")

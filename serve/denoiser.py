@@ -1,57 +1,187 @@
-"""The deployment of the UNet. Between two steps an edit can be cancelled, and other edits take their turn."""
+"""The deployment of the UNet: one engine, whose steps all the edits of a replica share.
+
+Bookkeeping is done on the event loop and the UNet calls in one thread beside it, so an edit is taken on, refused or
+cancelled at once, while a step runs. The replica asks the stages before it for what an edit needs once it has taken
+the edit on; so an edit that is refused costs the others nothing.
+"""
 
 import asyncio
+import contextvars
 import time
+import uuid
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
 
-from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
-from fashion_rag.request import EditRequest
-from serve.stages import Conditioned, Denoised, Encoded
+from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
+from fashion_rag.denoising.runner import Edit, Inputs
+from fashion_rag.errors import DeadlineExceeded, Overloaded
+from fashion_rag.models.prompt import MAX_TOKENS
+from serve import metrics
+from serve.autoscaling import ROWS
+from serve.calls import answer
+from serve.config import DenoiserSettings
+from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial
+
+# So many UNet calls that fail one after the other, and Serve is told to replace the replica.
+MAX_FAILED_CALLS = 3
 
 
 @ray_serve.deployment
 class Denoiser:
-    """Noise to latents."""
+    """Noise to latents, step by step."""
 
-    def __init__(self, bundle: str, num_threads: int) -> None:
+    def __init__(self, bundle: str, num_threads: int, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
         torch.set_num_threads(num_threads)
         opened = Bundle.open(Path(bundle))
         self.sampler = opened.sampler
-        self.unet = opened.load_unet()
-        self.num_running = 0
+        self.latent_size = opened.latent_size
+        self.conditioner = conditioner
+        self.vae = vae
+        preview = Preview.of(opened.manifest.preview) if opened.manifest.preview else None
+        self.engine = Engine(opened.load_unet(), DenoiserSettings(), preview)
         self.num_steps_done = 0
+        self._events: dict[str, asyncio.Queue[Event]] = {}
+        self._thread = ThreadPoolExecutor(1, "denoise")
+        self._to_do = asyncio.Event()
+        self._stepping: asyncio.Task[None] | None = None
+        self.engine.warm_up(_blank(self.latent_size, opened.text_width))
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take on new DenoiserSettings, from the next step on."""
+        self.engine.limits = DenoiserSettings.from_args(user_config)
 
     async def ping(self) -> None:
         """Returns when the replica answers."""
 
     async def progress(self) -> tuple[int, int]:
-        """The edits in the loop now, and the steps done since the replica started."""
-        return self.num_running, self.num_steps_done
+        """The edits taken on and not yet left, and the UNet calls since the replica started."""
+        return len(self.engine), self.num_steps_done
 
-    async def denoise(self, request: EditRequest, conditioned: Conditioned, encoded: Encoded) -> Denoised:
-        """The latents after the last step. A cancelled call ends with the step that it is in."""
-        started = time.perf_counter()
-        latents = encoded.latents
-        steps = pipeline.denoise(
-            self.unet,
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy adds up over the replicas."""
+        return {ROWS: self.engine.num_rows}
+
+    def check_health(self) -> None:
+        """Raises RuntimeError if the replica should be replaced."""
+        if self._stepping is not None and self._stepping.done():
+            raise RuntimeError("the denoising loop has ended")
+        if self.engine.num_failed_calls >= MAX_FAILED_CALLS:
+            raise RuntimeError(f"the last {self.engine.num_failed_calls} UNet calls failed")
+
+    async def denoise(self, job: Job) -> AsyncGenerator[Admitted | Partial | Denoised, None]:
+        """Yields that the edit is taken on, then the previews that it asked for, then the latents after the last step.
+
+        A cancelled call frees its rows at the next step. Raises Overloaded at once, and later what the stages before
+        raise, DeadlineExceeded, or FashionRAGError for an edit that cannot be computed.
+        """
+        # Its own: the request's id is the caller's to choose, and returns when the call is made again.
+        edit_id = uuid.uuid4().hex
+        edit = Edit(
+            edit_id,
+            self.latent_size,
+            job.num_inference_steps,
+            job.guidance_scale,
             self.sampler,
-            latents,
-            encoded.person,
-            conditioned.conditioning,
-            request.num_inference_steps,
-            request.guidance_scale,
+            time.monotonic() + job.deadline - time.time(),
+            job.preview_steps,
         )
-        self.num_running += 1
         try:
-            # One thread call a step: a cancellation arrives at the await.
-            while (stepped := await asyncio.to_thread(next, steps, None)) is not None:
-                latents = stepped
-                self.num_steps_done += 1
+            self.engine.add(edit)
+        except (Overloaded, DeadlineExceeded):
+            metrics.refusals().inc(tags={"stage": "denoise"})
+            raise
+        events = self._events[edit_id] = asyncio.Queue()
+        try:
+            yield Admitted(self.engine.num_rows)
+            conditioned, encoded = await self._ask(job)
+            with metrics.timed("denoise") as timings_s:
+                self._provide(edit_id, conditioned, encoded)
+                started = time.perf_counter()
+                while not isinstance(event := await events.get(), Finished):
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if event.step == 1:
+                        metrics.queue_seconds().observe(time.perf_counter() - started)
+                    if event.preview is not None:
+                        yield Partial(event.step, event.num_steps, event.preview)
+            timings_s |= conditioned.timings_s | encoded.timings_s
+            yield Denoised(event.latents, conditioned.garments, timings_s)
+        except (asyncio.CancelledError, GeneratorExit):
+            metrics.cancellations().inc(tags={"stage": "denoise"})
+            raise
         finally:
-            self.num_running -= 1
-        timings_s = conditioned.timings_s | encoded.timings_s | {"denoise": time.perf_counter() - started}
-        return Denoised(latents, conditioned.garments, timings_s)
+            del self._events[edit_id]
+            self.engine.cancel(edit_id)
+            self._count()
+
+    async def _ask(self, job: Job) -> tuple[Conditioned, Encoded]:
+        """What the stages before make of the request, both at the same time."""
+        calls = [
+            asyncio.create_task(answer(stage, ask, job.deadline))
+            for stage, ask in (
+                ("condition", lambda: self.conditioner.condition.remote(job.request, job)),
+                ("encode", lambda: self.vae.encode.remote(job.request)),
+            )
+        ]
+        try:
+            conditioned, encoded = await asyncio.gather(*calls)
+            return conditioned, encoded
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _provide(self, edit_id: str, conditioned: Conditioned, encoded: Encoded) -> None:
+        person, conditioning = encoded.person, conditioned.conditioning
+        self.engine.provide(
+            edit_id,
+            Inputs(
+                encoded.latents,
+                person.mask,
+                person.masked_image_latents,
+                person.pose_map,
+                conditioning.prompt_embeds,
+                conditioning.negative_prompt_embeds,
+            ),
+        )
+        if self._stepping is None:
+            # Outside of the request, whose id its log lines would bear for ever.
+            self._stepping = asyncio.create_task(self._step(), context=contextvars.Context())
+        self._to_do.set()
+
+    async def _step(self) -> None:
+        """Steps as long as the replica lives; sleeps where there is nothing to do."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch, events = self.engine.schedule()
+            if batch:
+                started = time.perf_counter()
+                outcome = await loop.run_in_executor(self._thread, self.engine.run, batch)
+                metrics.step_seconds().observe(time.perf_counter() - started)
+                metrics.rows_per_step().observe(sum(state.num_rows for state in batch))
+                self.num_steps_done += 1
+                events += self.engine.postprocess(batch, outcome)
+            for event in events:
+                # A caller who has just gone has no queue any more.
+                if queue := self._events.get(event.id):
+                    queue.put_nowait(event)
+            self._count()
+            if not batch:
+                self._to_do.clear()
+                await self._to_do.wait()
+
+    def _count(self) -> None:
+        metrics.rows_in_flight().set(self.engine.num_rows)
+        metrics.edits_waiting().set(self.engine.num_waiting)
+
+
+def _blank(latent_size: tuple[int, int], text_width: int) -> Inputs:
+    """The tensors of an edit of nothing."""
+    latents, text = torch.zeros(1, 4, *latent_size), torch.zeros(1, MAX_TOKENS, text_width)
+    return Inputs(latents, latents[:, :1], latents, torch.zeros(1, 18, *latent_size), text, text)

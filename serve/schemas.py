@@ -1,91 +1,142 @@
-"""The words of the HTTP interface: the form of an edit and its reply. Called by `app`; knows no Ray."""
+"""The words of the HTTP interface: the form of an edit, replies, stream events, presets. Knows no Ray.
+
+`uploads` fills the form, `ingress` sends the rest. The shapes are those of OpenAI's images API, with fields of our own.
+"""
 
 import base64
 import io
 import json
-import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 import numpy as np
-from fastapi import UploadFile
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, WithJsonSchema
 
-from fashion_rag.config import Manifest
-from fashion_rag.data.image import open_image, open_mask
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import EditRequest, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_STEPS, Template
 
-# A seed that is drawn here stays a whole number in every JSON reader.
-RANDOM_SEEDS = 2**32
+MAX_IMAGES = 10
+MAX_CHUNKS = 3
+MAX_PARTIAL_IMAGES = 50
+MIN_DEADLINE_S = 0.001
+QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+Quality = Literal["auto", "low", "medium", "high"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Steps and guidance under a name; None = the bundle's own. Raises ValueError for what is outside its range."""
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps: got {self.steps}; must be from 1 to {MAX_STEPS}")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 50:
+            raise ValueError(f"guidance_scale: got {self.guidance_scale}; must be a finite number from 0 to 50")
 
 
 class EditForm(BaseModel):
-    """The fields of POST /v1/images/edits; any other is refused. EditRequest has their ranges."""
+    """The fields of POST /v1/images/edits, with those that are not OpenAI's below `user`. Any other is refused.
 
-    model_config = ConfigDict(extra="forbid")
-
-    image: UploadFile
-    mask: UploadFile
-    prompt: str
-    category: str
-    keypoints: str | None = None
-    num_garments: int = 1
-    garment_ids: list[str] = []
-    seed: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    template: Template = Template.GARMENTS
-
-
-class ImageData(BaseModel):
-    b64_json: str
-
-
-class GarmentUsed(BaseModel):
-    """A garment in the picture; `score` is the cosine with the prompt, null where the caller named the garment."""
-
-    id: str
-    score: float | None
-    caption: str
-
-
-class EditReply(BaseModel):
-    """The reply, in the shape of OpenAI's images API with three fields more. `data` holds one PNG."""
-
-    created: int
-    data: list[ImageData]
-    garments: list[GarmentUsed]
-    seed: int
-    timings_ms: dict[str, float]
-
-
-def edit_request(
-    form: EditForm, image: bytes, mask: bytes, manifest: Manifest, max_pixels: int, request_id: str
-) -> EditRequest:
-    """The request in a form whose two files have been read. Steps and guidance default to the manifest's.
-
-    Decodes pictures, so it does not belong on an event loop. Raises InvalidRequest, naming the form's field.
+    What depends on the server or the photo `uploads.edit_requests` checks, other ranges EditRequest. Raises
+    InvalidRequest for fields that do not go together, pydantic.ValidationError for what one is by itself.
     """
-    pixels = np.asarray(open_image(image, max_pixels=max_pixels))
-    return EditRequest(
-        image=pixels,
-        mask=open_mask(mask, max_pixels=max_pixels),
-        prompt=form.prompt,
-        category=form.category,
-        keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, pixels.shape[:2]),
-        num_garments=form.num_garments,
-        garment_ids=tuple(form.garment_ids),
-        template=form.template,
-        seed=secrets.randbelow(RANDOM_SEEDS) if form.seed is None else form.seed,
-        num_inference_steps=manifest.num_inference_steps if form.steps is None else form.steps,
-        guidance_scale=manifest.guidance_scale if form.guidance_scale is None else form.guidance_scale,
-        request_id=request_id,
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: bytes = Field(repr=False, description="The photo.")
+    mask: bytes | None = Field(
+        None,
+        repr=False,
+        description="White where to repaint, or transparent; of the photo's size. Without it, the photo is repainted "
+        "where it is transparent.",
     )
+    prompt: str = Field(description="What to wear.")
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures, of seeds that follow each other.")
+    size: str = Field(
+        "auto", description="WIDTHxHEIGHT, in the shape of the photo, which is brought to it; auto = the photo's own."
+    )
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: OutputFormat = "png"
+    output_compression: int = Field(100, ge=0, le=100, description="Quality of a jpeg or webp.")
+    stream: bool = Field(False, description="Send events instead of one reply.")
+    partial_images: int = Field(
+        0, ge=0, le=MAX_PARTIAL_IMAGES, description="How many previews a stream sends before the finished picture."
+    )
+    model: str | None = Field(None, description="The name of the bundle that is served.")
+    quality: Quality = Field("auto", description="low, medium and high are the presets fast, balanced and exact.")
+    background: Literal["auto", "opaque"] = "auto"
+    user: str | None = Field(None, max_length=256, description="A name for the server's log.")
+
+    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+    garment_ids: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], max_length=MAX_GARMENTS, description="Garments to use instead of searching."
+    )
+    num_garments: int = Field(1, ge=0, le=MAX_GARMENTS, description="How many garments to search for.")
+    num_chunks: int | None = Field(
+        None, ge=1, le=MAX_CHUNKS, description="Search with so many of the prompt's parts between commas."
+    )
+    keypoints: str | None = Field(
+        None, description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent."
+    )
+    seed: int | None = Field(None, ge=0, description="The same seed gives the same picture; drawn if left out.")
+    preset: str | None = Field(None, description="A name of the server's for a number of steps and a guidance scale.")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(None, allow_inf_nan=False, description="From 0 to 50.")
+    deadline_s: float | None = Field(
+        None, ge=MIN_DEADLINE_S, description="How many seconds the caller is going to wait."
+    )
+    template: Annotated[Template, WithJsonSchema({"type": "string", "enum": list(Template)})] = Template.GARMENTS
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _has_no_url(cls, value: object) -> object:
+        if value == "url":
+            raise InvalidRequest("response_format", value, "must be 'b64_json': no picture is stored to have a URL")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.stream and self.n > 1:
+            raise InvalidRequest("n", self.n, "must be 1 with stream=true")
+        if self.partial_images > 0 and not self.stream:
+            raise InvalidRequest("partial_images", self.partial_images, "must be 0 without stream=true")
+        if self.output_format == "png" and self.output_compression < 100:
+            raise InvalidRequest("output_compression", self.output_compression, "must be 100 for png, which is exact")
+        if self.preset is not None and self.preset != QUALITY_PRESETS.get(self.quality, self.preset):
+            rule = f"must be {QUALITY_PRESETS[self.quality]!r}, or left out, with quality={self.quality}"
+            raise InvalidRequest("preset", self.preset, rule)
+        return self
+
+
+class _FormSchema(GenerateJsonSchema):
+    """A form has no null: a field that may be None is one that may be left out."""
+
+    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        if schema["default"] is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+
+def form_schema() -> dict[str, Any]:
+    """The JSON schema of the multipart form, for the OpenAPI document; complete in itself, without references."""
+    return EditForm.model_json_schema(schema_generator=_FormSchema)
 
 
 def parse_keypoints(text: str, size: tuple[int, ...]) -> NDArray[np.float64]:
@@ -107,16 +158,177 @@ def parse_keypoints(text: str, size: tuple[int, ...]) -> NDArray[np.float64]:
     return rows
 
 
+class ImageData(BaseModel):
+    """A finished picture, and the seed that gives it again."""
+
+    b64_json: str
+    seed: int
+
+
+class GarmentUsed(BaseModel):
+    """A garment in the picture; `score` is the cosine with the prompt, null where the caller named the garment."""
+
+    id: str
+    score: float | None
+    caption: str
+
+
+class EditReply(BaseModel):
+    """The reply to an edit. `size` is WIDTHxHEIGHT, `seed` that of the first picture."""
+
+    created: int
+    data: list[ImageData]
+    output_format: OutputFormat
+    size: str
+    garments: list[GarmentUsed]
+    seed: int
+    timings_ms: dict[str, float]
+
+
+class StreamEvent(BaseModel):
+    """What every event of a stream tells of its picture."""
+
+    b64_json: str
+    created_at: int
+    size: str
+    quality: Quality
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+
+
+class PartialImage(StreamEvent):
+    """A preview after `step` of `num_steps` steps; the first has the index 0."""
+
+    type: Literal["image_edit.partial_image"] = "image_edit.partial_image"
+    partial_image_index: int
+    step: int
+    num_steps: int
+
+
+class EditCompleted(StreamEvent):
+    """The finished picture, which ends a stream."""
+
+    type: Literal["image_edit.completed"] = "image_edit.completed"
+    garments: list[GarmentUsed]
+    seed: int
+    timings_ms: dict[str, float]
+
+
+class ErrorDetail(BaseModel):
+    """An error's type, the form field that it is about, if any, and what to do about it."""
+
+    type: str
+    field: str | None
+    message: str
+
+
+class ErrorReply(BaseModel):
+    """The reply to any error; in mid-stream the data of the event `error`."""
+
+    error: ErrorDetail
+
+
+class Model(BaseModel):
+    """A bundle that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """The reply to GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class GarmentFound(BaseModel):
+    """A garment in the catalogue; `score` is the cosine with the words that found it, null where its id did."""
+
+    id: str
+    category: str
+    caption: str
+    score: float | None
+
+    @computed_field
+    def image_url(self) -> str:
+        """Where this server has the garment's picture."""
+        return f"/v1/garments/{quote(self.id, safe='')}/image"
+
+
+class GarmentList(BaseModel):
+    """The reply to a search for garments, best first."""
+
+    object: Literal["list"] = "list"
+    data: list[GarmentFound]
+
+
 def edit_reply(
-    image: NDArray[np.uint8], garments: Sequence[GarmentUsed], seed: int, timings_s: dict[str, float]
+    form: EditForm,
+    pictures: Sequence[NDArray[np.uint8]],
+    seeds: Sequence[int],
+    garments: Sequence[GarmentUsed],
+    timings_s: dict[str, float],
 ) -> EditReply:
-    """The reply for a finished picture, uint8 [H, W, 3]. Encodes it, so it does not belong on an event loop."""
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, format="PNG")
+    """The reply for finished pictures, uint8 [H, W, 3] of one size. Encodes them, so keep it off an event loop."""
+    encoded = [encode_picture(pixels, form.output_format, form.output_compression) for pixels in pictures]
     return EditReply(
         created=int(time.time()),
-        data=[ImageData(b64_json=base64.b64encode(png.getvalue()).decode())],
+        data=[ImageData(b64_json=text, seed=seed) for text, seed in zip(encoded, seeds, strict=True)],
+        output_format=form.output_format,
+        size=_size(pictures[0]),
         garments=list(garments),
-        seed=seed,
-        timings_ms={stage: round(seconds * 1000, 1) for stage, seconds in timings_s.items()},
+        seed=seeds[0],
+        timings_ms=_milliseconds(timings_s),
     )
+
+
+def partial_image(form: EditForm, pixels: NDArray[np.uint8], index: int, step: int, num_steps: int) -> PartialImage:
+    """The event for a preview, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
+    return PartialImage(**_drawn(form, pixels), partial_image_index=index, step=step, num_steps=num_steps)
+
+
+def edit_completed(
+    form: EditForm,
+    pixels: NDArray[np.uint8],
+    garments: Sequence[GarmentUsed],
+    seed: int,
+    timings_s: dict[str, float],
+) -> EditCompleted:
+    """The event for the finished picture, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
+    timings_ms = _milliseconds(timings_s)
+    return EditCompleted(**_drawn(form, pixels), garments=list(garments), seed=seed, timings_ms=timings_ms)
+
+
+def sse(event: str, payload: BaseModel) -> bytes:
+    """One server-sent event of this name."""
+    # In ASCII: some clients break lines at U+2028 and its like, which a caption may hold.
+    return f"event: {event}\ndata: {payload.model_dump_json(ensure_ascii=True)}\n\n".encode()
+
+
+def encode_picture(pixels: NDArray[np.uint8], output_format: OutputFormat, output_compression: int) -> str:
+    """The picture, uint8 [H, W, 3], as a file of this format in base64. output_compression: 0 to 100 = best."""
+    content = io.BytesIO()
+    quality = {} if output_format == "png" else {"quality": output_compression}
+    Image.fromarray(pixels).save(content, format=output_format, **quality)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def _drawn(form: EditForm, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    return {
+        "b64_json": encode_picture(pixels, form.output_format, form.output_compression),
+        "created_at": int(time.time()),
+        "size": _size(pixels),
+        "quality": form.quality,
+        "output_format": form.output_format,
+    }
+
+
+def _size(pixels: NDArray[np.uint8]) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def _milliseconds(timings_s: dict[str, float]) -> dict[str, float]:
+    return {stage: round(seconds * 1000, 1) for stage, seconds in timings_s.items()}

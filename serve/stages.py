@@ -5,21 +5,46 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from ray import ObjectRef
 from torch import Tensor
 
 from fashion_rag.pipeline import Conditioning, Person
+from fashion_rag.request import EditRequest
 from serve.schemas import GarmentUsed
 
 Timings = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Job:
+    """An edit as the denoiser needs it. The request itself, pictures included, lies once in shared memory.
+
+    deadline: Unix time in seconds. preview_steps: after which steps, counted from 1, the caller wants a preview.
+    """
+
+    request_id: str
+    request: ObjectRef[EditRequest]
+    num_inference_steps: int
+    guidance_scale: float
+    deadline: float
+    preview_steps: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Retrieved:
-    """Garments, best first, and their pictures."""
+    """Garments, best first, of a version of the catalogue."""
 
     garments: tuple[GarmentUsed, ...]
-    pictures: list[Image.Image]
+    version: str
     timings_s: Timings
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of garments in the order they were asked for, and the version of the catalogue that has them."""
+
+    images: list[Image.Image]
+    version: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,22 @@ class Encoded:
     person: Person
     latents: Tensor
     timings_s: Timings
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The denoiser has taken the edit on; `num_rows` of UNet calls are in flight there, this edit's among them."""
+
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How the edit looks after `step` of its `num_steps`: uint8 [h, w, 3] in the latents' size, not yet pasted."""
+
+    step: int
+    num_steps: int
+    preview: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

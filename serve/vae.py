@@ -1,21 +1,31 @@
 """The deployment between pictures and latents: the person's first stage, and the last of all."""
 
 import asyncio
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray import serve as ray_serve
+from torch import Tensor
 
 from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
+from fashion_rag.pipeline import Person
 from fashion_rag.request import EditRequest
+from serve import metrics
+from serve.batching import checked, each, set_max_batch
+from serve.config import BatchSettings
 from serve.stages import Denoised, Edited, Encoded
+
+Latent = tuple[EditRequest, Tensor]
 
 
 @ray_serve.deployment
 class VAE:
-    """Persons to latents, and latents to pictures."""
+    """Persons to latents, and latents to pictures, several in one call."""
 
     def __init__(self, bundle: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -23,23 +33,38 @@ class VAE:
         self.manifest = opened.manifest
         self.vae = opened.load_vae()
 
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take on new BatchSettings."""
+        set_max_batch(BatchSettings.from_args(user_config).max_batch, self._encode, self._decode)
+
     async def ping(self) -> None:
         """Returns when the replica answers."""
 
     async def encode(self, request: EditRequest) -> Encoded:
         """What the UNet sees of the person, and the noise that it starts from."""
-        return await asyncio.to_thread(self._encode, request)
+        with metrics.timed("encode") as timings_s:
+            latents, person = checked(await self._encode(request))
+        return Encoded(person, latents, timings_s)
 
-    def _encode(self, request: EditRequest) -> Encoded:
-        started = time.perf_counter()
-        latents, person = pipeline.encode(self.vae, request, self.manifest)
-        return Encoded(person, latents, {"encode": time.perf_counter() - started})
+    @ray_serve.batch(batch_wait_timeout_s=0)
+    async def _encode(self, requests: list[EditRequest]) -> list[tuple[Tensor, Person] | Exception]:
+        return await asyncio.to_thread(each, self._encode_all, requests)
+
+    @torch.inference_mode()
+    def _encode_all(self, requests: Sequence[EditRequest]) -> list[tuple[Tensor, Person]]:
+        return pipeline.encode(self.vae, requests, self.manifest)
 
     async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
         """The photo with the repainted part in it."""
-        return await asyncio.to_thread(self._decode, request, denoised)
+        with metrics.timed("decode") as timings_s:
+            image = checked(await self._decode((request, denoised.latents)))
+        return Edited(image, denoised.garments, denoised.timings_s | timings_s)
 
-    def _decode(self, request: EditRequest, denoised: Denoised) -> Edited:
-        started = time.perf_counter()
-        image = pipeline.finish(request, pipeline.decode(self.vae, denoised.latents)[0])
-        return Edited(image, denoised.garments, denoised.timings_s | {"decode": time.perf_counter() - started})
+    @ray_serve.batch(batch_wait_timeout_s=0)
+    async def _decode(self, items: list[Latent]) -> list[NDArray[np.uint8] | Exception]:
+        return await asyncio.to_thread(each, self._decode_all, items)
+
+    @torch.inference_mode()
+    def _decode_all(self, items: Sequence[Latent]) -> list[NDArray[np.uint8]]:
+        pictures = pipeline.decode(self.vae, torch.cat([latents for _, latents in items]))
+        return [pipeline.finish(request, picture) for (request, _), picture in zip(items, pictures, strict=True)]

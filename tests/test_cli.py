@@ -223,14 +223,20 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: p
     ("arguments", "target", "expected"),
     [
         (
-            ("serve", "--catalogue", "garments", "--port", 8123),
+            ("serve", "--catalogue", "garments", "--port", 8123, "--api-keys", "keys.txt"),
             "serve.app.run",
-            {"bundle": str(DEMO_BUNDLE), "catalogue": "garments", "host": "127.0.0.1", "port": 8123, "blocking": True},
+            {
+                "bundle": DEMO_BUNDLE,
+                "catalogue": Path("garments"),
+                "api_keys": Path("keys.txt"),
+                "host": "127.0.0.1",
+                "port": 8123,
+            },
         ),
         (
             ("serve",),
             "serve.app.run",
-            {"bundle": str(DEMO_BUNDLE), "catalogue": None, "host": "127.0.0.1", "port": 8000, "blocking": True},
+            {"bundle": DEMO_BUNDLE, "catalogue": None, "api_keys": None, "host": "127.0.0.1", "port": 8000},
         ),
         (
             ("demo", "run", "--out", "a.png", "--keep"),

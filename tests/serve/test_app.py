@@ -1,14 +1,10 @@
 """Holds the whole graph, on a real Ray, to the pipeline's pictures and to its manners over HTTP."""
 
 import asyncio
-import base64
-import io
 import json
-import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,61 +12,31 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from PIL import Image
 from ray import serve as ray_serve
 
 from fashion_rag.pipeline import Pipeline
-from fashion_rag.request import EditRequest, Template
 from serve import app
-from serve.config import ServeConfig
-from serve.schemas import parse_keypoints
+from serve.config import IngressSettings, ServeConfig
+from serve.ingress import MAX_BODY_BYTES, Ingress
+from tests.serve.client import FORM, PATIENCE_S, decoded, edit, empty, expected, form, picture, same, until
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 
-FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
 POINTS = [[20 + index, 4 * index + 1] for index in range(18)]
-PATIENCE_S = 120.0
 # Long enough for a test to look in; the tiny bundle's schedule has room for a few more.
 MANY_STEPS = 900
 
 
-@pytest.fixture(scope="module")
-def url(tiny_bundle: Path, tiny_catalogue: Path) -> Iterator[str]:
-    """Where the graph of the tiny bundle answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app.run(str(tiny_bundle), str(tiny_catalogue), port=port, blocking=False)
-    yield f"http://127.0.0.1:{port}"
-    app.stop()
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path, tiny_catalogue: Path) -> Iterator[Pipeline]:
-    threads = torch.get_num_threads()
-    # As many as a replica has: sums may differ in the last digit otherwise.
-    torch.set_num_threads(1)
-    yield Pipeline.load(tiny_bundle, tiny_catalogue)
-    torch.set_num_threads(threads)
-
-
-def form(**changes: Any) -> dict[str, Any]:
-    """The arguments of an edit's post; `changes` replace parts of the form, None leaves one out."""
-    parts = {"image": png(photo()), "mask": png(mask())} | FORM | changes
-    files = {name: parts.pop(name) for name in ("image", "mask")}
-    return {
-        "files": {name: content for name, content in files.items() if content is not None},
-        "data": {name: value for name, value in parts.items() if value is not None},
-    }
-
-
-def edit(url: str, **changes: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/images/edits", timeout=PATIENCE_S, **form(**changes))
-
-
-def picture(reply: httpx.Response) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.raise_for_status().json()["data"][0]["b64_json"]))))
+@contextmanager
+def another_ingress(url: str, config: ServeConfig) -> Iterator[str]:
+    """Where an ingress of its own configuration answers for the same stages, while the block runs."""
+    names = {"retriever": "Retriever", "conditioner": "Conditioner", "denoiser": "Denoiser", "vae": "VAE"}
+    stages = {stage: ray_serve.get_deployment_handle(name, app.APP_NAME) for stage, name in names.items()}
+    ingress = Ingress.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
+    ray_serve.run(ingress.bind(config, stages), name="another", route_prefix="/another")
+    try:
+        yield f"{url}/another"
+    finally:
+        ray_serve.delete("another")
 
 
 @pytest.mark.parametrize(
@@ -80,32 +46,20 @@ def picture(reply: httpx.Response) -> NDArray[np.uint8]:
         {"num_garments": 0},
         {"num_garments": 3, "category": "upper_body", "keypoints": json.dumps(POINTS)},
         {"garment_ids": ["blue-dress", "red-shirt"], "template": "caption_and_garments"},
+        {"garment_ids": ["red-dress", "red-dress"]},
         {"template": "caption", "guidance_scale": 1.0, "steps": 2},
+        {"prompt": "red dress, with green dots", "num_chunks": 1},
     ],
 )
 def test_the_picture_is_the_pipelines(url: str, pipeline: Pipeline, changes: dict[str, Any]) -> None:
-    asked = FORM | {"num_garments": 1} | changes
-    keypoints = asked.get("keypoints")
-    expected = pipeline(
-        EditRequest(
-            image=photo(),
-            mask=mask(),
-            prompt=asked["prompt"],
-            category=asked["category"],
-            keypoints=keypoints and parse_keypoints(keypoints, SIZE),
-            num_garments=asked["num_garments"],
-            garment_ids=tuple(asked.get("garment_ids", ())),
-            template=Template(asked.get("template", "garments")),
-            seed=asked["seed"],
-            num_inference_steps=asked.get("steps", pipeline.manifest.num_inference_steps),
-            guidance_scale=asked.get("guidance_scale", pipeline.manifest.guidance_scale),
-        )
-    )
     reply = edit(url, **changes)
-    assert np.array_equal(picture(reply), expected.image)
-    assert [garment["id"] for garment in reply.json()["garments"]] == list(expected.garment_ids)
-    assert reply.json()["seed"] == 5
-    assert set(reply.json()["timings_ms"]) == set(expected.timings_s)
+    assert np.array_equal(picture(reply), expected(pipeline, **changes))
+    body = reply.json()
+    assert [garment["id"] for garment in body["garments"]] == changes.get(
+        "garment_ids", [garment["id"] for garment in body["garments"]]
+    )
+    assert (body["seed"], body["size"]) == (5, f"{SIZE[1]}x{SIZE[0]}")
+    assert set(body["timings_ms"]) == {"retrieve", "condition", "encode", "denoise", "decode"}
 
 
 def test_the_seed_makes_the_picture(url: str) -> None:
@@ -114,19 +68,35 @@ def test_the_seed_makes_the_picture(url: str) -> None:
     assert np.array_equal(picture(edit(url, seed=drawn.json()["seed"])), picture(drawn))
 
 
-def test_edits_at_the_same_time_do_not_mix(url: str) -> None:
-    seeds = [11, 12, 11, 12]
-    alone = {seed: picture(edit(url, seed=seed)) for seed in set(seeds)}
-    with ThreadPoolExecutor(len(seeds)) as pool:
-        together = list(pool.map(lambda seed: picture(edit(url, seed=seed)), seeds))
-    assert all(np.array_equal(shown, alone[seed]) for shown, seed in zip(together, seeds, strict=True))
+def test_edits_at_the_same_time_do_not_mix(url: str, pipeline: Pipeline) -> None:
+    """Batched with others in every stage, each still is the pipeline's picture."""
+    asked = [
+        {"seed": seed, "steps": 4 + seed % 3, "num_garments": seed % 4, "guidance_scale": 1.0 + seed % 2}
+        for seed in range(12)
+    ]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda changes: picture(edit(url, **changes)), asked))
+    for shown, changes in zip(together, asked, strict=True):
+        assert same(shown, expected(pipeline, **changes)), changes
 
 
-WRONG = [
+def test_several_pictures_have_seeds_that_follow_each_other(url: str, pipeline: Pipeline) -> None:
+    reply = edit(url, n=3, seed=7).raise_for_status().json()
+    assert [data["seed"] for data in reply["data"]] == [7, 8, 9]
+    for data in reply["data"]:
+        assert same(decoded(data["b64_json"]), expected(pipeline, seed=data["seed"]))
+
+
+def test_a_size_is_the_pictures(url: str) -> None:
+    assert picture(edit(url, size="120x160")).shape == (160, 120, 3)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": None}, "image"),
     ({"image": b"no picture"}, "image"),
     ({"image": b""}, "image"),
     ({"image": png(photo())[:-200]}, "image"),
+    ({"image": png(photo()[:1, :1])}, "image"),
     ({"image": huge_png()}, "image"),
     ({"mask": None}, "mask"),
     ({"mask": huge_png()}, "mask"),
@@ -134,6 +104,7 @@ WRONG = [
     ({"mask": png(mask()[:-1])}, "mask"),
     ({"prompt": None}, "prompt"),
     ({"prompt": " "}, "prompt"),
+    ({"prompt": "red " * 10_000}, "prompt"),
     ({"category": "hats"}, "category"),
     ({"num_garments": 4}, "num_garments"),
     ({"num_garments": "two"}, "num_garments"),
@@ -141,6 +112,13 @@ WRONG = [
     ({"steps": -1}, "steps"),
     ({"guidance_scale": "nan"}, "guidance_scale"),
     ({"seed": -1}, "seed"),
+    ({"n": 0}, "n"),
+    ({"n": 2, "stream": "true"}, "n"),
+    ({"size": "big"}, "size"),
+    ({"response_format": "url"}, "response_format"),
+    ({"deadline_s": 1e9}, "deadline_s"),
+    ({"preset": "best"}, "preset"),
+    ({"model": "gpt-image-1"}, "model"),
     ({"template": "rhyme"}, "template"),
     ({"keypoints": "[[1, 2]]"}, "keypoints"),
     ({"garment_ids": ["no-such-dress"]}, "garment_ids"),
@@ -158,14 +136,24 @@ def test_wrong_input_is_refused_by_name(url: str, changes: dict[str, Any], field
     assert edit(url, steps=1).status_code == 200
 
 
+def test_wrong_input_to_a_stream_is_refused_by_its_status_too(url: str) -> None:
+    reply = edit(url, stream="true", steps=0)
+    assert (reply.status_code, reply.json()["error"]["field"]) == (400, "steps")
+
+
 def test_a_body_too_large_is_refused(url: str) -> None:
-    reply = edit(url, image=bytes(app.MAX_BODY_BYTES))
+    reply = edit(url, image=bytes(MAX_BODY_BYTES))
     assert reply.status_code == 413
     assert "body" in reply.json()["error"]["message"]
 
 
+def test_a_body_of_another_kind_is_refused(url: str) -> None:
+    reply = httpx.post(f"{url}/v1/images/edits", json=FORM)
+    assert reply.status_code == 415
+
+
 def test_the_request_id_comes_back(url: str) -> None:
-    reply = httpx.post(f"{url}/v1/images/edits", headers={"x-request-id": "request-7"}, timeout=PATIENCE_S, **form())
+    reply = edit(url, headers={"x-request-id": "request-7"})
     assert reply.headers.get_list("x-request-id") == ["request-7"]
 
 
@@ -175,14 +163,46 @@ def test_health_and_readiness(url: str) -> None:
     assert (ready.status_code, set(ready.json().values())) == (200, {True})
 
 
-def test_a_garments_picture_is_served_by_id_only(url: str, pipeline: Pipeline) -> None:
+def test_garments_are_found_and_served_by_id_only(url: str, pipeline: Pipeline) -> None:
     assert pipeline.catalogue is not None
-    reply = httpx.get(f"{url}/v1/garments/red-dress/image")
+    found = httpx.get(f"{url}/v1/garments/search", params={"q": "red dress", "category": "dresses", "limit": 2})
+    matches = pipeline.catalogue.search("red dress", "dresses", 2)
+    assert [garment["id"] for garment in found.json()["data"]] == [match.garment.id for match in matches]
+    assert [garment["score"] for garment in found.json()["data"]] == [
+        pytest.approx(match.score, abs=1e-6) for match in matches
+    ]
+    one = httpx.get(f"{url}/v1/garments/red-dress").json()
+    assert (one["category"], one["caption"]) == ("dresses", "red dress")
+    reply = httpx.get(f"{url}{one['image_url']}")
     assert reply.headers["content-type"] == "image/png"
     assert reply.content == pipeline.catalogue.get("red-dress").image_path.read_bytes()
     for unknown in ("no-such-dress", "..%2Fred-dress", "%2Fetc%2Fpasswd"):
-        reply = httpx.get(f"{url}/v1/garments/{unknown}/image")
-        assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFound")
+        for path in (unknown, f"{unknown}/image"):
+            reply = httpx.get(f"{url}/v1/garments/{path}")
+            assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFound")
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"category": "dresses"}, "q"),
+        ({"q": "", "category": "dresses"}, "q"),
+        ({"q": "red", "category": "hats"}, "category"),
+        ({"q": "red", "category": "dresses", "limit": 0}, "limit"),
+        ({"q": "red", "category": "dresses", "limit": "many"}, "limit"),
+    ],
+)
+def test_a_wrong_search_is_refused_by_name(url: str, params: dict[str, Any], field: str) -> None:
+    reply = httpx.get(f"{url}/v1/garments/search", params=params)
+    assert (reply.status_code, reply.json()["error"]["field"]) == (400, field)
+
+
+def test_the_interface_describes_itself(url: str, pipeline: Pipeline) -> None:
+    assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == [pipeline.manifest.name]
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    form = paths["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(FORM) | {"image", "mask"} <= set(form["properties"])
+    assert httpx.get(f"{url}/docs").status_code == 200
 
 
 def test_unknown_routes_answer_in_the_same_form(url: str) -> None:
@@ -197,57 +217,70 @@ async def long_edits(url: str, count: int) -> AsyncIterator[None]:
         posts = [
             asyncio.create_task(client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS))) for _ in range(count)
         ]
-        await until(lambda num_running, _: num_running == count)
+        await until(lambda num_edits, _: num_edits == count)
         yield
         for post in posts:
             post.cancel()
         await asyncio.wait(posts)
 
 
-async def until(reached: Callable[[int, int], bool]) -> int:
-    """The steps done so far, once the edits in the denoiser and the steps done are as `reached` wants them."""
-    denoiser = ray_serve.get_deployment_handle("Denoiser", app.APP_NAME)
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        num_running, num_steps = await asyncio.to_thread(lambda: denoiser.progress.remote().result())
-        if reached(num_running, num_steps):
-            return int(num_steps)
-        await asyncio.sleep(0.05)
-    pytest.fail("the denoiser never came to where it should")
-
-
-def empty(num_running: int, _: int) -> bool:
-    return num_running == 0
-
-
-def test_a_caller_that_leaves_ends_the_denoising(url: str) -> None:
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_caller_that_leaves_ends_the_denoising(url: str, stream: str) -> None:
     async def leave() -> int:
         before = await until(empty)
-        async with long_edits(url, 1):
-            await until(lambda _, num_steps: num_steps > before)
+        with pytest.raises(httpx.ReadTimeout):
+            async with httpx.AsyncClient(timeout=1.0) as client:
+                await client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS, stream=stream))
         return await until(empty) - before
 
     assert 0 < asyncio.run(leave()) < MANY_STEPS
 
 
-def test_a_full_server_refuses_and_recovers(url: str) -> None:
+def test_a_full_server_refuses_and_recovers(url: str, config: ServeConfig) -> None:
     async def fill() -> httpx.Response:
-        async with long_edits(url, ServeConfig.max_edits):
+        async with long_edits(url, config.denoiser.max_rows // 2 + config.denoiser.max_waiting):
             return await asyncio.to_thread(edit, url)
 
     refused = asyncio.run(fill())
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "Overloaded")
-    assert int(refused.headers["retry-after"]) == ServeConfig.retry_after_s
+    assert int(refused.headers["retry-after"]) >= 1
     asyncio.run(until(empty))
     assert edit(url).status_code == 200
 
 
-def test_an_edit_past_its_deadline_is_ended(url: str, tiny_bundle: Path, tiny_catalogue: Path) -> None:
-    config = ServeConfig(str(tiny_bundle), str(tiny_catalogue))
-    ray_serve.run(app.build(replace(config, deadline_s=0.5)), name=app.APP_NAME)
-    try:
-        late = edit(url, steps=MANY_STEPS)
-        assert (late.status_code, late.json()["error"]["type"]) == (504, "DeadlineExceeded")
+def test_an_edit_that_cannot_be_done_in_time_is_refused_before_its_first_step(url: str) -> None:
+    before = asyncio.run(until(empty))
+    late = edit(url, steps=MANY_STEPS, deadline_s=0.6)
+    assert (late.status_code, late.json()["error"]["type"]) == (504, "DeadlineExceeded")
+    assert asyncio.run(until(empty)) == before
+
+
+def test_keys_and_their_limits(url: str, config: ServeConfig, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# shop\nsesame\n")
+    settings = IngressSettings(max_edits=3, max_edits_per_key=2, retry_after_s=7)
+
+    async def fill() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=None, headers={"authorization": "Bearer sesame"}) as client:
+            posts = [
+                asyncio.create_task(client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS))) for _ in range(2)
+            ]
+            await until(lambda num_edits, _: num_edits == 2)
+            refused = await client.post(f"{url}/v1/images/edits", **form())
+            for post in posts:
+                post.cancel()
+            await asyncio.wait(posts)
+        return refused
+
+    with another_ingress(url, replace(config, api_keys=str(keys), ingress=settings)) as url:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "sesame"}):
+            reply = edit(url, headers=headers)
+            assert (reply.status_code, reply.json()["error"]["type"]) == (401, "Unauthorized")
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert httpx.get(f"{url}/v1/garments/red-dress", headers=headers).status_code == 401
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        refused = asyncio.run(fill())
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+        assert edit(url, headers={"authorization": "Bearer sesame"}, n=3).json()["error"]["field"] == "n"
         asyncio.run(until(empty))
-    finally:
-        ray_serve.run(app.build(config), name=app.APP_NAME)
+        assert edit(url, headers={"authorization": "Bearer sesame"}, n=2).status_code == 200

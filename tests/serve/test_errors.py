@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
-import httpx
 import pytest
-from fastapi import FastAPI, Request
-from ray.exceptions import ActorDiedError, RayTaskError
+from fastapi import Request
+from ray.exceptions import RayTaskError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from fashion_rag.errors import ArtifactError, DeadlineExceeded, InvalidRequest, Overloaded
-from serve.app import STATUS, BodyLimit, answer_error
+from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
+from serve.auth import Unauthorized
+from serve.door import RateLimited
+from serve.errors import CALLER_LEFT, STATUS, answer_error, explained
 
 REQUEST = Request({"type": "http", "headers": [(b"x-request-id", b"request-7")]})
 
@@ -27,8 +28,8 @@ def in_replica(cause: Exception) -> RayTaskError:
         (InvalidRequest("steps", 0, "must be more"), 400, "InvalidRequest", "steps"),
         (in_replica(InvalidRequest("steps", 0, "must be more")), 400, "InvalidRequest", "steps"),
         (Overloaded("full", 4), 503, "Overloaded", None),
-        (ActorDiedError(), 503, "Overloaded", None),
-        (in_replica(ActorDiedError()), 503, "Overloaded", None),
+        (RateLimited("too many of yours", 4), 429, "RateLimited", None),
+        (Unauthorized("no key"), 401, "Unauthorized", None),
         (DeadlineExceeded("too slow"), 504, "DeadlineExceeded", None),
         (HTTPException(404, "no such garment"), 404, "NotFound", None),
         (ArtifactError("/secret: damaged"), 500, "ArtifactError", None),
@@ -40,39 +41,26 @@ def test_every_error_has_its_reply(error: Exception, status: int, kind: str, fie
     reply = asyncio.run(answer_error(REQUEST, error))
     body = json.loads(bytes(reply.body))["error"]
     assert (reply.status_code, body["type"], body["field"]) == (status, kind, field)
-    assert ("retry-after" in reply.headers) == (status == 503)
+    assert ("retry-after" in reply.headers) == (status in (429, 503))
     assert "secret" not in body["message"]
     assert "traceback" not in body["message"]
     assert ("request-7" in body["message"]) == (status == 500)
 
 
 def test_a_refusal_says_when_to_come_back() -> None:
-    assert asyncio.run(answer_error(REQUEST, Overloaded("full", 4))).headers["retry-after"] == "4"
+    # Rounded up: who comes back too early is refused again.
+    assert asyncio.run(answer_error(REQUEST, Overloaded("full", 3.2))).headers["retry-after"] == "4"
 
 
-def test_the_table_holds_every_error_of_ours() -> None:
-    assert set(STATUS) == {InvalidRequest, Overloaded, DeadlineExceeded, ArtifactError}
+def test_who_has_no_key_is_told_how_to_show_one() -> None:
+    assert asyncio.run(answer_error(REQUEST, Unauthorized("no key"))).headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize(("num_chunks", "status"), [(2, 200), (3, 413)])
-def test_a_body_is_read_up_to_its_limit_only(num_chunks: int, status: int) -> None:
-    inner = FastAPI()
-    inner.add_middleware(BodyLimit, max_bytes=20)
-    num_sent = 0
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit(), ClientDisconnect()])
+def test_who_leaves_is_no_failure_of_the_server(error: BaseException) -> None:
+    assert explained(error)[1] == CALLER_LEFT
 
-    @inner.post("/")
-    async def length(request: Request) -> int:
-        return len(await request.body())
 
-    async def chunks() -> AsyncIterator[bytes]:
-        nonlocal num_sent
-        for _ in range(num_chunks):
-            num_sent += 1
-            yield bytes(10)
-
-    async def post() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://test") as client:
-            return await client.post("/", content=chunks())
-
-    assert asyncio.run(post()).status_code == status
-    assert num_sent == num_chunks
+def test_every_error_of_ours_has_a_status() -> None:
+    children = {kind for kind in FashionRAGError.__subclasses__()} | {RateLimited}
+    assert children <= set(STATUS)

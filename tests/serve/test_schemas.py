@@ -1,63 +1,100 @@
-"""Holds the form of an edit, and its reply, to what they say; without Ray."""
+"""Holds the form of an edit to its rules, replies and events to their shapes; without Ray."""
 
 import base64
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import UploadFile
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import EditRequest, Template
-from serve.schemas import EditForm, GarmentUsed, edit_reply, edit_request, parse_keypoints
-from tests.serve.pictures import mask, photo, png
+from fashion_rag.request import CATEGORIES, Template
+from serve.schemas import (
+    EditForm,
+    ErrorDetail,
+    ErrorReply,
+    GarmentFound,
+    GarmentList,
+    GarmentUsed,
+    Model,
+    ModelList,
+    Preset,
+    edit_completed,
+    edit_reply,
+    encode_picture,
+    form_schema,
+    parse_keypoints,
+    partial_image,
+    sse,
+)
+from tests.serve.pictures import photo
 
-MANIFEST = Manifest("toy", image_size=(64, 48), num_inference_steps=7, guidance_scale=2.5)
-
-
-def request(max_pixels: int = 10_000, **fields: Any) -> EditRequest:
-    upload = UploadFile(io.BytesIO())
-    form = EditForm(image=upload, mask=upload, **{"prompt": "red dress", "category": "dresses"} | fields)
-    return edit_request(form, png(photo()), png(mask()), MANIFEST, max_pixels, "request-7")
-
-
-def test_what_the_form_leaves_out_comes_from_the_manifest() -> None:
-    edit = request()
-    assert np.array_equal(edit.image, photo())
-    assert np.array_equal(edit.mask != 0, mask() != 0)
-    assert (edit.num_inference_steps, edit.guidance_scale, edit.num_garments) == (7, 2.5, 1)
-    assert (edit.keypoints, edit.garment_ids, edit.template) == (None, (), Template.GARMENTS)
-    assert edit.request_id == "request-7"
-
-
-def test_what_the_form_says_is_what_is_asked_for() -> None:
-    points = [[index, 2 * index] for index in range(18)]
-    edit = request(
-        keypoints=json.dumps(points),
-        num_garments=3,
-        garment_ids=["b", "a"],
-        seed=0,
-        steps=3,
-        guidance_scale=0.0,
-        template="caption",
-    )
-    assert edit.keypoints is not None
-    assert edit.keypoints.tolist() == points
-    assert (edit.num_garments, edit.garment_ids, edit.template) == (3, ("b", "a"), Template.CAPTION)
-    assert (edit.seed, edit.num_inference_steps, edit.guidance_scale) == (0, 3, 0.0)
+GARMENT = GarmentUsed(id="g1", score=0.5, caption="red dress")
 
 
-def test_without_a_seed_every_edit_gets_another() -> None:
-    assert request().seed != request().seed
+def form(**fields: Any) -> EditForm:
+    return EditForm.model_validate({"image": b"1", "mask": b"2", "prompt": "red", "category": "dresses"} | fields)
 
 
-def test_a_picture_of_too_many_pixels_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="image"):
-        request(max_pixels=4000)
+def decoded(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "rule"),
+    [
+        ({"stream": True, "n": 2}, "n", "must be 1 with stream=true"),
+        ({"partial_images": 1}, "partial_images", "must be 0 without stream=true"),
+        ({"output_compression": 99}, "output_compression", "png"),
+        ({"quality": "low", "preset": "exact"}, "preset", "must be 'fast'"),
+        ({"quality": "high", "preset": "mine"}, "preset", "must be 'exact'"),
+        ({"response_format": "url"}, "response_format", "no picture is stored"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(fields: dict[str, Any], field: str, rule: str) -> None:
+    with pytest.raises(InvalidRequest, match=rule) as caught:
+        form(**fields)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": True, "n": 1, "partial_images": 50},
+        {"n": 10},
+        {"output_format": "webp", "output_compression": 0},
+        {"output_format": "png", "output_compression": 100},
+        {"quality": "low", "preset": "fast"},
+        {"quality": "auto", "preset": "mine"},
+        {"response_format": "b64_json", "background": "opaque"},
+    ],
+)
+def test_fields_that_go_together_are_taken(fields: dict[str, Any]) -> None:
+    assert form(**fields).model_dump(include=set(fields)) == fields
+
+
+def test_pictures_stay_out_of_what_is_printed() -> None:
+    assert "b'" not in repr(form())
+
+
+def test_the_schema_of_the_form_describes_every_field_in_one_piece() -> None:
+    schema = form_schema()
+    assert set(schema["properties"]) == set(EditForm.model_fields)
+    assert set(schema["required"]) == {"image", "prompt", "category"}
+    assert schema["additionalProperties"] is False
+    assert "$ref" not in json.dumps(schema) and "null" not in json.dumps(schema)
+    fields = schema["properties"]
+    for name in ("image", "mask"):
+        assert (fields[name]["type"], fields[name]["format"]) == ("string", "binary")
+    assert (fields["n"]["minimum"], fields["n"]["maximum"], fields["n"]["default"]) == (1, 10, 1)
+    assert (fields["num_chunks"]["minimum"], fields["num_chunks"]["maximum"]) == (1, 3)
+    assert fields["category"]["enum"] == list(CATEGORIES)
+    assert (fields["template"]["enum"], fields["template"]["default"]) == (list(Template), "garments")
+    assert "default" not in fields["seed"]
 
 
 def test_dress_code_keypoints_are_scaled_from_their_frame() -> None:
@@ -86,17 +123,100 @@ def test_other_keypoints_are_refused(text: str) -> None:
         parse_keypoints(text, (80, 60))
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "null"])
-def test_keypoints_that_are_no_numbers_are_refused(number: str) -> None:
-    with pytest.raises(InvalidRequest, match="keypoints"):
-        request(keypoints=json.dumps([[1, 2]] * 17)[:-1] + f", [1, {number}]]")
+@pytest.mark.parametrize("preset", [{}, {"steps": 1}, {"steps": 1000, "guidance_scale": 0}, {"guidance_scale": "7.5"}])
+def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
+    read = TypeAdapter(Preset).validate_python(preset)
+    assert (read.steps, read.guidance_scale) == (
+        preset.get("steps"),
+        float(preset["guidance_scale"]) if "guidance_scale" in preset else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [({"steps": 0}, "steps"), ({"steps": 1001}, "steps"), ({"guidance_scale": -1}, "guidance_scale"),
+     ({"guidance_scale": 51}, "guidance_scale"), ({"guidance_scale": math.nan}, "guidance_scale"),
+     ({"step": 3}, "step")],
+)  # fmt: skip
+def test_a_preset_outside_its_ranges_is_refused(preset: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        TypeAdapter(Preset).validate_python(preset)
 
 
 def test_the_reply_has_the_shape_of_the_images_api() -> None:
-    garment = GarmentUsed(id="g1", score=0.5, caption="red dress")
-    reply = json.loads(edit_reply(photo(), [garment], 11, {"denoise": 1.25}).model_dump_json())
-    assert sorted(reply) == ["created", "data", "garments", "seed", "timings_ms"]
-    picture = Image.open(io.BytesIO(base64.b64decode(reply["data"][0]["b64_json"])))
-    assert np.array_equal(np.asarray(picture), photo())
-    assert reply["garments"] == [{"id": "g1", "score": 0.5, "caption": "red dress"}]
-    assert (reply["seed"], reply["timings_ms"]) == (11, {"denoise": 1250.0})
+    pictures = [photo(), 255 - photo()]
+    reply = json.loads(edit_reply(form(), pictures, [11, 12], [GARMENT], {"denoise": 1.25}).model_dump_json())
+    assert isinstance(reply.pop("created"), int)
+    for data, picture in zip(reply["data"], pictures, strict=True):
+        assert np.array_equal(np.asarray(decoded(data.pop("b64_json"))), picture)
+    assert reply == {
+        "data": [{"seed": 11}, {"seed": 12}],
+        "output_format": "png",
+        "size": "60x80",
+        "garments": [{"id": "g1", "score": 0.5, "caption": "red dress"}],
+        "seed": 11,
+        "timings_ms": {"denoise": 1250.0},
+    }
+
+
+def test_the_events_of_a_stream_have_the_shape_of_the_images_api() -> None:
+    streamed = form(stream=True, quality="low", output_format="jpeg")
+    events = [
+        partial_image(streamed, photo(), 0, 5, 10).model_dump(mode="json"),
+        edit_completed(streamed, photo(), [GARMENT], 11, {"denoise": 1.25}).model_dump(mode="json"),
+    ]
+    for event in events:
+        assert isinstance(event.pop("created_at"), int)
+        picture = decoded(event.pop("b64_json"))
+        assert (picture.format, picture.size) == ("JPEG", (60, 80))
+    picture_fields = {"size": "60x80", "quality": "low", "background": "opaque", "output_format": "jpeg"}
+    assert events == [
+        picture_fields | {"type": "image_edit.partial_image", "partial_image_index": 0, "step": 5, "num_steps": 10},
+        picture_fields
+        | {
+            "type": "image_edit.completed",
+            "garments": [{"id": "g1", "score": 0.5, "caption": "red dress"}],
+            "seed": 11,
+            "timings_ms": {"denoise": 1250.0},
+        },
+    ]
+
+
+@pytest.mark.parametrize("caption", ["two\nlines\r\n\r\n", "a\u2028b\x85c", "é \U0001f457"])
+def test_an_event_is_two_lines_whatever_it_tells(caption: str) -> None:
+    sent = sse("error", ErrorReply(error=ErrorDetail(type="DeadlineExceeded", field=None, message=caption)))
+    text = sent.decode("ascii")
+    assert text.endswith("\n\n") and len(text.splitlines()) == 3
+    event, data = text.splitlines()[:2]
+    assert event == "event: error"
+    told = json.loads(data.removeprefix("data: "))
+    assert told == {"error": {"type": "DeadlineExceeded", "field": None, "message": caption}}
+
+
+def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:
+    assert np.array_equal(np.asarray(decoded(encode_picture(photo(), "png", 100))), photo())
+    for output_format in ("jpeg", "webp"):
+        best, worst = (encode_picture(photo(), output_format, quality) for quality in (100, 0))
+        assert decoded(best).format == output_format.upper()
+        assert len(worst) < len(best) / 2
+
+
+def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> None:
+    models = ModelList(data=[Model(id="tiny", created=5, owned_by="fashion-rag")])
+    assert models.model_dump() == {
+        "object": "list",
+        "data": [{"id": "tiny", "object": "model", "created": 5, "owned_by": "fashion-rag"}],
+    }
+    garments = GarmentList(data=[GarmentFound(id="a/b ?", category="dresses", caption="red", score=None)])
+    assert garments.model_dump() == {
+        "object": "list",
+        "data": [
+            {
+                "id": "a/b ?",
+                "category": "dresses",
+                "caption": "red",
+                "score": None,
+                "image_url": "/v1/garments/a%2Fb%20%3F/image",
+            }
+        ],
+    }

@@ -1,0 +1,69 @@
+"""API keys: who may enter, and under which name they are counted. Called by `ingress`, before any work."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from fashion_rag.errors import ArtifactError, FashionRAGError
+
+VARIABLE = "FASHION_RAG_API_KEYS"
+# Of its SHA-256: enough to tell keys apart in logs and metrics.
+NAME_LENGTH = 8
+
+
+class Unauthorized(FashionRAGError):
+    """The request has no API key, or one that this server does not know."""
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """The keys that may enter, as SHA-256 digests."""
+
+    digests: tuple[bytes, ...] = field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | None, environment: Mapping[str, str]) -> Self | None:
+        """The keys in a file, one a line, and in the variable, between commas; None where neither is named.
+
+        Blank lines, and lines that start with #, are left out. Raises ArtifactError for a file that cannot be read, a
+        source without a key, so that no mistake lets everyone in, and a key that no HTTP header can hold.
+        """
+        keys: list[str] = []
+        if path is not None:
+            try:
+                lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
+            except (OSError, ValueError) as error:
+                raise ArtifactError(f"{path}: no readable file of API keys: {error}") from error
+            keys += _checked(path, [line for line in lines if line and not line.startswith("#")])
+        if VARIABLE in environment:
+            parts = [part.strip() for part in environment[VARIABLE].split(",")]
+            keys += _checked(VARIABLE, [part for part in parts if part])
+        return cls(tuple(map(_digest, keys))) if keys else None
+
+    def check(self, authorization_header: str | None) -> str:
+        """The public name of the key in the header `Authorization: Bearer KEY`.
+
+        The comparison takes the same time for every key. Raises Unauthorized for any other header.
+        """
+        scheme, _, key = (authorization_header or "").partition(" ")
+        digest = _digest(key.strip())
+        known = [hmac.compare_digest(digest, other) for other in self.digests]
+        if scheme.lower() != "bearer" or not any(known):
+            raise Unauthorized("authorization: must be 'Bearer KEY', with an API key of this server")
+        return digest.hex()[:NAME_LENGTH]
+
+
+def _checked(source: str, keys: list[str]) -> list[str]:
+    if not keys:
+        raise ArtifactError(f"{source}: has no API key; must have one, or be left out to let everyone in")
+    for number, key in enumerate(keys, 1):
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ArtifactError(f"{source}: key {number} must be of visible ASCII characters without spaces")
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,249 @@
+"""From an HTTP request to edits: the multipart form is read, checked, and its pictures decoded. Called by `ingress`."""
+
+import io
+import re
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from email.message import Message
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from fashion_rag.config import Manifest
+from fashion_rag.data.image import FORMATS, MIN_SIDE, open_image, open_mask
+from fashion_rag.data.pose import scale_keypoints
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import EditRequest
+from serve.config import IngressSettings
+from serve.schemas import QUALITY_PRESETS, EditForm, OutputFormat, Preset, parse_keypoints
+
+MULTIPART = "multipart/form-data"
+# More than a form has use for, so that one file too many is refused by its name.
+MAX_FILES = 16
+MAX_FIELDS = 64
+FILE_FIELDS = ("image", "mask")
+# A field that may repeat comes as `name[]` from OpenAI's clients, and a photo does where it is in a list.
+LIST_FIELDS = ("image", "garment_ids")
+
+MAX_SIDE = 4096
+# What the file formats can hold.
+MAX_FILE_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+SHAPE_TOLERANCE = 0.02
+# A seed that is drawn here stays a whole number in every JSON reader.
+RANDOM_SEEDS = 2**32
+
+RULES = {
+    "missing": "must be given",
+    "extra_forbidden": "is no field of an edit",
+    "int_parsing_size": "must be a smaller number",
+}
+
+
+async def read_form(http: Request, max_bytes: int) -> EditForm:
+    """The form in the body of a request, with its files in memory.
+
+    Raises HTTPException: 415 for another content type, 413 for a body of more than `max_bytes`, which is not read to
+    its end, and 400 for what is no whole form; InvalidRequest, naming the field, for what the form may not hold.
+    """
+    boundary = _boundary(http.headers.get("content-type", ""))
+    if int(http.headers.get("content-length", 0)) > max_bytes:
+        raise _too_large(max_bytes)
+    parser = _Parser(http, boundary, max_bytes)
+    async with aclosing(parser.stream):
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise HTTPException(400, f"body: {error.message}") from error
+    try:
+        items = [(name, await _content(part)) for name, part in form.multi_items()]
+    finally:
+        await form.close()
+    return parse_form(items)
+
+
+def parse_form(items: Iterable[tuple[str, str | bytes]]) -> EditForm:
+    """The form with these fields, text or the content of files. Raises InvalidRequest, naming the field."""
+    fields: dict[str, Any] = {}
+    for sent_name, value in items:
+        base = sent_name.removesuffix("[]")
+        name = base if base in LIST_FIELDS else sent_name
+        if name in EditForm.model_fields and isinstance(value, bytes) != (name in FILE_FIELDS):
+            rule = "must be a file" if name in FILE_FIELDS else "must be text, not a file"
+            raise InvalidRequest(name, _shown(value), rule)
+        if name == "garment_ids":
+            fields.setdefault(name, []).append(value)
+        elif name in fields and name == "image":
+            raise InvalidRequest(name, "several files", "must be one photo; garments come from the catalogue")
+        elif name in fields:
+            raise InvalidRequest(name, _shown(value), "must be given once")
+        else:
+            fields[name] = value
+    try:
+        return EditForm.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise invalid_request(first, str(first["loc"][0])) from error
+
+
+def invalid_request(complaint: Mapping[str, Any], field: str) -> InvalidRequest:
+    """One of pydantic's `errors()` in this project's words."""
+    value = None if complaint["type"] == "missing" else _shown(complaint["input"])
+    rule = RULES.get(complaint["type"]) or re.sub(r"^\w+ should", "must", complaint["msg"]).split(", unable")[0]
+    return InvalidRequest(field, value, rule)
+
+
+def edit_requests(
+    form: EditForm, manifest: Manifest, settings: IngressSettings, request_id: str, arrived: float
+) -> list[EditRequest]:
+    """The `n` edits that a form asks for, in the size that their pictures are to have.
+
+    Their seeds follow each other, and they share pictures. Steps and guidance are the form's, else the preset's, else
+    the bundle's. With several, request ids end in -0, -1, ... arrived: Unix time in seconds, from which the caller's
+    patience counts. Decodes pictures, so keep it off an event loop. Raises InvalidRequest, naming the form's field.
+    """
+    if form.model not in (None, manifest.name):
+        raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out")
+    if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
+        raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
+    preset = _preset(form, settings.presets)
+    photo = np.asarray(open_image(form.image, max_pixels=settings.max_pixels))
+    photo_size = (photo.shape[0], photo.shape[1])
+    size = _asked_size(form, photo_size, settings.max_pixels)
+    seed = secrets.randbelow(RANDOM_SEEDS) if form.seed is None else form.seed
+    edit = EditRequest(
+        image=photo,
+        mask=_mask(form, settings.max_pixels),
+        prompt=form.prompt,
+        category=form.category,
+        keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
+        num_garments=form.num_garments,
+        garment_ids=tuple(form.garment_ids),
+        num_chunks=form.num_chunks,
+        template=form.template,
+        seed=seed,
+        num_inference_steps=form.steps or preset.steps or manifest.num_inference_steps,
+        guidance_scale=next(
+            scale
+            for scale in (form.guidance_scale, preset.guidance_scale, manifest.guidance_scale)
+            if scale is not None
+        ),
+        deadline=arrived + (form.deadline_s or settings.deadline_s),
+        request_id=request_id,
+    )
+    # Here and not before: that mask and photo fit each other shows in the sizes they were sent in.
+    edit = _resized(edit, size)
+    if form.n == 1:
+        return [edit]
+    return [replace(edit, seed=seed + number, request_id=f"{request_id}-{number}") for number in range(form.n)]
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, for bodies of at most `max_bytes`, and for whole forms: it takes one that is cut off too."""
+
+    def __init__(self, http: Request, boundary: str, max_bytes: int) -> None:
+        # Without a charset, whatever the caller said: Starlette would decode with any, and RFC 7578 knows none.
+        headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
+        super().__init__(headers, self._body(http, max_bytes), max_files=MAX_FILES, max_fields=MAX_FIELDS)
+        self.ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    async def _body(self, http: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        num_bytes = 0
+        async with aclosing(http.stream()) as chunks:
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                if num_bytes > max_bytes:
+                    raise _too_large(max_bytes)
+                yield chunk
+        if not self.ended:
+            # Raised while files are still open, which Starlette closes on any error.
+            raise MultiPartException("ends before the form does")
+
+
+def _boundary(content_type: str) -> str:
+    header = Message()
+    header["content-type"] = content_type
+    if header.get_content_type() != MULTIPART:
+        raise HTTPException(415, f"content-type: got {content_type!r}; must be {MULTIPART}")
+    boundary = header.get_boundary()
+    if not boundary or not boundary.isascii():
+        raise HTTPException(400, f"content-type: got {content_type!r}; must name a boundary in ASCII")
+    return boundary
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(413, f"body: must have at most {max_bytes} bytes")
+
+
+async def _content(part: str | UploadFile) -> str | bytes:
+    return part if isinstance(part, str) else await part.read()
+
+
+def _shown(value: object) -> object:
+    return f"a file of {len(value)} bytes" if isinstance(value, bytes) else value
+
+
+def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
+    field, value = ("quality", form.quality) if form.preset is None else ("preset", form.preset)
+    name = QUALITY_PRESETS.get(form.quality) if form.preset is None else form.preset
+    if name is None:
+        return Preset()
+    if name not in presets:
+        raise InvalidRequest(field, value, f"needs a preset that this server has: {', '.join(presets) or 'none'}")
+    return presets[name]
+
+
+def _mask(form: EditForm, max_pixels: int) -> NDArray[np.uint8]:
+    if form.mask is not None:
+        return open_mask(form.mask, max_pixels=max_pixels)
+    # `open_image` has decoded this file before.
+    with Image.open(io.BytesIO(form.image), formats=FORMATS) as photo:
+        see_through = photo.has_transparency_data and photo.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    if not see_through:
+        raise InvalidRequest("mask", None, "must be given, unless the photo is transparent where to repaint")
+    return open_mask(form.image, max_pixels=max_pixels)
+
+
+def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The (height, width) that the edited photo is to have."""
+    size = photo_size
+    if form.size != "auto":
+        match = re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", form.size)
+        width, height = map(int, match.groups()) if match else (0, 0)
+        if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
+            rule = f"must be auto, or WIDTHxHEIGHT with sides from {MIN_SIDE} to {MAX_SIDE}"
+            raise InvalidRequest("size", form.size, rule)
+        if width * height > max_pixels:
+            raise InvalidRequest("size", form.size, f"must have at most {max_pixels} pixels")
+        if abs(width * photo_size[0] / (height * photo_size[1]) - 1) > SHAPE_TOLERANCE:
+            rule = f"must have the photo's shape, {photo_size[1]}x{photo_size[0]}, within {SHAPE_TOLERANCE:.0%}"
+            raise InvalidRequest("size", form.size, rule)
+        size = (height, width)
+    if max(size) > MAX_FILE_SIDES[form.output_format]:
+        rule = f"holds at most {MAX_FILE_SIDES[form.output_format]} pixels a side; the picture has {max(size)}"
+        raise InvalidRequest("output_format", form.output_format, rule)
+    return size
+
+
+def _resized(edit: EditRequest, size: tuple[int, int]) -> EditRequest:
+    height, width = size
+    from_size = (edit.image.shape[0], edit.image.shape[1])
+    if size == from_size:
+        return edit
+    return replace(
+        edit,
+        image=np.asarray(Image.fromarray(edit.image).resize((width, height), Image.Resampling.LANCZOS)),
+        mask=np.asarray(Image.fromarray(edit.mask).resize((width, height), Image.Resampling.NEAREST)),
+        keypoints=None if edit.keypoints is None else scale_keypoints(edit.keypoints, from_size, size),
+    )

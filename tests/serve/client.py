@@ -1,0 +1,88 @@
+"""What the tests of a running graph send to it, and how they look into it."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from ray import serve as ray_serve
+
+from fashion_rag.pipeline import Pipeline
+from fashion_rag.request import EditRequest, Template
+from serve import app
+from serve.schemas import parse_keypoints
+from tests.serve.pictures import SIZE, mask, photo, png
+
+FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
+PATIENCE_S = 120.0
+
+
+def form(**changes: Any) -> dict[str, Any]:
+    """The arguments of an edit's post; `changes` replace parts of the form, None leaves one out."""
+    parts = {"image": png(photo()), "mask": png(mask())} | FORM | changes
+    files = {name: parts.pop(name) for name in ("image", "mask")}
+    return {
+        "files": {name: content for name, content in files.items() if content is not None},
+        "data": {name: value for name, value in parts.items() if value is not None},
+    }
+
+
+def edit(url: str, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/edits", headers=headers, timeout=PATIENCE_S, **form(**changes))
+
+
+def decoded(b64_json: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json))).convert("RGB"))
+
+
+def picture(reply: httpx.Response) -> NDArray[np.uint8]:
+    return decoded(reply.raise_for_status().json()["data"][0]["b64_json"])
+
+
+def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
+    """The picture that the pipeline makes of the same form."""
+    asked = FORM | {"num_garments": 1} | changes
+    keypoints = asked.get("keypoints")
+    request = EditRequest(
+        image=photo(),
+        mask=mask(),
+        prompt=asked["prompt"],
+        category=asked["category"],
+        keypoints=keypoints and parse_keypoints(keypoints, SIZE),
+        num_garments=asked["num_garments"],
+        garment_ids=tuple(asked.get("garment_ids", ())),
+        num_chunks=asked.get("num_chunks"),
+        template=Template(asked.get("template", "garments")),
+        seed=asked["seed"],
+        num_inference_steps=asked.get("steps", pipeline.manifest.num_inference_steps),
+        guidance_scale=asked.get("guidance_scale", pipeline.manifest.guidance_scale),
+    )
+    return pipeline(request).image
+
+
+def same(shown: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> bool:
+    """Whether two pictures are equal but for the last digit of what they were rounded from."""
+    return shown.shape == wanted.shape and int(np.abs(shown.astype(int) - wanted).max()) <= 1
+
+
+async def until(reached: Callable[[int, int], bool], patience_s: float = PATIENCE_S) -> int:
+    """The UNet calls so far, once the edits in the denoiser and the calls are as `reached` wants them."""
+    denoiser = ray_serve.get_deployment_handle("Denoiser", app.APP_NAME)
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        num_edits, num_calls = await asyncio.to_thread(lambda: denoiser.progress.remote().result())
+        if reached(num_edits, num_calls):
+            return int(num_calls)
+        await asyncio.sleep(0.02)
+    pytest.fail("the denoiser never came to where it should")
+
+
+def empty(num_edits: int, _: int) -> bool:
+    return num_edits == 0
