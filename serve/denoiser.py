@@ -27,10 +27,12 @@ from serve import metrics
 from serve.autoscaling import ROWS
 from serve.calls import answer
 from serve.config import DenoiserSettings
-from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial
+from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
 
 # So many UNet calls that fail one after the other, and Serve is told to replace the replica.
 MAX_FAILED_CALLS = 3
+
+Item = Admitted | Prepared | Partial | Denoised
 
 
 @ray_serve.deployment
@@ -51,11 +53,13 @@ class Denoiser:
         self._thread = ThreadPoolExecutor(1, "denoise")
         self._to_do = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
-        self.engine.warm_up(_blank(self.latent_size, opened.text_width))
+        self._blank = _blank(self.latent_size, opened.text_width)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take on new DenoiserSettings, from the next step on."""
+        """Take on new DenoiserSettings, from the next step on. Serve calls it before the replica is ready, too."""
         self.engine.limits = DenoiserSettings.from_args(user_config)
+        if self._stepping is None:
+            self.engine.warm_up(self._blank)
 
     async def ping(self) -> None:
         """Returns when the replica answers."""
@@ -75,8 +79,8 @@ class Denoiser:
         if self.engine.num_failed_calls >= MAX_FAILED_CALLS:
             raise RuntimeError(f"the last {self.engine.num_failed_calls} UNet calls failed")
 
-    async def denoise(self, job: Job) -> AsyncGenerator[Admitted | Partial | Denoised, None]:
-        """Yields that the edit is taken on, then the previews that it asked for, then the latents after the last step.
+    async def denoise(self, job: Job) -> AsyncGenerator[Item, None]:
+        """Yields the news of an edit: taken on, prepared, the previews that it asked for, the latents at the end.
 
         A cancelled call frees its rows at the next step. Raises Overloaded at once, and later what the stages before
         raise, DeadlineExceeded, or FashionRAGError for an edit that cannot be computed.
@@ -99,8 +103,9 @@ class Denoiser:
             raise
         events = self._events[edit_id] = asyncio.Queue()
         try:
-            yield Admitted(self.engine.num_rows)
+            yield Admitted()
             conditioned, encoded = await self._ask(job)
+            yield Prepared()
             with metrics.timed("denoise") as timings_s:
                 self._provide(edit_id, conditioned, encoded)
                 started = time.perf_counter()

@@ -49,7 +49,7 @@ from serve.schemas import (
     partial_image,
     sse,
 )
-from serve.stages import Admitted, Denoised, Edited, Job, Partial
+from serve.stages import Denoised, Edited, Job, Partial, Prepared
 from serve.uploads import edit_requests, read_form
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -149,7 +149,7 @@ class Ingress:
             logger.info("edit from key %s for user %r: seed %d", key_name, form.user, requests[0].seed)
             if form.stream:
                 events = self._events(form, requests[0], arrived, held.pop_all())
-                # As far as the admission: who is refused still gets a status that says so.
+                # As far as the acceptance: who is refused still gets a status that says so.
                 await anext(events)
                 return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
             edited = await self._all(requests)
@@ -182,15 +182,15 @@ class Ingress:
     async def _events(
         self, form: EditForm, request: EditRequest, arrived: float, held: ExitStack
     ) -> AsyncGenerator[bytes, None]:
-        """Yield nothing (b"") at the admission of the edit, then its events. Gives `held` back at the end."""
-        admitted, index = False, 0
+        """Yield nothing (b"") once the edit is accepted, then its events. Gives `held` back at the end."""
+        accepted, index = False, 0
         steps = _preview_steps(form.partial_images, request.num_inference_steps)
         try:
             with held:
                 async with aclosing(self._edit(request, steps)) as items:
                     async for item in items:
-                        if isinstance(item, Admitted):
-                            admitted = True
+                        if isinstance(item, Prepared):
+                            accepted = True
                             yield b""
                         elif isinstance(item, Partial):
                             if index == 0:
@@ -201,28 +201,32 @@ class Ingress:
                             yield await asyncio.to_thread(_last_event, form, request, item)
         except Exception as error:
             # Once the status has been sent, any error can only be an event.
-            if not admitted:
+            if not accepted:
                 raise
             yield sse("error", error_reply(error, explained(error)[1], request.request_id))
 
     async def _edit(
         self, request: EditRequest, preview_steps: frozenset[int]
-    ) -> AsyncGenerator[Admitted | Partial | Edited, None]:
+    ) -> AsyncGenerator[Prepared | Partial | Edited, None]:
+        """Yields once that the edit is accepted, then each of its previews, then what has become of it."""
         # Once into shared memory; the stages read from there.
         shared = await asyncio.to_thread(ray.put, request)
         steps, scale = request.num_inference_steps, request.guidance_scale
         job = Job(request.request_id, shared, steps, scale, request.deadline, preview_steps)
-        reached = -1
+        prepared, reached = False, 0
         async with aclosing(stream("denoise", lambda: self.denoiser.denoise.remote(job), request.deadline)) as items:
             async for item in items:
-                if isinstance(item, Denoised):
-                    break
-                # After the death of a replica, what has been shown already comes again.
-                step = item.step if isinstance(item, Partial) else 0
-                if step > reached:
-                    reached = step
+                # After the death of a replica, everything comes again.
+                if isinstance(item, Prepared) and not prepared:
+                    prepared = True
                     yield item
-        yield await answer("decode", lambda: self.vae.decode.remote(shared, item), request.deadline)
+                elif isinstance(item, Partial) and item.step > reached:
+                    reached = item.step
+                    yield item
+                elif isinstance(item, Denoised):
+                    # The last item; to leave the loop here would cancel the call.
+                    denoised = item
+        yield await answer("decode", lambda: self.vae.decode.remote(shared, denoised), request.deadline)
 
     @api.get("/v1/garments/search")
     async def search(

@@ -148,7 +148,7 @@ def _edit_all(url: str, cases: list[Case], console: Console) -> tuple[list[Row],
 
 def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
     """The reply to one edit."""
-    files = {"image": _png(case.person), "mask": _png(case.mask)}
+    files = {"image": png(case.person), "mask": png(case.mask)}
     fixed = {"category": case.category, "keypoints": json.dumps(case.keypoints), "seed": EDIT_SEED}
     reply = client.post("/v1/images/edits", files=files, data=fixed | fields)
     reply.raise_for_status()
@@ -204,7 +204,8 @@ def _open(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """The picture as the content of a PNG file."""
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()

@@ -67,9 +67,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Admitted:
-    """The denoiser has taken the edit on; `num_rows` of UNet calls are in flight there, this edit's among them."""
+    """The denoiser has taken the edit on."""
 
-    num_rows: int
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stages before the denoiser have accepted the edit: from here on, it is not the caller's fault if it fails."""
 
 
 @dataclass(frozen=True)

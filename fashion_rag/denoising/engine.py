@@ -30,7 +30,7 @@ WARM_UP_CALLS = 3  # of each row count, so that the median is not that of the fi
 
 @dataclass(frozen=True)
 class Preview:
-    """A linear map from latents to colours in [-1, 1]: matrix [4, 3] and bias [3], on the latents' device."""
+    """A linear map from latents to colours in [-1, 1]: matrix [4, 3] and bias [3]."""
 
     matrix: Tensor
     bias: Tensor
@@ -43,7 +43,8 @@ class Preview:
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
         """Latents [B, 4, h, w] as small pictures, uint8 [B, h, w, 3]."""
-        return to_uint8(torch.einsum("bchw,cd->bdhw", latents, self.matrix) + self.bias[:, None, None])
+        matrix, bias = self.matrix.to(latents), self.bias.to(latents)
+        return to_uint8(torch.einsum("bchw,cd->bdhw", latents, matrix) + bias[:, None, None])
 
 
 @dataclass(frozen=True)

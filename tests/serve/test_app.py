@@ -137,8 +137,9 @@ def test_wrong_input_is_refused_by_name(url: str, changes: dict[str, Any], field
 
 
 def test_wrong_input_to_a_stream_is_refused_by_its_status_too(url: str) -> None:
-    reply = edit(url, stream="true", steps=0)
-    assert (reply.status_code, reply.json()["error"]["field"]) == (400, "steps")
+    for changes, field in (({"steps": 0}, "steps"), ({"garment_ids": ["no-such-dress"]}, "garment_ids")):
+        reply = edit(url, stream="true", **changes)
+        assert (reply.status_code, reply.json()["error"]["field"]) == (400, field)
 
 
 def test_a_body_too_large_is_refused(url: str) -> None:

@@ -1,0 +1,78 @@
+"""What an operator sees of the running graph: metrics under their names, and logs that tell one edit from another."""
+
+import json
+import re
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import ray
+
+from tests.serve.client import PATIENCE_S, edit
+
+
+def exported() -> str:
+    """What Prometheus would read from this node."""
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+
+
+def total(text: str, name: str, **tags: str) -> float:
+    """The sum of the series of this name that have these tags."""
+    found = 0.0
+    for labels, value in re.findall(rf"^ray_{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
+        if all(f'{tag}="{wanted}"' in labels for tag, wanted in tags.items()):
+            found += float(value)
+    return found
+
+
+def test_metrics_count_what_was_done(url: str) -> None:
+    # At least so much more: what tests before this one have done may be reported only now.
+    wanted = [
+        ("fashion_rag_edits_total", {"status": "200"}, 2),
+        ("fashion_rag_edits_total", {"status": "400"}, 1),
+        ("fashion_rag_edit_seconds_count", {}, 2),
+        ("fashion_rag_step_seconds_count", {}, 8),
+        ("fashion_rag_rows_per_step_sum", {}, 16),
+        ("fashion_rag_queue_seconds_count", {}, 2),
+        ("fashion_rag_cache_lookups_total", {"outcome": "hit"}, 1),
+        ("fashion_rag_first_preview_seconds_count", {}, 1),
+    ] + [
+        ("fashion_rag_stage_seconds_count", {"stage": stage}, 2)
+        for stage in ("retrieve", "condition", "encode", "denoise", "decode")
+    ]
+    before = exported()
+    edit(url, steps=4, garment_ids=["black-dress"]).raise_for_status()
+    edit(url, steps=4, garment_ids=["black-dress"], stream="true", partial_images=1).raise_for_status()
+    assert edit(url, category="hats").status_code == 400
+    end = time.monotonic() + PATIENCE_S
+    missing = wanted
+    while missing and time.monotonic() < end:
+        after = exported()
+        missing = [
+            (name, tags, number)
+            for name, tags, number in wanted
+            if total(after, name, **tags) - total(before, name, **tags) < number
+        ]
+        # Replicas report every few seconds, each at its own time.
+        time.sleep(0.5)
+    assert missing == []
+    for gauge in ("fashion_rag_rows_in_flight", "fashion_rag_edits_waiting"):
+        assert f"ray_{gauge}" in after
+        assert total(after, gauge) == 0
+
+
+def test_logs_are_json_and_bear_the_request_id(url: str) -> None:
+    request_id = uuid.uuid4().hex
+    edit(url, headers={"x-request-id": request_id}).raise_for_status()
+    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
+    wanted = {"Ingress", "Retriever", "Conditioner", "Denoiser", "VAE"}
+    seen: set[str] = set()
+    end = time.monotonic() + PATIENCE_S
+    while seen != wanted and time.monotonic() < end:
+        lines = [line for path in folder.glob("replica_*.log") for line in path.read_text().splitlines()]
+        entries = [json.loads(line) for line in lines if request_id in line]
+        assert all(entry["request_id"] == request_id for entry in entries)
+        seen = {entry["deployment"].removeprefix("fashion-rag_") for entry in entries}
+    assert seen == wanted
