@@ -1,0 +1,131 @@
+"""Edits that come at random and do not wait for the server, and how they are served: for real, or on a virtual clock.
+
+`batching.py` calls it. Nothing here knows what is compared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fashion_rag.denoising.engine import Engine, Failed, Finished
+from fashion_rag.denoising.runner import Edit, Inputs
+from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.denoising.state import EditState, Outcome
+from fashion_rag.models.prompt import MAX_TOKENS
+from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS
+
+GUIDANCE_SCALE = 7.5
+ROWS = 2  # of an edit, because it is guided
+NEVER_FULL = 1_000_000  # edits that may wait, so that none is refused
+
+StepTimes = Mapping[int, float]  # seconds of an engine's step, by the rows of its UNet call
+
+
+class Arrival(NamedTuple):
+    """An edit of `num_steps` comes `at_s` seconds after the start."""
+
+    number: int
+    at_s: float
+    num_steps: int
+
+
+class Times(NamedTuple):
+    """Seconds from an edit's arrival until it was done, and until the engine was empty again."""
+
+    done_s: float
+    empty_s: float
+
+
+# Of those that wait, oldest first, who may join a step when so many edits are running and so many fit.
+LetIn = Callable[[Sequence[Arrival], int, int], Sequence[Arrival]]
+
+
+def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> list[Arrival]:
+    """Poisson arrivals, `rate` a second on average, of edits of `steps`: equal parts, shuffled.
+
+    The same seed gives the same edits in the same order at every rate.
+    """
+    rng = np.random.default_rng(seed)
+    at_s = rng.exponential(size=num_edits).cumsum() / rate
+    num_steps = rng.permutation(np.resize(steps, num_edits))
+    return [Arrival(number, float(at_s[number]), int(num_steps[number])) for number in range(num_edits)]
+
+
+def serve(
+    engine: Engine, sleep: Callable[[float], None], coming: Sequence[Arrival], let_in: LetIn, inputs: Inputs
+) -> list[Times]:
+    """The times of the edits in `coming`, in its order; `let_in` is asked before every step.
+
+    sleep: lets so many seconds of the engine's clock pass. Raises the error of an edit that fails.
+    """
+    queue, waiting = deque(coming), list[Arrival]()
+    done, empty = dict[int, float](), dict[int, float]()
+    start = engine.clock()
+    while queue or waiting or len(engine):
+        now = engine.clock() - start
+        while queue and queue[0].at_s <= now:
+            waiting.append(queue.popleft())
+        for arrival in list(let_in(waiting, len(engine), engine.limits.max_rows // ROWS)):
+            waiting.remove(arrival)
+            engine.add(guided_edit(arrival.number, arrival.num_steps, inputs), inputs)
+        if not len(engine):
+            sleep(queue[0].at_s - now)
+            continue
+        events = engine.step()
+        now = engine.clock() - start
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                done[int(event.id)] = now
+        if not len(engine):
+            empty |= dict.fromkeys(done.keys() - empty.keys(), now)
+    return [Times(done[number] - at_s, empty[number] - at_s) for number, at_s, _ in coming]
+
+
+def guided_edit(number: int, num_steps: int, inputs: Inputs) -> Edit:
+    """An edit without a deadline."""
+    height, width = inputs.latents.shape[-2:]
+    return Edit(str(number), (height, width), num_steps, GUIDANCE_SCALE, SamplerConfig())
+
+
+def blank_inputs(size: tuple[int, int], text_width: int, device: str) -> Inputs:
+    """Inputs of the right shapes: a call takes as long whatever the values."""
+
+    def channels(count: int) -> Tensor:
+        return torch.zeros(1, count, *size, device=device)
+
+    text = torch.zeros(1, MAX_TOKENS, text_width, device=device)
+    return Inputs(
+        channels(LATENT_CHANNELS), channels(1), channels(LATENT_CHANNELS), channels(POSE_CHANNELS), text, text
+    )
+
+
+class SimulatedEngine(Engine):
+    """An engine on a clock of its own. Its calls compute nothing; they take the time `step_s` of their rows."""
+
+    def __init__(self, limits: Limits, step_s: StepTimes) -> None:
+        super().__init__(_no_unet, limits, clock=lambda: self.now)
+        self.now = 0.0
+        self.step_s = step_s
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+    def run(self, batch: Sequence[EditState]) -> Outcome:
+        """The latents as they were."""
+        seconds = self.step_s[sum(state.num_rows for state in batch)]
+        self.sleep(seconds)
+        return Outcome([state.latents for state in batch], [None] * len(batch), seconds)
+
+
+def _no_unet(sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+    raise NotImplementedError

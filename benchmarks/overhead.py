@@ -1,0 +1,149 @@
+"""The claim: HTTP and the graph of replicas add little to the time of an edit.
+
+The same edit of the demo model is made in turn by the graph, over HTTP, and by the same stages called one after the
+other in this process: picture in, retrieval, pseudo-words from a cache as in the graph, prompt, encoding, the engine's
+steps, decoding, PNG out; one thread each. The overhead is the difference of the two times of a round. The graph runs two
+stages side by side, which counts for it.
+
+    python benchmarks/overhead.py --out benchmarks/results/overhead.json
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated
+
+import httpx
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fashion_rag import pipeline
+from fashion_rag.bundle import Bundle
+from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.denoising.engine import Engine, Finished
+from fashion_rag.denoising.runner import Edit, Inputs
+from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.pipeline import Pipeline
+from fashion_rag.provenance import provenance
+from serve import app, showcase
+from serve.config import IngressSettings, ServeConfig
+from serve.schemas import EditForm, edit_reply
+from serve.uploads import edit_requests
+
+WARM_UP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The stages without HTTP and replicas."""
+
+    parts: Pipeline
+    engine: Engine
+    words: dict[str, Tensor]
+
+    @torch.inference_mode()
+    def edit(self, form: EditForm) -> dict[str, object]:
+        """The reply to a form, as the server would send it."""
+        parts = self.parts
+        (request,) = edit_requests(form, parts.manifest, IngressSettings(), "bare", time.time())
+        (match,) = pipeline.retrieve(parts.catalogue, request)
+        if match.garment.id not in self.words:
+            self.words[match.garment.id] = pipeline.invert(parts.garment_encoder, [match.garment.image()])
+        (conditioning,) = pipeline.condition(parts.prompt_encoder, [request], [self.words[match.garment.id]])
+        ((latents, person),) = pipeline.encode(parts.vae, [request], parts.manifest)
+        height, width = latents.shape[-2:]
+        edit = Edit("bare", (height, width), request.num_inference_steps, request.guidance_scale, parts.sampler)
+        self.engine.add(
+            edit,
+            Inputs(
+                latents,
+                person.mask,
+                person.masked_image_latents,
+                person.pose_map,
+                conditioning.prompt_embeds,
+                conditioning.negative_prompt_embeds,
+            ),
+        )
+        while not isinstance(event := self.engine.step()[-1], Finished):
+            pass
+        picture = pipeline.finish(request, pipeline.decode(parts.vae, event.latents)[0])
+        reply = edit_reply(form, [picture], [request.seed], [], {})
+        return reply.model_dump()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the result goes, as JSON.")],
+    num_rounds: Annotated[int, typer.Option(help="Edits by each.")] = 40,
+    bundle: Annotated[Path, typer.Option(help="The bundle that makes them.")] = DEMO_BUNDLE,
+) -> None:
+    """Measure what HTTP and the graph add to an edit."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder)
+        catalogue = showcase.ensure_demo_world(world, bundle)
+        case = showcase.read_cases(world, bundle)[0]
+        opened = Bundle.open(bundle)
+        parts = Pipeline.load(bundle, catalogue)
+        bare = Bare(parts, Engine(opened.load_unet(), Limits()), {})
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        app.start(ServeConfig(str(bundle.resolve()), str(catalogue.resolve())), "127.0.0.1", port)
+        try:
+            rounds, steps = _measure(bare, case, port, num_rounds)
+        finally:
+            app.stop()
+    overheads = [served - alone for served, alone in rounds]
+    alone = median(alone for _, alone in rounds)
+    result = {
+        "from": provenance(),
+        "num_rounds": num_rounds,
+        "num_steps": steps,
+        "bare_ms": _spread([alone for _, alone in rounds]),
+        "served_ms": _spread([served for served, _ in rounds]),
+        "overhead_ms": _spread(overheads),
+        "overhead_share": median(overheads) / alone,
+    }
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    table = Table("ms", "p25", "median", "p75", title=f"One edit of {steps} steps, {num_rounds} rounds")
+    for name in ("bare_ms", "served_ms", "overhead_ms"):
+        table.add_row(name.removesuffix("_ms"), *(f"{result[name][key]:.1f}" for key in ("p25", "median", "p75")))
+    Console().print(table)
+    Console().print(f"overhead: {result['overhead_share']:.1%} of the bare edit")
+
+
+def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> tuple[list[tuple[float, float]], int]:
+    """Seconds of each round's edit, served and bare, and the edits' steps."""
+    files = {"image": showcase.png(case.person), "mask": showcase.png(case.mask)}
+    fields = {"category": case.category, "prompt": case.prompt, "keypoints": json.dumps(case.keypoints), "seed": 1}
+    form = EditForm(**files, **fields)
+    rounds = []
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300.0) as client:
+        for _ in range(WARM_UP_ROUNDS + num_rounds):
+            started = time.perf_counter()
+            served = client.post("/v1/images/edits", files=files, data=fields).raise_for_status().json()
+            between = time.perf_counter()
+            alone = bare.edit(form)
+            ended = time.perf_counter()
+            # Otherwise they would not be the same work.
+            assert served["data"] == alone["data"]
+            rounds.append((between - started, ended - between))
+    return rounds[WARM_UP_ROUNDS:], bare.parts.manifest.num_inference_steps
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    low, middle, high = quantiles(seconds, n=4)
+    return {"p25": 1000 * low, "median": 1000 * middle, "p75": 1000 * high}
+
+
+if __name__ == "__main__":
+    typer.run(main)
