@@ -2,8 +2,8 @@
 
 The same edit of the demo model is made in turn by the graph, over HTTP, and by the same stages called one after the
 other in this process: picture in, retrieval, pseudo-words from a cache as in the graph, prompt, encoding, the engine's
-steps, decoding, PNG out; one thread each. The overhead is the difference of the two times of a round. The graph runs two
-stages side by side, which counts for it.
+steps, decoding, PNG out; one thread each. The overhead is the difference of the two times of a round. The graph runs
+two stages side by side, which counts for it.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
 """
@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import httpx
 import torch
@@ -40,6 +40,14 @@ from serve.schemas import EditForm, edit_reply
 from serve.uploads import edit_requests
 
 WARM_UP_ROUNDS = 3
+
+
+class Round(NamedTuple):
+    """Seconds of an edit, served and bare, and the milliseconds that the served one was in each stage."""
+
+    served_s: float
+    bare_s: float
+    stages_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -99,19 +107,20 @@ def main(
             port = probe.getsockname()[1]
         app.start(ServeConfig(str(bundle.resolve()), str(catalogue.resolve())), "127.0.0.1", port)
         try:
-            rounds, steps = _measure(bare, case, port, num_rounds)
+            rounds = _measure(bare, case, port, num_rounds)
         finally:
             app.stop()
-    overheads = [served - alone for served, alone in rounds]
-    alone = median(alone for _, alone in rounds)
+    overheads = [each.served_s - each.bare_s for each in rounds]
+    alone, steps = median(each.bare_s for each in rounds), opened.manifest.num_inference_steps
     result = {
         "from": provenance(),
         "num_rounds": num_rounds,
         "num_steps": steps,
-        "bare_ms": _spread([alone for _, alone in rounds]),
-        "served_ms": _spread([served for served, _ in rounds]),
+        "bare_ms": _spread([each.bare_s for each in rounds]),
+        "served_ms": _spread([each.served_s for each in rounds]),
         "overhead_ms": _spread(overheads),
         "overhead_share": median(overheads) / alone,
+        "served_stages_ms": {stage: median(each.stages_ms[stage] for each in rounds) for stage in rounds[0].stages_ms},
     }
     out.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("ms", "p25", "median", "p75", title=f"One edit of {steps} steps, {num_rounds} rounds")
@@ -119,10 +128,10 @@ def main(
         table.add_row(name.removesuffix("_ms"), *(f"{result[name][key]:.1f}" for key in ("p25", "median", "p75")))
     Console().print(table)
     Console().print(f"overhead: {result['overhead_share']:.1%} of the bare edit")
+    Console().print("served, ms in each stage:", result["served_stages_ms"])
 
 
-def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> tuple[list[tuple[float, float]], int]:
-    """Seconds of each round's edit, served and bare, and the edits' steps."""
+def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> list[Round]:
     files = {"image": showcase.png(case.person), "mask": showcase.png(case.mask)}
     fields = {"category": case.category, "prompt": case.prompt, "keypoints": json.dumps(case.keypoints), "seed": 1}
     form = EditForm(**files, **fields)
@@ -136,8 +145,8 @@ def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> tup
             ended = time.perf_counter()
             # Otherwise they would not be the same work.
             assert served["data"] == alone["data"]
-            rounds.append((between - started, ended - between))
-    return rounds[WARM_UP_ROUNDS:], bare.parts.manifest.num_inference_steps
+            rounds.append(Round(between - started, ended - between, served["timings_ms"]))
+    return rounds[WARM_UP_ROUNDS:]
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
