@@ -59,8 +59,6 @@ class IngressSettings(Config):
     def __post_init__(self) -> None:
         self._at_least(1, "max_edits", "max_edits_per_key", "retry_after_s", "max_pixels")
         self._at_least(0.001, "deadline_s")
-        if self.max_edits < self.max_edits_per_key:
-            raise ValueError(f"max_edits_per_key: got {self.max_edits_per_key}; must be at most max_edits")
 
 
 @dataclass(frozen=True)

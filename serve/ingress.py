@@ -141,9 +141,9 @@ class Ingress:
             held.enter_context(self.door.hold(key_name, 1))
             form = await read_form(http, MAX_BODY_BYTES)
             settings, request_id = self.door.settings, http.headers["x-request-id"]
-            if form.n > settings.max_edits_per_key:
+            if form.n > (most := min(settings.max_edits, settings.max_edits_per_key)):
                 # To come back later would not help.
-                raise InvalidRequest("n", form.n, f"must be at most {settings.max_edits_per_key} on this server")
+                raise InvalidRequest("n", form.n, f"must be at most {most} on this server")
             held.enter_context(self.door.hold(key_name, form.n - 1))
             requests = await asyncio.to_thread(edit_requests, form, self.manifest, settings, request_id, arrived)
             logger.info("edit from key %s for user %r: seed %d", key_name, form.user, requests[0].seed)
