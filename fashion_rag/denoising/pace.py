@@ -25,12 +25,12 @@ class Pace:
     def step_time_s(self, num_rows: int) -> float:
         """How long a call of `num_rows` rows is expected to take; 0 while nothing is known.
 
-        The median of the last calls of as many rows. A row count never seen counts as the next larger one that was;
-        beyond the largest the time is taken to grow with the rows, which is the most that it can.
+        The median of the last calls of as many rows, or of more where those took less: figures of a row count may be
+        old. Beyond the largest the time is taken to grow with the rows, which is the most that it can.
         """
         if not self._seconds:
             return 0.0
         largest = max(self._seconds)
         if num_rows > largest:
             return median(self._seconds[largest]) * num_rows / largest
-        return median(self._seconds[min(seen for seen in self._seconds if seen >= num_rows)])
+        return min(median(seconds) for seen, seconds in self._seconds.items() if seen >= num_rows)

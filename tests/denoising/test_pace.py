@@ -36,3 +36,10 @@ def test_what_is_forgotten_is_not_expected() -> None:
     pace = pace_of(rows_2=[3.0])
     pace.forget()
     assert pace.step_time_s(2) == 0
+
+
+def test_old_figures_give_way_to_newer_ones_of_more_rows() -> None:
+    pace = Pace()
+    pace.record(2, 0.5)
+    pace.record(8, 0.2)
+    assert (pace.step_time_s(2), pace.step_time_s(8)) == (0.2, 0.2)
