@@ -56,9 +56,11 @@ app = typer.Typer(
 bundle_commands = typer.Typer(no_args_is_help=True, help="Model bundles: the weights and settings of one model.")
 index_commands = typer.Typer(no_args_is_help=True, help="Catalogues: garments that can be found by text.")
 demo_commands = typer.Typer(no_args_is_help=True, help="The paper-doll world and its model.")
+export_commands = typer.Typer(no_args_is_help=True, help="A bundle's networks without PyTorch, for serving.")
 app.add_typer(bundle_commands, name="bundle")
 app.add_typer(index_commands, name="index")
 app.add_typer(demo_commands, name="demo")
+app.add_typer(export_commands, name="export")
 
 BundleOption = Annotated[
     Path, typer.Option("--bundle", help="Folder of a model bundle.", show_default="the packaged demo bundle")
@@ -236,6 +238,29 @@ def serve(
     from serve.app import run
 
     run(bundle, catalogue, api_keys, host, port)
+
+
+@export_commands.command("onnx")
+def export_onnx(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the ONNX files to.")],
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights.")] = "float32",
+) -> None:
+    """Write the networks of a bundle as ONNX files, each compared with PyTorch."""
+    import torch
+
+    from export import to_onnx
+    from export.modules import module_specs
+    from fashion_rag.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    with progress("exporting", len(module_specs(opened))) as advance:
+        parities = to_onnx.export_onnx(opened, out, getattr(torch, dtype), progress=advance)
+    for parity in parities:
+        typer.echo(
+            f"  {parity.module}: within {parity.max_rel_error:.1e} of the output's spread, at most {parity.tolerance}"
+        )
+    typer.echo(f"{out}: {len(parities)} networks, {dtype}")
 
 
 @demo_commands.command("world")

@@ -69,8 +69,8 @@ def test_all_parts_load_with_the_weights_that_were_written(tmp_path: Path) -> No
         (bundle.load_vae().encoder.encoder, parts.vae.encoder),
         (bundle.load_vae().decoder.decoder, parts.vae.decoder),
         (bundle.load_prompt_encoder().text_encoder.encoder, parts.text_encoder.encoder),
-        (garments.vision_encoder, parts.vision_encoder),
-        (garments.adapter, parts.inversion_adapter),
+        (garments.network.vision_encoder, parts.vision_encoder),
+        (garments.network.adapter, parts.inversion_adapter),
     )
     for loaded, written in pairs:
         state = loaded.state_dict()

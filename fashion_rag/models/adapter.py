@@ -52,11 +52,28 @@ class InversionAdapter(nn.Module):
         for layer in self.encoder_layers:
             hidden = layer(hidden, None)
         words: Tensor = self.layers(self.post_layernorm(hidden[:, 0]))
-        return words.reshape(len(words), self.num_pseudo_words, -1).float()
+        words = words.unflatten(1, (self.num_pseudo_words, -1))
+        return words.float()
+
+
+class GarmentNetwork(nn.Module):
+    """The vision tower and the adapter, one after the other."""
+
+    def __init__(self, vision_encoder: CLIPVisionModel, adapter: InversionAdapter) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.adapter = adapter
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the weights."""
+        # `last_hidden_state` is what comes before `post_layernorm`, which only the pooled output passes.
+        hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
+        words: Tensor = self.adapter(hidden)
+        return words
 
 
 class GarmentEncoder(nn.Module):
-    """Garment pictures to pseudo-words."""
+    """Garment pictures to pseudo-words. A compiled module may be put in the place of `network`."""
 
     def __init__(
         self,
@@ -68,8 +85,7 @@ class GarmentEncoder(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.vision_encoder = vision_encoder
-        self.adapter = adapter
+        self.network: nn.Module = GarmentNetwork(vision_encoder, adapter)
         self.picture_size = picture_size
         self.crop = crop
         self.mean = tuple(mean)
@@ -81,8 +97,6 @@ class GarmentEncoder(nn.Module):
         return torch.stack([vision_pixels(image, *rule) for image in images])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the weights."""
-        # `last_hidden_state` is what comes before `post_layernorm`, which only the pooled output passes.
-        hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
-        words: Tensor = self.adapter(hidden)
+        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop]."""
+        words: Tensor = self.network(pixels)
         return words

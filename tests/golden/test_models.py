@@ -114,7 +114,7 @@ def test_garment_encoder(golden: Golden) -> None:
     files = golden.case("7_vision")["garment_files_in_order"]
     pixels = golden.garment_encoder.pixels([open_image(golden.folder / "dresscode" / name) for name in files])
     assert difference(pixels[..., ::7, ::7], case["pixel_values_stride7"]) < tolerance
-    hidden = golden.garment_encoder.vision_encoder(pixel_values=pixels[:1]).last_hidden_state
+    hidden = golden.garment_encoder.network.vision_encoder(pixel_values=pixels[:1]).last_hidden_state
     assert difference(hidden, case["last_hidden_state_first1"]) < tolerance
     words = golden.garment_encoder(pixels)
     assert difference(words.flatten(1), case["adapter_output"]) < tolerance

@@ -29,7 +29,7 @@ def test_the_words_leave_out_the_vision_tower_s_own_layer_norm() -> None:
     pixels = encoder.pixels(garments(1))
     with torch.inference_mode():
         before = encoder(pixels)
-        encoder.vision_encoder.post_layernorm.weight.mul_(3)
+        encoder.network.vision_encoder.post_layernorm.weight.mul_(3)
         assert torch.equal(encoder(pixels), before)
 
 

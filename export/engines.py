@@ -1,0 +1,194 @@
+"""Built engines on disk: found by what they are of, checked before they are run, built by one process at a time.
+
+`to_tensorrt.py` builds what lies here and `trt_module.py` runs it. Two files, both named after the engine's key:
+
+    unet-float16-rows1.2.4-tensorrt_rtx-1.7.1.116-portable-5d0c9a1e44b7f203.engine
+    ....engine.json    the key, and the engine's size and SHA-256
+
+The second is written last: an engine without it, or unlike it, is not run. Beside them `manifest.json` says which
+engines are in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from export.flavours import Flavour
+from export.modules import ModuleSpec
+from export.onnx_files import OnnxFiles
+from fashion_rag.artifacts import MANIFEST_FILE, read_config
+from fashion_rag.errors import ArtifactError
+
+ENGINES_FOLDER = "engines"  # in the folder of the ONNX files that they are built from
+PORTABLE = "portable"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine is of: two engines of one key may replace each other, others never.
+
+    module, precision, onnx_sha256: the network, "float32" or "float16", and the ONNX file it was built from.
+    rows: the batch sizes it runs, rising. inputs, outputs: names and shapes without the batch.
+    flavour, version: of TensorRT (`flavours.py`). architecture: compute capabilities that it runs on, as "9.0", or
+    "portable" for those that TensorRT for RTX builds for when none is named.
+    """
+
+    module: str
+    precision: str
+    onnx_sha256: str
+    rows: tuple[int, ...]
+    inputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
+    flavour: str
+    version: str
+    architecture: str
+
+    @classmethod
+    def of(
+        cls, spec: ModuleSpec, onnx: OnnxFiles, rows: Sequence[int], flavour: Flavour, architecture: str
+    ) -> EngineKey:
+        """The key of the engine that is built from `onnx`, by this TensorRT."""
+        return cls(
+            module=spec.name,
+            precision=onnx.dtype,
+            onnx_sha256=onnx.sha256,
+            rows=tuple(rows),
+            inputs={name: tensor.shape for name, tensor in spec.inputs.items()},
+            outputs={name: tensor.shape for name, tensor in spec.outputs.items()},
+            flavour=flavour.name,
+            version=flavour.version,
+            architecture=architecture,
+        )
+
+    @property
+    def file_name(self) -> str:
+        """What can be told at a glance, then a digest of everything."""
+        rows = "rows" + ".".join(map(str, self.rows))
+        digest = hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+        parts = (self.module, self.precision, rows, self.flavour, self.version, self.architecture, digest)
+        return "-".join(parts) + ".engine"
+
+    def as_json(self) -> dict[str, Any]:
+        """The key as it is read back from JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+
+def get_or_build(folder: Path, key: EngineKey, build: Callable[[], bytes | memoryview]) -> Path:
+    """The file in `folder` with the engine of `key`; built now unless a sound one is there.
+
+    Of several processes that ask at once, one builds and the others wait for it. A damaged engine is built again.
+    Whatever `build` raises comes through and leaves nothing behind that would be run.
+    """
+    path = folder / key.file_name
+    # Without the lock first, so that a folder that can only be read will do.
+    with suppress(ArtifactError):
+        read_engine(path, key)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        try:
+            read_engine(path, key)
+        except ArtifactError as fault:
+            if path.exists():
+                logger.warning("%s; building it again", fault)
+            _write(path, key, build())
+    return path
+
+
+def read_engine(path: Path, key: EngineKey) -> bytes:
+    """The engine in `path`, exactly as it was built for `key`.
+
+    Raises ArtifactError, naming what is wrong, for one that is missing, cut short, changed or of another key.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such engine")
+    manifest = read_config(_manifest(path))
+    faults = [
+        f"{name} is {manifest.get(name)!r}, must be {value!r}"
+        for name, value in key.as_json().items()
+        if manifest.get(name) != value
+    ]
+    if faults:
+        raise ArtifactError(f"{path}: is another engine: {'; '.join(faults)}")
+    engine = path.read_bytes()
+    if len(engine) != manifest.get("size_bytes"):
+        raise ArtifactError(f"{path}: {len(engine)} bytes, must be {manifest.get('size_bytes')}")
+    if hashlib.sha256(engine).hexdigest() != manifest.get("sha256"):
+        raise ArtifactError(f"{path}: its content has changed since it was built: SHA-256 differs")
+    return engine
+
+
+def read_key(path: Path) -> EngineKey:
+    """What the engine in `path` says that it is of. Raises ArtifactError if it does not say so."""
+    manifest = read_config(_manifest(path))
+    missing = [field.name for field in fields(EngineKey) if field.name not in manifest]
+    if missing:
+        raise ArtifactError(f"{_manifest(path)}: has no {', '.join(missing)}")
+    values = {field.name: manifest[field.name] for field in fields(EngineKey)}
+    return EngineKey(**values | {"rows": tuple(values["rows"])})
+
+
+def use_engines(folder: Path, engines: Mapping[str, Path]) -> None:
+    """Make these files in `folder` the ones that `engine_in_use` finds, by the names of their modules."""
+    content = {"engines": {module: path.name for module, path in engines.items()}}
+    path = folder / MANIFEST_FILE
+    with locked(path.with_suffix(".lock")):
+        write_whole(path, json.dumps(content, indent=1).encode())
+
+
+def engine_in_use(folder: Path, module: str) -> Path:
+    """The file in `folder` with the engine of a module. Raises ArtifactError if there is none."""
+    engines = read_config(folder / MANIFEST_FILE).get("engines")
+    name = engines.get(module) if isinstance(engines, dict) else None
+    if not isinstance(name, str):
+        raise ArtifactError(f"{folder / MANIFEST_FILE}: engines.{module} is {name!r}; must be the name of a file")
+    return folder / name
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`. The kernel frees it when its holder dies; the file stays, as others may wait on it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: another process builds here; waiting for it", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`."""
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write(path: Path, key: EngineKey, engine: bytes | memoryview) -> None:
+    manifest = key.as_json() | {"size_bytes": len(engine), "sha256": hashlib.sha256(engine).hexdigest()}
+    write_whole(path, engine)
+    write_whole(_manifest(path), json.dumps(manifest, indent=1).encode())
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

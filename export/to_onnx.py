@@ -1,0 +1,87 @@
+"""Writes a bundle's networks as ONNX files. `fashion-rag export onnx` calls it; `onnx_files.py` finds them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+
+from export.modules import ModuleSpec, module_specs, sha256, weights_fingerprint
+from export.onnx_files import OnnxFiles, onnx_path, shapes, write_manifest
+from export.onnx_module import OnnxModule
+from export.parity import Parity, measure
+from fashion_rag.artifacts import write_json, written_aside
+from fashion_rag.bundle import Bundle
+
+PARITY_FILE = "parity.json"
+# From 21 on group normalisation is one operator, which ONNX Runtime takes apart on a CPU into more and slower ones.
+OPSET = 20
+# A batch of 1 would be taken for a constant.
+EXAMPLE_ROWS = 2
+# From 64 rows on upsampling in diffusers copies its input first, which a trace cannot leave open.
+MAX_ROWS = 63
+# A protobuf file holds 2 GB.
+MAX_INLINE_BYTES = 1_500_000_000
+
+
+def export_onnx(
+    bundle: Bundle, out: Path, dtype: torch.dtype = torch.float32, progress: Callable[[], None] | None = None
+) -> list[Parity]:
+    """How far each module in `out`, now holding all of `bundle` as ONNX files, is from PyTorch.
+
+    One file serves any number of rows. dtype: of the weights, float32 or float16; inputs and outputs stay float32.
+    `progress` is called once a module. Raises ArtifactError, leaving `out` as it was, if a module is too far off.
+
+    ONNX Runtime measures on the CPU, where it computes most of a float16 file in float32. So for float16 the parity
+    tells that the file is right, and not how far half precision is off on a GPU.
+    """
+    written: dict[str, OnnxFiles] = {}
+    parities = []
+    with written_aside(out) as new:
+        for spec in module_specs(bundle).values():
+            written[spec.name] = write_onnx(bundle, spec, new, dtype)
+            compiled = OnnxModule(onnx_path(new, spec), spec, torch.get_num_threads())
+            parities.append(measure(spec, spec.load(bundle, torch.float32), compiled, dtype))
+            if progress is not None:
+                progress()
+        write_manifest(new, written)
+        run_by = f"ONNX Runtime {onnxruntime.__version__}, CPU"
+        write_json(new / PARITY_FILE, {"run_by": run_by, "modules": [asdict(parity) for parity in parities]})
+    return parities
+
+
+def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtype) -> OnnxFiles:
+    """The files of one module, now in `folder`; weights of more than about 1.5 GB lie in a file of their own."""
+    module = spec.load(bundle, dtype)
+    examples = tuple(torch.zeros(EXAMPLE_ROWS, *tensor.shape, dtype=tensor.dtype) for tensor in spec.inputs.values())
+    batch = torch.export.Dim("batch", max=MAX_ROWS)
+    # Not left to torch.onnx.export, which tries other ways if this one fails, and then may keep the batch constant.
+    exported = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False)
+    program: Any = torch.onnx.export(
+        exported, input_names=list(spec.inputs), output_names=list(spec.outputs), opset_version=OPSET, verbose=False
+    )
+    _forget_origin(program.model)
+    path = onnx_path(folder, spec)
+    num_bytes = sum(weight.nbytes for weight in module.state_dict().values())
+    program.save(path, external_data=num_bytes > MAX_INLINE_BYTES)
+    onnx.checker.check_model(path)
+    return OnnxFiles(
+        files={file.name: sha256(file) for file in sorted(folder.glob(f"{path.name}*"))},
+        weights=weights_fingerprint(bundle, spec),
+        dtype=str(dtype).removeprefix("torch."),
+        opset=OPSET,
+        torch=torch.__version__,
+        inputs=shapes(spec.inputs),
+        outputs=shapes(spec.outputs),
+    )
+
+
+def _forget_origin(model: Any) -> None:
+    """Take out the stack traces, which hold paths of this machine and are about a tenth of a small file."""
+    for part in (model, model.graph, *model.graph.all_nodes()):
+        part.metadata_props.clear()

@@ -1,0 +1,184 @@
+"""Builds TensorRT engines from exported ONNX files. `fashion-rag export tensorrt` calls it; `engines.py` keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, use_engines
+from export.flavours import TENSORRT, TENSORRT_RTX, Flavour, make_log
+from export.modules import ModuleSpec, module_specs
+from export.onnx_files import find_onnx, onnx_path
+from fashion_rag.bundle import Bundle
+from fashion_rag.errors import ArtifactError
+
+# Calls of other sizes are padded to the next of these, and larger ones split.
+UNET_ROWS = (1, 2, 4, 8, 16, 32)
+OTHER_ROWS = (1, 2, 4, 8)
+
+# The network and what is done with it, how many steps of that are done, and how many there are.
+BuildProgress = Callable[[str, int, int], None]
+
+
+def export_tensorrt(
+    bundle: Bundle, folder: Path, flavour: Flavour, targets: Sequence[str] = (), progress: BuildProgress | None = None
+) -> dict[str, Path]:
+    """The engines of all networks of `bundle`, by name, built in a folder written by `fashion-rag export onnx`.
+
+    What is there and sound is not built again. targets: as `build_targets` gives them. Raises ArtifactError as
+    `find_onnx` and `build_engine`.
+    """
+    engines = {}
+    for name, spec in module_specs(bundle).items():
+        rows = UNET_ROWS if name == "unet" else OTHER_ROWS
+        key = EngineKey.of(spec, find_onnx(folder, bundle, spec), rows, flavour, "+".join(targets) or PORTABLE)
+        build = partial(build_engine, onnx_path(folder, spec), spec, rows, flavour, targets, progress)
+        engines[name] = get_or_build(folder / ENGINES_FOLDER, key, build)
+    use_engines(folder / ENGINES_FOLDER, engines)
+    return engines
+
+
+def build_targets(flavour: Flavour, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The compute capabilities, as "9.0", that an engine is built for; none stands for a portable engine.
+
+    `tensorrt` builds for the GPU of this machine only. TensorRT for RTX builds for those `wanted`, GPU or not; for one
+    that it has no name for, on a machine with such a GPU. Raises ArtifactError for what cannot be built here.
+    """
+    here = current_capability()
+    got = f"architecture: got {_listed(wanted)}; {flavour.name} {flavour.version} builds for"
+    this_one = f"the GPU of this machine, which is {here or 'absent'}"
+    if flavour.name == TENSORRT:
+        if here is None or set(wanted) - {here}:
+            raise ArtifactError(f"{got} {this_one}")
+        return (here,)
+    named = [_capability(name) for name in flavour.api.ComputeCapability.__members__ if name.startswith("SM")]
+    if set(wanted) - set(named) and list(wanted) != [here]:
+        raise ArtifactError(f"{got} {_listed(named)}, or else only for {this_one}")
+    return tuple(wanted)
+
+
+def current_capability() -> str | None:
+    """The compute capability of this machine's first GPU, as "9.0"; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"{major}.{minor}"
+
+
+def build_engine(
+    path: Path,
+    spec: ModuleSpec,
+    rows: Sequence[int],
+    flavour: Flavour,
+    targets: Sequence[str] = (),
+    progress: BuildProgress | None = None,
+) -> memoryview:
+    """The engine of an ONNX file, for calls of exactly `rows` rows: a strongly typed network, a profile for each.
+
+    Takes seconds for a toy and many minutes for a real network; `progress` hears of every step, from inside TensorRT,
+    and what it raises ends the build. Raises ArtifactError with TensorRT's own words if it does not succeed, and for a
+    file whose inputs and outputs are not those of `spec`.
+    """
+    if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
+        raise ArtifactError(f"rows: got {list(rows)}; must rise from 1 or more")
+    api = flavour.api
+    log = make_log(api)
+    builder = api.Builder(log)
+    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = api.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        raise ArtifactError(f"{path}: {_last(log)}")
+    _check_border(api, network, spec, path)
+    config = _configure(builder, network, rows, flavour, targets)
+    monitor = _monitor(api, spec.name, progress or (lambda phase, done, total: None))
+    config.progress_monitor = monitor
+    memory = builder.build_serialized_network(network, config)
+    if monitor.raised:
+        raise monitor.raised
+    if memory is None:
+        raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot build {spec.name}: {_last(log)}")
+    return memoryview(memory).cast("B")
+
+
+def _configure(builder: Any, network: Any, rows: Sequence[int], flavour: Flavour, targets: Sequence[str]) -> Any:
+    api = flavour.api
+    config = builder.create_builder_config()
+    # What the file calls float32 stays float32; it is on by default.
+    config.clear_flag(api.BuilderFlag.TF32)
+    if flavour.name == TENSORRT_RTX:
+        # Nothing is allocated while an engine runs, so that its calls can be captured as CUDA graphs.
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            known = api.ComputeCapability.__members__.get("SM" + target.replace(".", ""))
+            config.set_compute_capability(known or api.ComputeCapability.CURRENT, index)
+    for num_rows in rows:
+        profile = builder.create_optimization_profile()
+        for tensor in _inputs(network):
+            shape = (num_rows, *tuple(tensor.shape)[1:])
+            profile.set_shape(tensor.name, shape, shape, shape)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:
+    """TensorRT's progress as calls of `progress`, whose exception ends the build and is kept in `raised`."""
+
+    class Monitor(api.IProgressMonitor):
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+            self.raised: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
+            self.tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.tell(phase_name, step + 1)
+            return self.raised is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.tell(phase_name, self.totals[phase_name])
+
+        def tell(self, phase: str, done: int) -> None:
+            # An exception must not pass through TensorRT, and Ctrl-C is raised here: builds happen outside Python.
+            try:
+                if self.raised is None:
+                    progress(f"{name}: {phase}", done, self.totals[phase])
+            except BaseException as error:
+                self.raised = error
+
+    return Monitor()
+
+
+def _check_border(api: Any, network: Any, spec: ModuleSpec, path: Path) -> None:
+    dtypes = {api.float32: torch.float32, api.float16: torch.float16, api.int64: torch.int64}
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for kind, found, wanted in (("input", _inputs(network), spec.inputs), ("output", outputs, spec.outputs)):
+        # -1 is a dimension that each call chooses.
+        got = {tensor.name: (tuple(tensor.shape), dtypes.get(tensor.dtype, tensor.dtype)) for tensor in found}
+        must = {name: ((-1, *tensor.shape), tensor.dtype) for name, tensor in wanted.items()}
+        if got != must:
+            raise ArtifactError(f"{path}: {kind}s of {spec.name} are {got}, must be {must}")
+
+
+def _inputs(network: Any) -> list[Any]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
+
+
+def _capability(name: str) -> str:
+    """ "12.0" of "SM120"."""
+    return f"{name[2:-1]}.{name[-1]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _last(log: Any) -> str:
+    return log.errors[-1] if log.errors else "no reason given"
