@@ -47,8 +47,9 @@ class IngressSettings(Config):
     no caller may name more. max_pixels: of an uploaded picture. presets: by name, what callers may ask for in a word.
     """
 
-    max_edits: int = 32
-    max_edits_per_key: int = 32
+    # What a denoiser takes on by default, and some that are on the way to it or back.
+    max_edits: int = 24
+    max_edits_per_key: int = 24
     retry_after_s: float = 5.0
     deadline_s: float = 300.0
     max_pixels: int = 32_000_000

@@ -257,7 +257,7 @@ def test_golden_weights_in_the_published_layout_are_imported(released: dict[str,
         moments = imported.load_vae().encoder(case["image"])
         torch.testing.assert_close(moments[:, :4], case["mean"], atol=1.5e-4, rtol=0)
         case = read_state(GOLDEN / "case1_inversion_adapter.safetensors")
-        words = imported.load_garment_encoder().adapter(case["input_last_hidden_state"])
+        words = imported.load_garment_encoder().network.adapter(case["input_last_hidden_state"])
         torch.testing.assert_close(words.flatten(1), case["output"], atol=2e-5, rtol=0)
         case = read_state(GOLDEN / "case2_text.safetensors")
         encoder = imported.load_prompt_encoder()
