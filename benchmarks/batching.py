@@ -44,7 +44,6 @@ from benchmarks.open_loop import (
     StepTimes,
     Times,
     arrivals,
-    blank_inputs,
     guided_edit,
     serve,
 )
@@ -213,7 +212,7 @@ def benchmark(bundle_path: Path, device: str, settings: Settings, real: bool, sa
     Raises as `Bundle` for one that cannot be opened.
     """
     bundle = Bundle.open(bundle_path)
-    unet, inputs = bundle.load_unet(device), blank_inputs(bundle.latent_size, bundle.text_width, device)
+    unet, inputs = bundle.load_unet(device), Inputs.blank(bundle.latent_size, bundle.text_width, device)
     limits, seed = Limits(settings.max_rows, NEVER_FULL), settings.seed
 
     def run_real(coming: Sequence[Arrival], let_in: LetIn) -> list[Times]:

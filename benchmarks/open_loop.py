@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fashion_rag.denoising.engine import Engine, Failed, Finished
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.denoising.state import EditState, Outcome
-from fashion_rag.models.prompt import MAX_TOKENS
-from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS
+from fashion_rag.denoising.state import EditState, Outcome, total_rows
 
 GUIDANCE_SCALE = 7.5
 ROWS = 2  # of an edit, because it is guided
@@ -96,18 +93,6 @@ def guided_edit(number: int, num_steps: int, inputs: Inputs) -> Edit:
     return Edit(str(number), (height, width), num_steps, GUIDANCE_SCALE, SamplerConfig())
 
 
-def blank_inputs(size: tuple[int, int], text_width: int, device: str) -> Inputs:
-    """Inputs of the right shapes: a call takes as long whatever the values."""
-
-    def channels(count: int) -> Tensor:
-        return torch.zeros(1, count, *size, device=device)
-
-    text = torch.zeros(1, MAX_TOKENS, text_width, device=device)
-    return Inputs(
-        channels(LATENT_CHANNELS), channels(1), channels(LATENT_CHANNELS), channels(POSE_CHANNELS), text, text
-    )
-
-
 class SimulatedEngine(Engine):
     """An engine on a clock of its own. Its calls compute nothing; they take the time `step_s` of their rows."""
 
@@ -122,7 +107,7 @@ class SimulatedEngine(Engine):
 
     def run(self, batch: Sequence[EditState]) -> Outcome:
         """The latents as they were."""
-        seconds = self.step_s[sum(state.num_rows for state in batch)]
+        seconds = self.step_s[total_rows(batch)]
         self.sleep(seconds)
         return Outcome([state.latents for state in batch], [None] * len(batch), seconds)
 

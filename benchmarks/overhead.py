@@ -30,7 +30,7 @@ from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine, Finished
-from fashion_rag.denoising.runner import Edit, Inputs
+from fashion_rag.denoising.runner import Edit
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance
@@ -70,17 +70,7 @@ class Bare:
         ((latents, person),) = pipeline.encode(parts.vae, [request], parts.manifest)
         height, width = latents.shape[-2:]
         edit = Edit("bare", (height, width), request.num_inference_steps, request.guidance_scale, parts.sampler)
-        self.engine.add(
-            edit,
-            Inputs(
-                latents,
-                person.mask,
-                person.masked_image_latents,
-                person.pose_map,
-                conditioning.prompt_embeds,
-                conditioning.negative_prompt_embeds,
-            ),
-        )
+        self.engine.add(edit, pipeline.denoising_inputs(latents, person, conditioning))
         while not isinstance(event := self.engine.step()[-1], Finished):
             pass
         picture = pipeline.finish(request, pipeline.decode(parts.vae, event.latents)[0])

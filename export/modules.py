@@ -5,15 +5,13 @@ The one description that the exports to ONNX and TensorRT and the modules that r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fashion_rag.artifacts import read_config
+from fashion_rag.artifacts import joint_sha256, read_config
 from fashion_rag.bundle import WEIGHTS, Bundle
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.pretrained import CONFIG_FILE
@@ -112,10 +110,4 @@ def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
 def weights_fingerprint(bundle: Bundle, spec: ModuleSpec) -> str:
     """SHA-256 of the weights and configurations of `spec` in `bundle`: what an exported file must be of."""
     files = [bundle.path / part / name for part in spec.parts for name in (CONFIG_FILE, WEIGHTS[part])]
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return joint_sha256(files)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from export.modules import ModuleSpec, TensorSpec, sha256, weights_fingerprint
-from fashion_rag.artifacts import MANIFEST_FILE, read_config, write_json
+from export.modules import ModuleSpec, TensorSpec, weights_fingerprint
+from fashion_rag.artifacts import MANIFEST_FILE, read_config, sha256, write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 

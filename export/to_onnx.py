@@ -11,11 +11,11 @@ import onnx
 import onnxruntime
 import torch
 
-from export.modules import ModuleSpec, module_specs, sha256, weights_fingerprint
+from export.modules import ModuleSpec, module_specs, weights_fingerprint
 from export.onnx_files import OnnxFiles, onnx_path, shapes, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, measure
-from fashion_rag.artifacts import write_json, written_aside
+from fashion_rag.artifacts import sha256, write_json, written_aside
 from fashion_rag.bundle import Bundle
 
 PARITY_FILE = "parity.json"

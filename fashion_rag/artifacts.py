@@ -5,10 +5,11 @@ Called by whatever keeps something on disk; every network of the project is fill
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def written_aside(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(Path(beside) / "old")
         new.rename(folder)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def joint_sha256(paths: Iterable[Path]) -> str:
+    """One SHA-256 of several files in their order: of their digests, which do not run into one another."""
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 
 def copy_files(source: Path, target: Path) -> None:

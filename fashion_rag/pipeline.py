@@ -27,7 +27,7 @@ from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
-from fashion_rag.denoising.runner import UNetCall
+from fashion_rag.denoising.runner import Inputs, UNetCall
 from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, previous_timesteps, timesteps
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.adapter import GarmentEncoder
@@ -37,7 +37,7 @@ from fashion_rag.models.unet import LATENT_CHANNELS, unet_input
 from fashion_rag.request import EditRequest, EditResult, Template
 
 
-class Inputs(NamedTuple):
+class Photo(NamedTuple):
     """The photo at the model's size: image [1, 3, H, W] in [-1, 1], mask [1, 1, H, W], pose_map [1, 18, H, W]."""
 
     image: Tensor
@@ -114,13 +114,13 @@ def condition(
     return [Conditioning(row, empty) for row in rows]
 
 
-def prepare(request: EditRequest, manifest: Manifest) -> Inputs:
+def prepare(request: EditRequest, manifest: Manifest) -> Photo:
     """The request's photo, mask and pose at the bundle's image size, on the CPU."""
     height, width = manifest.image_size
     mask = Image.fromarray((request.mask != 0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     keypoints = np.zeros((18, 2)) if request.keypoints is None else request.keypoints
     keypoints = scale_keypoints(keypoints, request.mask.shape, manifest.image_size)
-    return Inputs(
+    return Photo(
         image=to_tensor(Image.fromarray(request.image), manifest.image_size)[None],
         mask=torch.from_numpy(np.array(mask)).float()[None, None],
         pose_map=heat_maps(keypoints, manifest.image_size, manifest.pose_sigma)[None],
@@ -160,6 +160,18 @@ def encode(
     rows = zip(person.mask.split(1), person.masked_image_latents.split(1), person.pose_map.split(1), strict=True)
     people = [Person(*(part.clone() for part in row)) for row in rows]
     return [(latents.to(device), person) for (latents, _), person in zip(noises, people, strict=True)]
+
+
+def denoising_inputs(latents: Tensor, person: Person, conditioning: Conditioning) -> Inputs:
+    """What the engine denoises one edit from."""
+    return Inputs(
+        latents,
+        person.mask,
+        person.masked_image_latents,
+        person.pose_map,
+        conditioning.prompt_embeds,
+        conditioning.negative_prompt_embeds,
+    )
 
 
 def denoise(

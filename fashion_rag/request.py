@@ -16,6 +16,7 @@ CATEGORIES = ("dresses", "lower_body", "upper_body")
 # 77 text positions hold the template and three garments; a fourth would overrun it.
 MAX_GARMENTS = 3
 MAX_STEPS = 1000
+MAX_GUIDANCE_SCALE = 50
 MAX_PROMPT_CHARS = 2000
 MAX_SEED = 2**63 - 1
 
@@ -112,10 +113,10 @@ class EditRequest:
             f"must be a whole number from 1 to {MAX_STEPS}",
         )
         _require(
-            math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 50,
+            math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE,
             "guidance_scale",
             self.guidance_scale,
-            "must be a finite number from 0 to 50",
+            f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}",
         )
 
     @property

@@ -18,11 +18,12 @@ import torch
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
 from fashion_rag.denoising.runner import Edit, Inputs
+from fashion_rag.denoising.state import total_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
-from fashion_rag.models.prompt import MAX_TOKENS
 from serve import metrics
 from serve.autoscaling import ROWS
 from serve.calls import answer
@@ -53,7 +54,7 @@ class Denoiser:
         self._thread = ThreadPoolExecutor(1, "denoise")
         self._to_do = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
-        self._blank = _blank(self.latent_size, opened.text_width)
+        self._blank = Inputs.blank(self.latent_size, opened.text_width)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new DenoiserSettings, from the next step on. Serve calls it before the replica is ready, too."""
@@ -143,18 +144,8 @@ class Denoiser:
                 call.cancel()
 
     def _provide(self, edit_id: str, conditioned: Conditioned, encoded: Encoded) -> None:
-        person, conditioning = encoded.person, conditioned.conditioning
-        self.engine.provide(
-            edit_id,
-            Inputs(
-                encoded.latents,
-                person.mask,
-                person.masked_image_latents,
-                person.pose_map,
-                conditioning.prompt_embeds,
-                conditioning.negative_prompt_embeds,
-            ),
-        )
+        inputs = pipeline.denoising_inputs(encoded.latents, encoded.person, conditioned.conditioning)
+        self.engine.provide(edit_id, inputs)
         if self._stepping is None:
             # Outside of the request, whose id its log lines would bear for ever.
             self._stepping = asyncio.create_task(self._step(), context=contextvars.Context())
@@ -166,10 +157,9 @@ class Denoiser:
         while True:
             batch, events = self.engine.schedule()
             if batch:
-                started = time.perf_counter()
                 outcome = await loop.run_in_executor(self._thread, self.engine.run, batch)
-                metrics.step_seconds().observe(time.perf_counter() - started)
-                metrics.rows_per_step().observe(sum(state.num_rows for state in batch))
+                metrics.step_seconds().observe(outcome.seconds)
+                metrics.rows_per_step().observe(total_rows(batch))
                 self.num_steps_done += 1
                 events += self.engine.postprocess(batch, outcome)
             for event in events:
@@ -184,9 +174,3 @@ class Denoiser:
     def _count(self) -> None:
         metrics.rows_in_flight().set(self.engine.num_rows)
         metrics.edits_waiting().set(self.engine.num_waiting)
-
-
-def _blank(latent_size: tuple[int, int], text_width: int) -> Inputs:
-    """The tensors of an edit of nothing."""
-    latents, text = torch.zeros(1, 4, *latent_size), torch.zeros(1, MAX_TOKENS, text_width)
-    return Inputs(latents, latents[:, :1], latents, torch.zeros(1, 18, *latent_size), text, text)

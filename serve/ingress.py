@@ -1,4 +1,4 @@
-"""The HTTP side: the routes, who may enter, and the one table of errors. `app` puts it before the stages.
+"""The HTTP side: the routes, who may enter, and the order in which an edit's stages are asked.
 
     curl -F image=@person.jpg -F mask=@mask.png -F prompt="red striped shirt" -F category=upper_body \\
          http://127.0.0.1:8000/v1/images/edits | jq -r .data[0].b64_json | base64 -d > edited.png
@@ -36,6 +36,7 @@ from serve.calls import answer, stream
 from serve.config import IngressSettings, ServeConfig
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
+from serve.proxy import MAX_BODY_BYTES
 from serve.schemas import (
     EditForm,
     EditReply,
@@ -52,7 +53,6 @@ from serve.schemas import (
 from serve.stages import Denoised, Edited, Job, Partial, Prepared
 from serve.uploads import edit_requests, read_form
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
 READY_TIMEOUT_S = 5.0
 # For what is no edit.
 ASK_S = 30.0

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # A request that itself kills what reads it costs this many replicas.
 MAX_ATTEMPTS = 3
-# Of the bodies that can be sent again; the ingress refuses larger ones.
-MAX_BYTES = 64 * 1024 * 1024
+# What can be sent again; the ingress refuses larger ones.
+MAX_BODY_BYTES = 64 * 1024 * 1024
 # Serve itself holds a request until there is a replica for it, so this need not cover a restart.
 PAUSE_S = 0.2
 RETRY_AFTER_S = 3
@@ -44,7 +44,7 @@ class Replay:
     has begun is never repeated: a stream cut in the middle ends there.
     """
 
-    def __init__(self, inner: ASGIApp, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, inner: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self.inner = inner
         self.max_bytes = max_bytes
 

@@ -20,7 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, WithJsonSc
 
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_STEPS, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_GUIDANCE_SCALE, MAX_STEPS, Template
 
 MAX_IMAGES = 10
 MAX_CHUNKS = 3
@@ -44,8 +44,9 @@ class Preset:
     def __post_init__(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps: got {self.steps}; must be from 1 to {MAX_STEPS}")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 50:
-            raise ValueError(f"guidance_scale: got {self.guidance_scale}; must be a finite number from 0 to 50")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
+            rule = f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}"
+            raise ValueError(f"guidance_scale: got {self.guidance_scale}; {rule}")
 
 
 class EditForm(BaseModel):
@@ -95,7 +96,7 @@ class EditForm(BaseModel):
     seed: int | None = Field(None, ge=0, description="The same seed gives the same picture; drawn if left out.")
     preset: str | None = Field(None, description="A name of the server's for a number of steps and a guidance scale.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    guidance_scale: float | None = Field(None, allow_inf_nan=False, description="From 0 to 50.")
+    guidance_scale: float | None = Field(None, allow_inf_nan=False, description=f"From 0 to {MAX_GUIDANCE_SCALE}.")
     deadline_s: float | None = Field(
         None, ge=MIN_DEADLINE_S, description="How many seconds the caller is going to wait."
     )

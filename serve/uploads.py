@@ -1,6 +1,5 @@
 """From an HTTP request to edits: the multipart form is read, checked, and its pictures decoded. Called by `ingress`."""
 
-import io
 import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -19,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fashion_rag.config import Manifest
-from fashion_rag.data.image import FORMATS, MIN_SIDE, open_image, open_mask
+from fashion_rag.data.image import MIN_SIDE, open_hole, open_image, open_mask
 from fashion_rag.data.pose import scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import EditRequest
@@ -207,12 +206,10 @@ def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
 def _mask(form: EditForm, max_pixels: int) -> NDArray[np.uint8]:
     if form.mask is not None:
         return open_mask(form.mask, max_pixels=max_pixels)
-    # `open_image` has decoded this file before.
-    with Image.open(io.BytesIO(form.image), formats=FORMATS) as photo:
-        see_through = photo.has_transparency_data and photo.convert("RGBA").getchannel("A").getextrema() != (255, 255)
-    if not see_through:
+    mask = open_hole(form.image, max_pixels=max_pixels)
+    if mask is None:
         raise InvalidRequest("mask", None, "must be given, unless the photo is transparent where to repaint")
-    return open_mask(form.image, max_pixels=max_pixels)
+    return mask
 
 
 def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:

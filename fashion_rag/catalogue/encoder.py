@@ -5,7 +5,6 @@ Owned by the catalogue, which is searched with it; a bundle keeps its files in `
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
-from fashion_rag.artifacts import load_strict, read_config, read_state
+from fashion_rag.artifacts import load_strict, read_config, read_state, sha256
 from fashion_rag.errors import ArtifactError
 
 CONFIG_FILE = "open_clip_config.json"
@@ -63,10 +62,8 @@ class RetrievalEncoder:
         # OpenCLIP's own loading resizes what does not fit and goes on without weights where there are none.
         weights = folder / WEIGHTS_FILE
         load_strict(model, read_state(weights), weights)
-        with weights.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         tokenizer = _load_tokenizer(folder, model.vocab_size)
-        return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, fingerprint)
+        return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights))
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Unit vectors [N, dim] of N texts; a text too long loses its end."""

@@ -6,7 +6,6 @@ a new version replaces the folder whole.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +16,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.artifacts import MANIFEST_FILE, read_config, write_json, written_aside
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
 from fashion_rag.catalogue.encoder import BATCH_SIZE, RetrievalEncoder
 from fashion_rag.catalogue.store import GARMENTS_FILE, Garment, in_order, read_garments, write_garments
 from fashion_rag.errors import ArtifactError, InvalidRequest
@@ -117,7 +116,7 @@ class Catalogue:
         for category, group in groupby(garments, lambda one: one.category):
             indexes[category] = _read_index(folder / f"{category}.faiss", len(list(group)), manifest["dim"])
         names = [MANIFEST_FILE, GARMENTS_FILE, *(f"{category}.faiss" for category in indexes)]
-        return cls(garments, indexes, encoder, _version([folder / name for name in names]))
+        return cls(garments, indexes, encoder, joint_sha256(folder / name for name in names))
 
     @classmethod
     def build(
@@ -166,15 +165,6 @@ def _nearest(
     _, scores, rows = index.range_search(query, float(best[0, -1]) - SCORE_SLACK)
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
-
-
-def _version(files: Sequence[Path]) -> str:
-    """A digest of the files' digests, which do not run into one another as the files themselves would."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -94,16 +94,20 @@ def open_mask(
     OpenAI's image edits. Raises InvalidRequest as `open_image`, and for a mask that marks nothing.
     """
     image = _decode(data, field, max_pixels)
-    if image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() < 255:
-        marked = np.asarray(image.getchannel("A")) < 128
-    else:
-        marked = np.asarray(image.convert("L")) >= 128
-    mask = marked.astype(np.uint8)
+    marked = _hole(image)
+    mask = (np.asarray(image.convert("L")) >= 128).astype(np.uint8) if marked is None else marked
     if size is not None:
         mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    if not mask.any():
-        raise InvalidRequest(field, "nothing marked", "must mark the part to repaint: white, or transparent")
-    return mask
+    return _marking(mask, field)
+
+
+def open_hole(data: bytes | Path, *, field: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | None:
+    """The transparent part of an uploaded picture as a mask, uint8 [H, W]; None for one that is opaque everywhere.
+
+    Raises InvalidRequest as `open_mask`.
+    """
+    mask = _hole(_decode(data, field, max_pixels))
+    return None if mask is None else _marking(mask, field)
 
 
 def paste_outside(
@@ -161,6 +165,18 @@ def _decode(data: bytes | Path, field: str, max_pixels: int) -> Image.Image:
         except (OSError, SyntaxError, ValueError) as error:
             rule = f"must be a whole picture of 8 or 16 bits a channel, in one of {', '.join(FORMATS)}"
             raise InvalidRequest(field, shown, rule) from error
+
+
+def _hole(image: Image.Image) -> NDArray[np.uint8] | None:
+    if image.mode != "RGBA" or (alpha := np.asarray(image.getchannel("A"))).min() == 255:
+        return None
+    return (alpha < 128).astype(np.uint8)
+
+
+def _marking(mask: NDArray[np.uint8], field: str) -> NDArray[np.uint8]:
+    if not mask.any():
+        raise InvalidRequest(field, "nothing marked", "must mark the part to repaint: white, or transparent")
+    return mask
 
 
 def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:

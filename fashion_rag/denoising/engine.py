@@ -22,7 +22,7 @@ from fashion_rag.denoising.pace import Pace
 from fashion_rag.denoising.runner import Edit, Inputs, Runner, UNetCall
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits, Scheduler
-from fashion_rag.denoising.state import EditState, Outcome
+from fashion_rag.denoising.state import EditState, Outcome, total_rows
 from fashion_rag.errors import DeadlineExceeded, FashionRAGError
 
 WARM_UP_CALLS = 3  # of each row count, so that the median is not that of the first, which may compile
@@ -191,7 +191,7 @@ class Engine:
         events: list[Event] = [Failed(state.id, error) for state, error in self.scheduler.refuse(now)]
         batch = self.scheduler.schedule()
         if batch:
-            self._busy_until = now + self.pace.step_time_s(_num_rows(batch))
+            self._busy_until = now + self.pace.step_time_s(total_rows(batch))
         elif events:
             self.pace.forget()
         return batch, events
@@ -228,7 +228,7 @@ class Engine:
             self.num_failed_calls += 1
         else:
             self.num_failed_calls = 0
-            self.pace.record(_num_rows(batch), outcome.seconds)
+            self.pace.record(total_rows(batch), outcome.seconds)
         reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
         for state, latents, preview in zip(batch, outcome.latents, outcome.previews, strict=True):
@@ -246,7 +246,3 @@ class Engine:
             if latents is None or not state.num_left:
                 self.scheduler.remove(state.id)
         return events
-
-
-def _num_rows(batch: Sequence[EditState]) -> int:
-    return sum(state.num_rows for state in batch)

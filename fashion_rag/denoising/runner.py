@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, predict
 from fashion_rag.errors import FashionRAGError
-from fashion_rag.models.unet import unet_input
+from fashion_rag.models.prompt import MAX_TOKENS
+from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS, unet_input
 
 UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -61,9 +62,22 @@ class Inputs:
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor
 
+    @classmethod
+    def blank(cls, size: tuple[int, int], text_width: int, device: torch.device | str = "cpu") -> Inputs:
+        """Zeros of the right shapes: a call takes as long whatever the values."""
+        latents = torch.zeros(1, LATENT_CHANNELS, *size, device=device)
+        pose_map = torch.zeros(1, POSE_CHANNELS, *size, device=device)
+        text = torch.zeros(1, MAX_TOKENS, text_width, device=device)
+        return cls(latents, latents[:, :1], latents, pose_map, text, text)
+
     def check(self, size: tuple[int, int], text_shape: Sequence[int]) -> None:
         """Raises FashionRAGError, naming the tensor, if one does not fit `size` (h, w) or `text_shape` [1, 77, D]."""
-        channels = {"latents": 4, "mask": 1, "masked_image_latents": 4, "pose_map": 18}
+        channels = {
+            "latents": LATENT_CHANNELS,
+            "mask": 1,
+            "masked_image_latents": LATENT_CHANNELS,
+            "pose_map": POSE_CHANNELS,
+        }
         shapes = {name: [1, count, *size] for name, count in channels.items()}
         shapes |= {name: list(text_shape) for name in ("prompt_embeds", "negative_prompt_embeds")}
         for name, shape in shapes.items():

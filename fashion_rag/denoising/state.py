@@ -58,3 +58,8 @@ class Outcome:
     previews: Sequence[NDArray[np.uint8] | None]
     seconds: float
     error: Exception | None = None
+
+
+def total_rows(batch: Sequence[EditState]) -> int:
+    """The rows of a UNet call with these edits."""
+    return sum(state.num_rows for state in batch)

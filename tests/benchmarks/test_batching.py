@@ -21,12 +21,13 @@ from benchmarks.batching import (
     next_batch,
 )
 from benchmarks.batching_report import details, overview, plot
-from benchmarks.open_loop import Arrival, LetIn, SimulatedEngine, Times, arrivals, blank_inputs, serve
+from benchmarks.open_loop import Arrival, LetIn, SimulatedEngine, Times, arrivals, serve
 from fashion_rag.denoising.engine import Engine
+from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.errors import FashionRAGError
 
-INPUTS = blank_inputs((2, 2), 4, "cpu")
+INPUTS = Inputs.blank((2, 2), 4)
 STEP_S = {2: 1.0, 4: 1.5}
 # While the first runs, the others come.
 COMING = [Arrival(0, 2.0, 3), Arrival(1, 2.5, 1), Arrival(2, 2.6, 2)]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from export import parity, to_onnx
-from export.modules import module_specs, sha256
+from export.modules import module_specs
 from export.onnx_files import find_onnx, onnx_path
 from export.onnx_module import load_onnx
 from export.parity import measure, random_inputs
+from fashion_rag.artifacts import sha256
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 from tests.tiny import make_tiny_bundle

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve as ray_serve
@@ -86,3 +88,18 @@ async def until(reached: Callable[[int, int], bool], patience_s: float = PATIENC
 
 def empty(num_edits: int, _: int) -> bool:
     return num_edits == 0
+
+
+def exported() -> str:
+    """What Prometheus would read from this node."""
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+
+
+def total(text: str, name: str, **tags: str) -> float:
+    """The sum of the series of this name that have these tags."""
+    found = 0.0
+    for labels, value in re.findall(rf"^ray_{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
+        if all(f'{tag}="{wanted}"' in labels for tag, wanted in tags.items()):
+            found += float(value)
+    return found

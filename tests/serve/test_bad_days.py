@@ -37,9 +37,8 @@ from fashion_rag.catalogue.store import garments_in
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig
-from tests.serve.client import PATIENCE_S, decoded, edit, empty, expected, form, same, until
+from tests.serve.client import PATIENCE_S, decoded, edit, empty, expected, exported, form, same, total, until
 from tests.serve.pictures import SIZE, mask, photo, png
-from tests.serve.test_observability import exported, total
 from tests.tiny import make_tiny_catalogue
 
 Settings = dict[str, dict[str, Any]]

@@ -1,30 +1,13 @@
 """What an operator sees of the running graph: metrics under their names, and logs that tell one edit from another."""
 
 import json
-import re
 import time
 import uuid
 from pathlib import Path
 
-import httpx
 import ray
 
-from tests.serve.client import PATIENCE_S, edit
-
-
-def exported() -> str:
-    """What Prometheus would read from this node."""
-    (node,) = [node for node in ray.nodes() if node["Alive"]]
-    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
-
-
-def total(text: str, name: str, **tags: str) -> float:
-    """The sum of the series of this name that have these tags."""
-    found = 0.0
-    for labels, value in re.findall(rf"^ray_{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
-        if all(f'{tag}="{wanted}"' in labels for tag, wanted in tags.items()):
-            found += float(value)
-    return found
+from tests.serve.client import PATIENCE_S, edit, exported, total
 
 
 def test_metrics_count_what_was_done(url: str) -> None:
