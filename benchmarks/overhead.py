@@ -27,7 +27,6 @@ from rich.table import Table
 from torch import Tensor
 
 from fashion_rag import pipeline
-from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
@@ -35,7 +34,7 @@ from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance
 from serve import app, showcase
-from serve.config import IngressSettings, ServeConfig
+from serve.config import IngressSettings
 from serve.schemas import EditForm, edit_reply
 from serve.uploads import edit_requests
 
@@ -89,19 +88,19 @@ def main(
         world = Path(folder)
         catalogue = showcase.ensure_demo_world(world, bundle)
         case = showcase.read_cases(world, bundle)[0]
-        opened = Bundle.open(bundle)
-        parts = Pipeline.load(bundle, catalogue)
-        bare = Bare(parts, Engine(opened.load_unet(), Limits()), {})
+        config = app.local_config(bundle, catalogue)
+        parts = config.runtime.open().load_pipeline(catalogue)
+        bare = Bare(parts, Engine(parts.unet, Limits()), {})
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        app.start(ServeConfig(str(bundle.resolve()), str(catalogue.resolve())), "127.0.0.1", port)
+        app.start(config, "127.0.0.1", port)
         try:
             rounds = _measure(bare, case, port, num_rounds)
         finally:
             app.stop()
     overheads = [each.served_s - each.bare_s for each in rounds]
-    alone, steps = median(each.bare_s for each in rounds), opened.manifest.num_inference_steps
+    alone, steps = median(each.bare_s for each in rounds), parts.manifest.num_inference_steps
     result = {
         "from": provenance(),
         "num_rounds": num_rounds,

@@ -1,6 +1,6 @@
-"""The one place that decides what runs a bundle's networks: PyTorch, or ONNX Runtime on the CPU.
+"""The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime or TensorRT.
 
-Replicas load here the part that they need; what they get is called the same way whatever runs it.
+Replicas open a `Runtime` and load the parts that they need; what they get is called the same way whatever runs it.
 """
 
 from __future__ import annotations
@@ -10,62 +10,159 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from export.buckets import rows_of
+from export.compiled_module import CompiledModule
+from export.engines import ENGINES_FOLDER
+from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
+from export.to_onnx import cached_onnx
+from export.trt_module import load_tensorrt
+from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.denoising.runner import UNetCall
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
+from fashion_rag.pipeline import Pipeline
 
-Backend = Literal["torch", "onnx"]
+Backend = Literal["torch", "compile", "onnx", "tensorrt"]
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is to run the networks of a bundle. Strings, so that it can stand in a configuration file.
+
+    bundle: its folder. backend: "auto" takes TensorRT where there is a GPU and `compiled` has engines, torch.compile on
+    any other GPU, and ONNX Runtime on the CPU where there is none. precision: of torch and compile; what was exported
+    has its own. "auto" is float16 on a GPU and float32 on a CPU.
+
+    compiled: a folder written by `fashion-rag export`, for onnx and tensorrt. Without one, the networks are exported
+    for ONNX Runtime when they are first needed, and kept in the user's cache.
+
+    num_threads: of each network under ONNX Runtime. PyTorch's own are set for the whole process, by the caller.
+    """
+
+    bundle: str
+    backend: Backend | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    compiled: str | None = None
+    num_threads: int = 1
+
+    def open(self, progress: Callable[[], None] | None = None) -> Parts:
+        """The parts of the bundle, ready to be loaded; `progress` is called once a network where they are exported.
+
+        Raises ArtifactError, with the reason, for what cannot be run here.
+        """
+        bundle = Bundle.open(Path(self.bundle))
+        folder = Path(self.compiled) if self.compiled else None
+        gpu = torch.cuda.is_available()
+        backend = self.backend
+        if backend == "auto":
+            has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
+            backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
+        if backend == "tensorrt" and not (gpu and folder):
+            missing = "compiled: a folder with engines" if gpu else "a GPU"
+            raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
+        if backend == "onnx" and folder is None:
+            folder = cached_onnx(bundle, progress)
+        device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
+        precision = self.precision
+        if precision == "auto":
+            precision = "float16" if device.type == "cuda" else "float32"
+        return Parts(bundle, backend, device, getattr(torch, precision), folder, self.num_threads)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Loads the parts of a bundle; `compiled` gives a network by its name, or is None where PyTorch runs them.
+    """Loads the parts of a bundle, warmed up. device: where the UNet takes and gives its tensors; the other parts take
+    and give theirs on the CPU, wherever they compute.
 
     The methods raise ArtifactError for what is missing, damaged or of another bundle.
     """
 
     bundle: Bundle
-    compiled: Callable[[str], nn.Module] | None = None
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+    folder: Path | None
+    num_threads: int
+
+    def load_pipeline(self, catalogue: Path | None = None) -> Pipeline:
+        """All parts, for one edit at a time; between the networks, tensors are on the CPU."""
+        unet = self._network("unet", self.bundle.load_unet)
+        return Pipeline(
+            manifest=self.bundle.manifest,
+            sampler=self.bundle.sampler,
+            unet=self._between_cpu(unet),
+            vae=self.load_vae(),
+            prompt_encoder=self.load_prompt_encoder(),
+            garment_encoder=self.load_garment_encoder(),
+            device=torch.device("cpu"),
+            catalogue=Catalogue.open(catalogue, self.bundle.load_retrieval_encoder()) if catalogue else None,
+        )
 
     def load_unet(self) -> UNetCall:
         """What predicts the noise."""
-        return self.compiled("unet") if self.compiled else self.bundle.load_unet()
+        return self._network("unet", self.bundle.load_unet)
 
     def load_vae(self) -> VAE:
         """The VAE, both halves."""
         vae = self.bundle.load_vae()
-        if self.compiled:
-            vae.encoder, vae.decoder = self.compiled("vae_encoder"), self.compiled("vae_decoder")
+        encoder, decoder = vae.encoder, vae.decoder
+        vae.encoder = self._between_cpu(self._network("vae_encoder", lambda: encoder))
+        vae.decoder = self._between_cpu(self._network("vae_decoder", lambda: decoder))
         return vae
 
     def load_prompt_encoder(self) -> PromptEncoder:
         """The text encoder with its tokenizer."""
         prompt_encoder = self.bundle.load_prompt_encoder()
-        if self.compiled:
-            prompt_encoder.text_encoder = self.compiled("text_encoder")
+        text_encoder = prompt_encoder.text_encoder
+        prompt_encoder.text_encoder = self._between_cpu(self._network("text_encoder", lambda: text_encoder))
         return prompt_encoder
 
     def load_garment_encoder(self) -> GarmentEncoder:
         """The vision tower and the inversion adapter."""
         garment_encoder = self.bundle.load_garment_encoder()
-        if self.compiled:
-            garment_encoder.network = self.compiled("garment_encoder")
+        network = garment_encoder.network
+        garment_encoder.network = self._between_cpu(self._network("garment_encoder", lambda: network))
         return garment_encoder
 
+    def _between_cpu(self, network: nn.Module) -> nn.Module:
+        return network if self.device.type == "cpu" else _BetweenCPU(network, self.device)
 
-def choose(bundle: Bundle, backend: Backend, folder: Path | None = None, num_threads: int = 1) -> Parts:
-    """The parts of `bundle` as `backend` runs them; `folder` has what was exported for it.
+    def _network(self, name: str, load: Callable[[], nn.Module]) -> nn.Module:
+        """The network of this name; `load` gives the PyTorch module that it is, in float32 on the CPU."""
+        spec = module_specs(self.bundle)[name]
+        network: nn.Module
+        if self.backend == "torch":
+            network = load().to(self.device, self.dtype)
+        elif self.backend == "compile":
+            network = CompiledModule(load().to(self.device, self.dtype), spec, rows_of(spec), self.device)
+        elif self.backend == "onnx":
+            assert self.folder is not None
+            network = load_onnx(self.folder, self.bundle, name, self.num_threads)
+        else:
+            assert self.folder is not None
+            network = load_tensorrt(self.folder, self.bundle, name, self.device)
+        with torch.inference_mode():
+            network(*blank_inputs(spec, 1, self.device))
+        return network
 
-    num_threads: of each compiled network. PyTorch's own threads are set for the whole process, by the caller.
-    """
-    if backend == "torch":
-        return Parts(bundle)
-    if folder is None:
-        raise ArtifactError(f"{backend}: needs the folder of the exported networks")
-    return Parts(bundle, lambda name: load_onnx(folder, bundle, name, num_threads))
+
+class _BetweenCPU(nn.Module):
+    """A network on a GPU whose tensors come from the CPU and go back to it."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.device = device
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.network(*(tensor.to(self.device) for tensor in inputs))
+        return output.cpu()

@@ -11,13 +11,11 @@ engines are in use.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 from export.flavours import Flavour
 from export.modules import ModuleSpec
 from export.onnx_files import OnnxFiles
-from fashion_rag.artifacts import MANIFEST_FILE, read_config
+from fashion_rag.artifacts import MANIFEST_FILE, locked, read_config, write_whole
 from fashion_rag.errors import ArtifactError
 
 ENGINES_FOLDER = "engines"  # in the folder of the ONNX files that they are built from
@@ -155,33 +153,6 @@ def engine_in_use(folder: Path, module: str) -> Path:
     if not isinstance(name, str):
         raise ArtifactError(f"{folder / MANIFEST_FILE}: engines.{module} is {name!r}; must be the name of a file")
     return folder / name
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`. The kernel frees it when its holder dies; the file stays, as others may wait on it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s: another process builds here; waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`."""
-    aside = path.with_name(f"{path.name}.part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write(path: Path, key: EngineKey, engine: bytes | memoryview) -> None:

@@ -94,6 +94,13 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
     return {spec.name: spec for spec in specs}
 
 
+def blank_inputs(spec: ModuleSpec, num_rows: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Zeros in the shapes of the module's inputs."""
+    return tuple(
+        torch.zeros(num_rows, *tensor.shape, dtype=tensor.dtype, device=device) for tensor in spec.inputs.values()
+    )
+
+
 def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
     """The number of rows of `inputs`. Raises FashionRAGError, naming the input, for what the module does not take."""
     if len(inputs) != len(spec.inputs):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +14,13 @@ import onnx
 import onnxruntime
 import torch
 
-from export.modules import ModuleSpec, module_specs, weights_fingerprint
-from export.onnx_files import OnnxFiles, onnx_path, shapes, write_manifest
+from export.modules import ModuleSpec, blank_inputs, module_specs, weights_fingerprint
+from export.onnx_files import OnnxFiles, find_onnx, onnx_path, shapes, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, measure
-from fashion_rag.artifacts import sha256, write_json, written_aside
+from fashion_rag.artifacts import locked, sha256, write_json, written_aside
 from fashion_rag.bundle import Bundle
+from fashion_rag.errors import ArtifactError
 
 PARITY_FILE = "parity.json"
 # From 21 on group normalisation is one operator, which ONNX Runtime takes apart on a CPU into more and slower ones.
@@ -55,10 +59,41 @@ def export_onnx(
     return parities
 
 
+def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> Path:
+    """The folder in the user's cache with the networks of `bundle` in float32; exported now unless they are there.
+
+    Of several processes that ask at once, one exports and the others wait for it. Raises as `export_onnx`.
+    """
+    specs = module_specs(bundle).values()
+    what = [[OPSET, weights_fingerprint(bundle, spec), shapes(spec.inputs), shapes(spec.outputs)] for spec in specs]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"onnx-{digest}"
+
+    def sound() -> bool:
+        try:
+            for spec in specs:
+                find_onnx(folder, bundle, spec)
+        except ArtifactError:
+            return False
+        return True
+
+    if not sound():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if not sound():
+                export_onnx(bundle, folder, progress=progress)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again: `fashion-rag` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion-rag"
+
+
 def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtype) -> OnnxFiles:
     """The files of one module, now in `folder`; weights of more than about 1.5 GB lie in a file of their own."""
     module = spec.load(bundle, dtype)
-    examples = tuple(torch.zeros(EXAMPLE_ROWS, *tensor.shape, dtype=tensor.dtype) for tensor in spec.inputs.values())
+    examples = blank_inputs(spec, EXAMPLE_ROWS)
     batch = torch.export.Dim("batch", max=MAX_ROWS)
     # Not left to torch.onnx.export, which tries other ways if this one fails, and then may keep the batch constant.
     exported = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False)

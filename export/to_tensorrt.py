@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 
+from export.buckets import rows_of
 from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, use_engines
 from export.flavours import TENSORRT, TENSORRT_RTX, Flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
-
-# Calls of other sizes are padded to the next of these, and larger ones split.
-UNET_ROWS = (1, 2, 4, 8, 16, 32)
-OTHER_ROWS = (1, 2, 4, 8)
 
 # The network and what is done with it, how many steps of that are done, and how many there are.
 BuildProgress = Callable[[str, int, int], None]
@@ -34,7 +31,7 @@ def export_tensorrt(
     """
     engines = {}
     for name, spec in module_specs(bundle).items():
-        rows = UNET_ROWS if name == "unet" else OTHER_ROWS
+        rows = rows_of(spec)
         key = EngineKey.of(spec, find_onnx(folder, bundle, spec), rows, flavour, "+".join(targets) or PORTABLE)
         build = partial(build_engine, onnx_path(folder, spec), spec, rows, flavour, targets, progress)
         engines[name] = get_or_build(folder / ENGINES_FOLDER, key, build)

@@ -5,8 +5,11 @@ Called by whatever keeps something on disk; every network of the project is fill
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +26,9 @@ from fashion_rag.errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
 MAX_NAMED = 4  # faults that a message lists; a wrong file has hundreds
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> Any:
@@ -63,6 +69,33 @@ def written_aside(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(Path(beside) / "old")
         new.rename(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`. The kernel frees it when its holder dies; the file stays, as others may wait on it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: another process is at work here; waiting for it", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`."""
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def sha256(path: Path) -> str:

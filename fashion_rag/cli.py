@@ -79,6 +79,21 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[]
 
 
 @contextmanager
+def build_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each phase of a build; the callable takes phase, steps done and number of steps."""
+    tasks: dict[str, TaskID] = {}
+    with _bars() as bars:
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            # A phase that is over makes room for the next.
+            bars.update(tasks[phase], total=total, completed=done, visible=done < total)
+
+        yield report
+
+
+@contextmanager
 def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
     """A bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
     tasks: dict[str, TaskID] = {}
@@ -233,11 +248,19 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; no other may enter.")] = None,
+    backend: Annotated[
+        Literal["auto", "torch", "compile", "onnx", "tensorrt"],
+        typer.Option(help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime."),
+    ] = "auto",
+    compiled: Annotated[
+        Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
+    ] = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
     from serve.app import run
 
-    run(bundle, catalogue, api_keys, host, port)
+    paths = {name: str(path.resolve()) for name, path in {"api_keys": api_keys, "compiled": compiled}.items() if path}
+    run(bundle, catalogue, host, port, backend=backend, **paths)
 
 
 @export_commands.command("onnx")
@@ -261,6 +284,34 @@ def export_onnx(
             f"  {parity.module}: within {parity.max_rel_error:.1e} of the output's spread, at most {parity.tolerance}"
         )
     typer.echo(f"{out}: {len(parities)} networks, {dtype}")
+
+
+@export_commands.command("tensorrt")
+def export_tensorrt(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by `export onnx`, of the precision that is wanted.")],
+    flavour: Annotated[
+        Literal["tensorrt", "tensorrt_rtx"] | None,
+        typer.Option(help="Which TensorRT builds.", show_default="tensorrt where it is installed"),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability, as 8.9; may be repeated.", show_default="what the flavour builds for"),
+    ] = None,
+) -> None:
+    """Build TensorRT engines from exported ONNX files, into the same folder; many minutes for a real model."""
+    from export import to_tensorrt
+    from export.flavours import find_flavour
+    from fashion_rag.bundle import Bundle
+
+    found = find_flavour(flavour)
+    targets = to_tensorrt.build_targets(found, tuple(architecture or ()))
+    with build_progress() as report:
+        engines = to_tensorrt.export_tensorrt(Bundle.open(bundle), folder, found, targets, report)
+    for name, path in engines.items():
+        typer.echo(f"  {name}: {path.stat().st_size / 1e6:.1f} MB")
+    made_for = ", ".join(targets) or "all that it supports"
+    typer.echo(f"{folder}: {len(engines)} engines, {found.name} {found.version}, for {made_for}")
 
 
 @demo_commands.command("world")

@@ -10,13 +10,17 @@
 An arrow is a question. The denoiser asks for what an edit needs once it has taken the edit on.
 """
 
+import itertools
 import logging
 import os
+import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
@@ -39,6 +43,8 @@ LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
 MAX_CALLS = 1000
 # Calls in flight in a replica of a stage other than the denoiser, before another is started: about a batch.
 TARGET_CALLS = 8
+# Of a GPU, for each of three replicas with networks, so that one GPU holds the graph.
+GPU_SHARE = 0.3
 
 RAY_DEFAULTS = {
     # Ray would tell its makers of every start.
@@ -51,21 +57,24 @@ RAY_DEFAULTS = {
 
 def build(config: ServeConfig) -> ray_serve.Application:
     """The graph: one replica a deployment, or as many as its load asks for."""
-    threads = config.num_threads
+    runtime = config.runtime
     by_rows = AutoscalingPolicy(policy_function=RowsPolicy, policy_kwargs={"target_rows": config.target_rows})
-    retriever = Retriever.options(**_options(config, config.retriever)).bind(config.bundle, config.catalogue, threads)
-    conditioner = Conditioner.options(**_options(config, config.conditioner)).bind(config.bundle, threads, retriever)
-    vae = VAE.options(**_options(config, config.vae)).bind(config.bundle, threads)
-    denoiser = Denoiser.options(**_options(config, config.denoiser, policy=by_rows)).bind(
-        config.bundle, threads, conditioner, vae
+    retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
+    on_gpu = {"num_gpus": config.replica_gpus}
+    conditioner = Conditioner.options(**_options(config, config.conditioner, on_gpu)).bind(runtime, retriever)
+    vae = VAE.options(**_options(config, config.vae, on_gpu)).bind(runtime)
+    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_rows)).bind(
+        runtime, conditioner, vae
     )
     stages = {"retriever": retriever, "conditioner": conditioner, "denoiser": denoiser, "vae": vae}
     return Ingress.options(**_options(config, config.ingress)).bind(config, stages)
 
 
-def _options(config: ServeConfig, settings: Config, **scaling: Any) -> dict[str, Any]:
+def _options(
+    config: ServeConfig, settings: Config, resources: Mapping[str, float] | None = None, **scaling: Any
+) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": config.replica_cpus},
+        "ray_actor_options": {"num_cpus": config.replica_cpus, **(resources or {})},
         "max_ongoing_requests": MAX_CALLS,
         "graceful_shutdown_timeout_s": config.drain_s,
         # A death is noticed at the next check, and only then is there another replica.
@@ -89,8 +98,8 @@ def app(args: dict[str, Any]) -> ray_serve.Application:
     return build(ServeConfig.from_args(args))
 
 
-def run(bundle: Path, catalogue: Path | None, api_keys: Path | None, host: str, port: int) -> None:
-    """Serve the graph on this machine until Ctrl-C.
+def run(bundle: Path, catalogue: Path | None, host: str, port: int, **settings: Any) -> None:
+    """Serve the graph on this machine until Ctrl-C; `settings` are fields of ServeConfig.
 
     Without a catalogue, paper dolls' garments are drawn and served. Raises ArtifactError for what cannot be served.
     """
@@ -99,15 +108,21 @@ def run(bundle: Path, catalogue: Path | None, api_keys: Path | None, host: str, 
         from serve.showcase import ensure_demo_world
 
         catalogue = ensure_demo_world(DEMO_WORLD, bundle)
-    keys = str(api_keys.resolve()) if api_keys else None
     try:
-        start(ServeConfig(str(bundle.resolve()), str(catalogue.resolve()), api_keys=keys), host, port)
+        start(local_config(bundle, catalogue, **settings), host, port)
         print(f"ready on http://{host}:{port}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         pass
     finally:
         stop()
+
+
+def local_config(bundle: Path, catalogue: Path, **settings: Any) -> ServeConfig:
+    """The configuration of a graph on this machine, which has its GPU if there is one. Raises as ServeConfig."""
+    here = {"bundle": str(bundle.resolve()), "catalogue": str(catalogue.resolve())}
+    gpus = {"replica_gpus": GPU_SHARE} if torch.cuda.is_available() else {}
+    return ServeConfig.from_args(here | gpus | settings)
 
 
 def start(config: ServeConfig, host: str, port: int, dashboard: bool = False) -> None:
@@ -119,6 +134,9 @@ def start(config: ServeConfig, host: str, port: int, dashboard: bool = False) ->
     # Found out here at once; a replica would try to start again and again.
     Catalogue.open(Path(config.catalogue), Bundle.open(Path(config.bundle)).load_retrieval_encoder())
     ApiKeys.load(config.api_keys, os.environ)
+    # Once, where it can be seen: the replicas find in the cache what has been exported.
+    number = itertools.count(1)
+    config.runtime.open(lambda: print(f"exported network {next(number)} to ONNX", file=sys.stderr, flush=True))
     for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     # Ray and Serve greet at length. What the replicas log is in files.

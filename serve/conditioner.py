@@ -5,7 +5,6 @@ It asks the retriever for the garments of an edit, and for the pictures of those
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
+from export.backend import Runtime
 from fashion_rag import pipeline
-from fashion_rag.bundle import Bundle
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
 from serve import metrics
@@ -31,11 +30,11 @@ Worded = tuple[EditRequest, Tensor | None]
 class Conditioner:
     """Prompts and garments to prompt embeddings, several in one call of each tower."""
 
-    def __init__(self, bundle: str, num_threads: int, retriever: DeploymentHandle) -> None:
-        torch.set_num_threads(num_threads)
-        opened = Bundle.open(Path(bundle))
-        self.prompt_encoder = opened.load_prompt_encoder()
-        self.garment_encoder = opened.load_garment_encoder()
+    def __init__(self, runtime: Runtime, retriever: DeploymentHandle) -> None:
+        torch.set_num_threads(runtime.num_threads)
+        parts = runtime.open()
+        self.prompt_encoder = parts.load_prompt_encoder()
+        self.garment_encoder = parts.load_garment_encoder()
         self.retriever = retriever
         self.pseudo_words = TensorCache(0)
 

@@ -7,10 +7,11 @@ replicas without a restart. `app.build` gives each deployment its defaults.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
+from export.backend import Backend, Precision, Runtime
 from fashion_rag.denoising.scheduler import Limits
 from serve.schemas import Preset
 
@@ -94,10 +95,11 @@ class DenoiserSettings(Limits, Config):
 class ServeConfig(Config):
     """The parts of a graph.
 
-    bundle, catalogue: folders, the same path on every node. replica_cpus: what Ray reserves for each replica; the
-    default lets all five onto two cores. num_threads: of PyTorch, in a replica. api_keys: a file with a key a line;
-    without it, and without FASHION_RAG_API_KEYS in the environment of the ingress, all may enter. drain_s: how long a
-    replica that is to stop may finish what it has; at least the longest edit.
+    bundle, catalogue: folders, the same path on every node. backend, precision, compiled: what runs the networks, as in
+    `Runtime`. num_threads: of a replica. replica_cpus: what Ray reserves for each replica; the default lets all five
+    onto two cores. replica_gpus: what Ray reserves of a GPU for each replica that runs networks; with 0 they see none.
+    api_keys: a file with a key a line; without it, and without FASHION_RAG_API_KEYS in the environment of the ingress,
+    all may enter. drain_s: how long a replica that is to stop may finish what it has; at least the longest edit.
 
     max_replicas: of a deployment; with more than one, each scales by its load. target_rows: UNet rows in flight in a
     denoiser before another is started. upscale_delay_s, downscale_delay_s: how long a load must last to tell.
@@ -107,8 +109,12 @@ class ServeConfig(Config):
 
     bundle: str
     catalogue: str
-    replica_cpus: float = 0.2
+    backend: Backend | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    compiled: str | None = None
     num_threads: int = 1
+    replica_cpus: float = 0.2
+    replica_gpus: float = 0.0
     api_keys: str | None = None
     drain_s: float = 300.0
     max_replicas: int = 1
@@ -127,4 +133,9 @@ class ServeConfig(Config):
                 raise ValueError(f"{name}: got ''; must be a folder")
         self._at_least(1, "num_threads", "max_replicas", "target_rows")
         self._at_least(0.01, "replica_cpus", "drain_s")
-        self._at_least(0, "upscale_delay_s", "downscale_delay_s")
+        self._at_least(0, "replica_gpus", "upscale_delay_s", "downscale_delay_s")
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the networks."""
+        return Runtime(self.bundle, self.backend, self.precision, self.compiled, self.num_threads)

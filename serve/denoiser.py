@@ -11,15 +11,14 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from export.backend import Runtime
 from fashion_rag import pipeline
-from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.state import total_rows
@@ -40,21 +39,23 @@ Item = Admitted | Prepared | Partial | Denoised
 class Denoiser:
     """Noise to latents, step by step."""
 
-    def __init__(self, bundle: str, num_threads: int, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
-        torch.set_num_threads(num_threads)
-        opened = Bundle.open(Path(bundle))
-        self.sampler = opened.sampler
-        self.latent_size = opened.latent_size
+    def __init__(self, runtime: Runtime, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
+        torch.set_num_threads(runtime.num_threads)
+        parts = runtime.open()
+        bundle = parts.bundle
+        self.device = parts.device
+        self.sampler = bundle.sampler
+        self.latent_size = bundle.latent_size
         self.conditioner = conditioner
         self.vae = vae
-        preview = Preview.of(opened.manifest.preview) if opened.manifest.preview else None
-        self.engine = Engine(opened.load_unet(), DenoiserSettings(), preview)
+        preview = Preview.of(bundle.manifest.preview) if bundle.manifest.preview else None
+        self.engine = Engine(parts.load_unet(), DenoiserSettings(), preview)
         self.num_steps_done = 0
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._thread = ThreadPoolExecutor(1, "denoise")
         self._to_do = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
-        self._blank = Inputs.blank(self.latent_size, opened.text_width)
+        self._blank = Inputs.blank(self.latent_size, bundle.text_width, self.device)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new DenoiserSettings, from the next step on. Serve calls it before the replica is ready, too."""
@@ -118,7 +119,7 @@ class Denoiser:
                     if event.preview is not None:
                         yield Partial(event.step, event.num_steps, event.preview)
             timings_s |= conditioned.timings_s | encoded.timings_s
-            yield Denoised(event.latents, conditioned.garments, timings_s)
+            yield Denoised(event.latents.cpu(), conditioned.garments, timings_s)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.cancellations().inc(tags={"stage": "denoise"})
             raise
@@ -145,7 +146,7 @@ class Denoiser:
 
     def _provide(self, edit_id: str, conditioned: Conditioned, encoded: Encoded) -> None:
         inputs = pipeline.denoising_inputs(encoded.latents, encoded.person, conditioned.conditioning)
-        self.engine.provide(edit_id, inputs)
+        self.engine.provide(edit_id, inputs.to(self.device))
         if self._stepping is None:
             # Outside of the request, whose id its log lines would bear for ever.
             self._stepping = asyncio.create_task(self._step(), context=contextvars.Context())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ray import serve as ray_serve
 
+from export.backend import Runtime
 from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.index import Catalogue, Match
@@ -24,9 +25,11 @@ from serve.stages import Pictures, Retrieved
 class Retriever:
     """Prompts to garments, several in one call of the text tower."""
 
-    def __init__(self, bundle: str, catalogue: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        self.catalogue = Catalogue.open(Path(catalogue), Bundle.open(Path(bundle)).load_retrieval_encoder())
+    def __init__(self, runtime: Runtime, catalogue: str) -> None:
+        torch.set_num_threads(runtime.num_threads)
+        encoder = Bundle.open(Path(runtime.bundle)).load_retrieval_encoder()
+        encoder.encode_texts(["warm up"])
+        self.catalogue = Catalogue.open(Path(catalogue), encoder)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new BatchSettings."""

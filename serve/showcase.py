@@ -31,7 +31,6 @@ from fashion_rag.demo.layout import write_dresscode
 from fashion_rag.demo.world import Garment, kind_caption
 from fashion_rag.request import Template
 from serve import app
-from serve.config import ServeConfig
 
 NUM_PAIRS, WORLD_SEED = 24, 7
 # Category and number of each person on the sheet: those whose new garments are patterned.
@@ -78,7 +77,7 @@ def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEM
     cases = read_cases(world, bundle)
     console.print("Starting Ray Serve with five replicas; this takes half a minute on two cores ...")
     url = f"http://127.0.0.1:{(port := _free_port())}"
-    app.start(ServeConfig(str(bundle.resolve()), str(catalogue.resolve())), "127.0.0.1", port)
+    app.start(app.local_config(bundle, catalogue), "127.0.0.1", port)
     try:
         rows, timings = _edit_all(url, cases, console)
         draw_sheet(rows).save(out)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 from ray import serve as ray_serve
 from torch import Tensor
 
+from export.backend import Runtime
 from fashion_rag import pipeline
-from fashion_rag.bundle import Bundle
 from fashion_rag.pipeline import Person
 from fashion_rag.request import EditRequest
 from serve import metrics
@@ -27,11 +26,11 @@ Latent = tuple[EditRequest, Tensor]
 class VAE:
     """Persons to latents, and latents to pictures, several in one call."""
 
-    def __init__(self, bundle: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        opened = Bundle.open(Path(bundle))
-        self.manifest = opened.manifest
-        self.vae = opened.load_vae()
+    def __init__(self, runtime: Runtime) -> None:
+        torch.set_num_threads(runtime.num_threads)
+        parts = runtime.open()
+        self.manifest = parts.bundle.manifest
+        self.vae = parts.load_vae()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new BatchSettings."""

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from export.to_onnx import export_onnx
+from fashion_rag.bundle import Bundle
 from tests.tiny import make_tiny_bundle, make_tiny_catalogue
 
 
@@ -15,3 +17,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_catalogue(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
     """A catalogue of twelve coloured garments, built with the encoder of `tiny_bundle`. Shared like it."""
     return make_tiny_catalogue(tmp_path_factory.mktemp("tiny") / "catalogue", tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The networks of `tiny_bundle` as ONNX files. Shared: copy it before changing anything in it."""
+    folder = tmp_path_factory.mktemp("onnx") / "tiny"
+    export_onnx(Bundle.open(tiny_bundle), folder)
+    return folder

@@ -13,6 +13,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from export.flavours import Flavour
+from export.parity import Parity
+from export.to_tensorrt import BuildProgress
+from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
 from fashion_rag.cli import DEMO_BUNDLE, app
 from fashion_rag.config import Manifest
@@ -223,20 +227,26 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: p
     ("arguments", "target", "expected"),
     [
         (
-            ("serve", "--catalogue", "garments", "--port", 8123, "--api-keys", "keys.txt"),
+            ("serve", "--catalogue", "garments", "--port", 8123, "--api-keys", "/keys.txt", "--backend", "torch"),
             "serve.app.run",
             {
                 "bundle": DEMO_BUNDLE,
                 "catalogue": Path("garments"),
-                "api_keys": Path("keys.txt"),
                 "host": "127.0.0.1",
                 "port": 8123,
+                "settings": {"backend": "torch", "api_keys": "/keys.txt"},
             },
         ),
         (
             ("serve",),
             "serve.app.run",
-            {"bundle": DEMO_BUNDLE, "catalogue": None, "api_keys": None, "host": "127.0.0.1", "port": 8000},
+            {
+                "bundle": DEMO_BUNDLE,
+                "catalogue": None,
+                "host": "127.0.0.1",
+                "port": 8000,
+                "settings": {"backend": "auto"},
+            },
         ),
         (
             ("demo", "run", "--out", "a.png", "--keep"),
@@ -260,3 +270,39 @@ def test_a_command_hands_its_options_on(
     monkeypatch.setattr(target, record)
     assert run(*arguments).exit_code == 0
     assert calls == [expected]
+
+
+def test_export_onnx_tells_how_close_each_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def export(bundle: Bundle, out: Path, dtype: torch.dtype, progress: Callable[[], None]) -> list[Parity]:
+        calls.append((bundle.path, out, dtype))
+        progress()
+        return [Parity("unet", 1e-6, 2e-6, 1e-4)]
+
+    monkeypatch.setattr("export.to_onnx.export_onnx", export)
+    result = run("export", "onnx", DEMO_BUNDLE, "--out", "exported", "--dtype", "float16")
+    assert result.exit_code == 0
+    assert calls == [(DEMO_BUNDLE, Path("exported"), torch.float16)]
+    assert "unet: within 2.0e-06" in result.stdout and "exported: 1 networks, float16" in result.stdout
+
+
+def test_export_tensorrt_tells_what_was_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    calls: list[tuple[object, ...]] = []
+    (tmp_path / "unet.engine").write_bytes(bytes(2_500_000))
+
+    def build(bundle: Bundle, folder: Path, flavour: Flavour, targets: tuple[str, ...], progress: BuildProgress) -> Any:
+        calls.append((bundle.path, folder, flavour.name, targets))
+        progress("unet: Building engine", 1, 2)
+        progress("unet: Building engine", 2, 2)
+        return {"unet": tmp_path / "unet.engine"}
+
+    monkeypatch.setattr("export.to_tensorrt.export_tensorrt", build)
+    options = ("--flavour", "tensorrt_rtx", "--architecture", "8.9", "--architecture", "12.0")
+    result = run("export", "tensorrt", DEMO_BUNDLE, tmp_path, *options)
+    assert result.exit_code == 0
+    assert calls == [(DEMO_BUNDLE, tmp_path, "tensorrt_rtx", ("8.9", "12.0"))]
+    assert "unet: 2.5 MB" in result.stdout and "for 8.9, 12.0" in result.stdout
+    refused = run("export", "tensorrt", DEMO_BUNDLE, tmp_path, "--architecture", "9.0")
+    assert refused.exit_code == 2 and "architecture: got 9.0" in refused.stderr

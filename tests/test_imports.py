@@ -38,14 +38,14 @@ HOMES = {
     "onnx": "export",
     "onnxruntime": "export",
     "tensorrt": "export",
-    "tensorrt_rtx": "export",
+    "tensorrt_rtx_bindings": "export",
 }
 # Where the name of a distribution is not the name of what it installs.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
-    "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
 HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime")
 
@@ -208,5 +208,6 @@ def test_every_package_we_import_is_a_dependency() -> None:
 
 
 def test_requirements_are_exact() -> None:
-    loose = [requirement for extra in requirements().values() for requirement in extra if "==" not in requirement]
-    assert loose == []
+    extras = requirements()
+    own = {f"fashion-rag[{extra}]" for extra in extras}
+    assert [each for extra in extras.values() for each in extra if "==" not in each and each not in own] == []

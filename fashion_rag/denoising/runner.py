@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class Inputs:
         pose_map = torch.zeros(1, POSE_CHANNELS, *size, device=device)
         text = torch.zeros(1, MAX_TOKENS, text_width, device=device)
         return cls(latents, latents[:, :1], latents, pose_map, text, text)
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on `device`."""
+        return Inputs(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def check(self, size: tuple[int, int], text_shape: Sequence[int]) -> None:
         """Raises FashionRAGError, naming the tensor, if one does not fit `size` (h, w) or `text_shape` [1, 77, D]."""

@@ -221,7 +221,7 @@ def test_of_several_builders_one_builds_and_a_dead_one_is_replaced(
     wait_for((tmp_path / "first.builds").exists)
     others = [start_builder(name) for name in ("second", "third")]
     for other in others:
-        assert other.stderr and "another process builds here; waiting for it" in other.stderr.readline()
+        assert other.stderr and "another process is at work here; waiting for it" in other.stderr.readline()
     first.kill()
     first.wait()
     wait_for(lambda: len(list(tmp_path.glob("*.builds"))) == 2)

@@ -1,24 +1,17 @@
-"""Exported networks in the place of PyTorch's, and files that are not run."""
+"""Exported networks run by ONNX Runtime, and files that are not run."""
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from export.backend import choose
 from export.onnx_module import OnnxModule, load_onnx
 from export.parity import random_inputs
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.store import Garment
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError, FashionRAGError
-from fashion_rag.pipeline import Pipeline
-from fashion_rag.request import EditRequest
 
 
 @pytest.fixture(scope="module")
@@ -29,81 +22,6 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def unet(onnx_folder: Path, bundle: Bundle) -> OnnxModule:
     return load_onnx(onnx_folder, bundle, "unet", num_threads=1)
-
-
-def compiled_pipeline(pipeline: Pipeline, bundle: Bundle, folder: Path) -> Pipeline:
-    parts = choose(bundle, "onnx", folder)
-    return replace(
-        pipeline,
-        unet=parts.load_unet(),
-        vae=parts.load_vae(),
-        prompt_encoder=parts.load_prompt_encoder(),
-        garment_encoder=parts.load_garment_encoder(),
-    )
-
-
-def request(seed: int, num_inference_steps: int) -> EditRequest:
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((64, 48), np.uint8)
-    mask[16:48, 12:36] = 255
-    return EditRequest(
-        image=rng.integers(0, 256, (64, 48, 3), dtype=np.uint8),
-        mask=mask,
-        prompt="red shirt",
-        category="upper_body",
-        keypoints=rng.uniform(0, 48, (18, 2)),
-        seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=3.0,
-    )
-
-
-def largest_difference(one: Pipeline, other: Pipeline, asked: EditRequest, garment: Garment) -> int:
-    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (one, other)]
-    return int(np.abs(pictures[0] - pictures[1]).max())
-
-
-def shirt(catalogue: Path) -> Garment:
-    pictures = catalogue.with_name(f"{catalogue.name}-pictures")
-    return Garment("red-shirt", "upper_body", "", pictures / "upper_body" / "red-shirt.png")
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_an_edit_is_the_same_picture(
-    bundle: Bundle, onnx_folder: Path, tiny_catalogue: Path, tiny_bundle: Path, seed: int
-) -> None:
-    pipeline = Pipeline.load(tiny_bundle)
-    compiled = compiled_pipeline(pipeline, bundle, onnx_folder)
-    assert largest_difference(pipeline, compiled, request(seed, 4), shirt(tiny_catalogue)) <= 2
-
-
-@pytest.mark.slow
-def test_edits_of_the_demo_bundle_are_the_same_pictures(tmp_path: Path, tiny_catalogue: Path) -> None:
-    from export.to_onnx import export_onnx
-
-    bundle = Bundle.open(DEMO_BUNDLE)
-    export_onnx(bundle, tmp_path / "onnx")
-    pipeline = Pipeline.load(DEMO_BUNDLE)
-    compiled = compiled_pipeline(pipeline, bundle, tmp_path / "onnx")
-    steps, garment = bundle.manifest.num_inference_steps, shirt(tiny_catalogue)
-    differences = [largest_difference(pipeline, compiled, request(seed, steps), garment) for seed in range(20)]
-    assert max(differences) <= 2, differences
-
-
-def test_a_part_runs_what_was_chosen(bundle: Bundle, onnx_folder: Path) -> None:
-    torch_parts, onnx_parts = choose(bundle, "torch"), choose(bundle, "onnx", onnx_folder)
-    for parts, compiled in ((torch_parts, False), (onnx_parts, True)):
-        vae = parts.load_vae()
-        networks = (
-            parts.load_unet(),
-            vae.encoder,
-            vae.decoder,
-            parts.load_prompt_encoder().text_encoder,
-            parts.load_garment_encoder().network,
-        )
-        assert [isinstance(network, OnnxModule) for network in networks] == [compiled] * 5
-    with pytest.raises(ArtifactError, match="onnx: needs the folder"):
-        choose(bundle, "onnx")
 
 
 def test_inputs_need_not_be_contiguous(unet: OnnxModule) -> None:

@@ -10,9 +10,11 @@ from export.engines import read_engine
 from export.flavours import Flavour, find_flavour
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import onnx_path
+from export.to_onnx import write_onnx
 from export.to_tensorrt import build_engine, build_targets, current_capability, export_tensorrt
 from export.trt_module import find_engine
 from fashion_rag.bundle import Bundle
+from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
 
 Networks = dict[str, tuple[Path, ModuleSpec]]
@@ -126,6 +128,16 @@ def test_all_networks_of_a_bundle_are_built_once(
         assert found == path and read_engine(found, key) == b"engine"
         assert key.architecture == "8.6+12.0"
         assert max(key.rows) == (32 if name == "unet" else 8)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae_encoder", "vae_decoder"])
+def test_the_demo_bundle_is_built_in_half_precision(rtx: Flavour, tmp_path: Path, name: str) -> None:
+    bundle = Bundle.open(DEMO_BUNDLE)
+    spec = module_specs(bundle)[name]
+    write_onnx(bundle, spec, tmp_path, torch.float16)
+    engine = build_engine(onnx_path(tmp_path, spec), spec, (1, 2, 8), rtx)
+    num_bytes = sum(weight.nbytes for weight in spec.load(bundle, torch.float16).state_dict().values())
+    assert len(engine) > num_bytes  # the weights are in it
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, read_engine, use_engines
@@ -16,25 +13,13 @@ from export.flavours import find_flavour
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
 from export.to_tensorrt import build_engine, build_targets
-from export.trt_module import TrtModule, check_gpu, find_engine, load_tensorrt, split_rows
+from export.trt_module import TrtModule, check_gpu, find_engine, load_tensorrt
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 from tests.tiny import make_tiny_bundle
 
 Engine = tuple[Path, EngineKey, ModuleSpec]
-
-
-@given(st.integers(1, 200), st.sets(st.integers(1, 32), min_size=1))
-def test_each_row_is_in_one_call_of_the_smallest_size_that_holds_it(num_rows: int, sizes: set[int]) -> None:
-    rising = tuple(sorted(sizes))
-    calls = split_rows(num_rows, rising)
-    assert [row for rows, _ in calls for row in range(rows.start, rows.stop)] == list(range(num_rows))
-    for rows, size in calls:
-        held = rows.stop - rows.start
-        assert size == min(size for size in rising if size >= held)
-    # Only the last call may be short of the largest size.
-    assert all(size == rising[-1] and after.start - rows.start == size for (rows, size), (after, _) in pairwise(calls))
 
 
 @pytest.fixture

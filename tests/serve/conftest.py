@@ -13,9 +13,9 @@ from serve.config import ServeConfig
 
 
 @pytest.fixture(scope="package")
-def config(tiny_bundle: Path, tiny_catalogue: Path) -> ServeConfig:
+def config(tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path) -> ServeConfig:
     """What the graph under test runs with; a test that puts another in its place puts this one back."""
-    return ServeConfig(str(tiny_bundle), str(tiny_catalogue))
+    return ServeConfig(str(tiny_bundle), str(tiny_catalogue), backend="onnx", compiled=str(onnx_folder))
 
 
 @pytest.fixture(scope="package")

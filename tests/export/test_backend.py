@@ -1,0 +1,134 @@
+"""What is decided to run the networks, and whether edits are the same pictures whatever does."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.backend import Runtime
+from export.engines import use_engines
+from export.onnx_module import OnnxModule
+from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.store import Garment
+from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import ArtifactError
+from fashion_rag.pipeline import Pipeline
+from fashion_rag.request import EditRequest
+from tests.tiny import make_tiny_bundle
+
+
+def request(seed: int, num_inference_steps: int) -> EditRequest:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((64, 48), np.uint8)
+    mask[16:48, 12:36] = 255
+    return EditRequest(
+        image=rng.integers(0, 256, (64, 48, 3), dtype=np.uint8),
+        mask=mask,
+        prompt="red shirt",
+        category="upper_body",
+        keypoints=rng.uniform(0, 48, (18, 2)),
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=3.0,
+    )
+
+
+def largest_difference(one: Pipeline, other: Pipeline, asked: EditRequest, garment: Garment) -> int:
+    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (one, other)]
+    return int(np.abs(pictures[0] - pictures[1]).max())
+
+
+def shirt(catalogue: Path) -> Garment:
+    pictures = catalogue.with_name(f"{catalogue.name}-pictures")
+    return Garment("red-shirt", "upper_body", "", pictures / "upper_body" / "red-shirt.png")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_edit_is_the_same_picture(onnx_folder: Path, tiny_catalogue: Path, tiny_bundle: Path, seed: int) -> None:
+    pipeline = Pipeline.load(tiny_bundle)
+    compiled = Runtime(str(tiny_bundle), "onnx", compiled=str(onnx_folder)).open().load_pipeline()
+    assert largest_difference(pipeline, compiled, request(seed, 4), shirt(tiny_catalogue)) <= 2
+
+
+@pytest.mark.slow
+def test_edits_of_the_demo_bundle_are_the_same_pictures(tiny_catalogue: Path) -> None:
+    pipeline = Pipeline.load(DEMO_BUNDLE)
+    compiled = Runtime(str(DEMO_BUNDLE), "onnx").open().load_pipeline()
+    steps, garment = pipeline.manifest.num_inference_steps, shirt(tiny_catalogue)
+    differences = [largest_difference(pipeline, compiled, request(seed, steps), garment) for seed in range(20)]
+    assert max(differences) <= 2, differences
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is chosen without a GPU")
+def test_without_a_gpu_networks_are_exported_once_and_kept(
+    tiny_bundle: Path, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = []
+
+    def copy(bundle: Bundle, out: Path, progress: object) -> None:
+        exported.append(bundle.path)
+        shutil.copytree(onnx_folder, out, dirs_exist_ok=True)
+
+    monkeypatch.setattr("export.to_onnx.export_onnx", copy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime = Runtime(str(tiny_bundle))
+    parts = runtime.open()
+    assert (parts.backend, parts.device, parts.dtype) == ("onnx", torch.device("cpu"), torch.float32)
+    assert isinstance(parts.load_unet(), OnnxModule)
+    assert runtime.open().folder == parts.folder
+    assert exported == [tiny_bundle]
+    # What has been damaged is made again.
+    assert parts.folder is not None and parts.folder.is_relative_to(tmp_path)
+    unet = parts.folder / "unet.onnx"
+    unet.write_bytes(unet.read_bytes()[:-1])
+    runtime.open().load_unet()
+    assert exported == [tiny_bundle, tiny_bundle]
+    # Other weights are other files.
+    other = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
+    assert other.folder != parts.folder
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("torch", None), ("onnx", OnnxModule)])
+def test_a_part_runs_what_was_chosen(tiny_bundle: Path, onnx_folder: Path, backend: Any, kind: type | None) -> None:
+    parts = Runtime(str(tiny_bundle), backend, compiled=str(onnx_folder)).open()
+    vae = parts.load_vae()
+    networks = (
+        parts.load_unet(),
+        vae.encoder,
+        vae.decoder,
+        parts.load_prompt_encoder().text_encoder,
+        parts.load_garment_encoder().network,
+    )
+    assert [isinstance(network, OnnxModule) for network in networks] == [kind is OnnxModule] * 5
+
+
+def test_a_folder_that_is_named_must_have_the_networks(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"manifest\.json: not a readable JSON file"):
+        Runtime(str(tiny_bundle), "onnx", compiled=str(tmp_path)).open().load_unet()
+
+
+def test_on_a_gpu_engines_are_taken_where_there_are_some(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    runtime = Runtime(str(tiny_bundle), compiled=str(tmp_path))
+    parts = runtime.open()
+    assert (parts.backend, parts.device.type, parts.dtype) == ("compile", "cuda", torch.float16)
+    assert replace(runtime, precision="bfloat16").open().dtype == torch.bfloat16
+    assert replace(runtime, backend="torch", precision="float32").open().dtype == torch.float32
+    assert replace(runtime, backend="onnx").open().device.type == "cpu"
+    (tmp_path / "engines").mkdir()
+    use_engines(tmp_path / "engines", {})
+    assert runtime.open().backend == "tensorrt"
+    with pytest.raises(ArtifactError, match="tensorrt, which needs compiled: a folder with engines"):
+        Runtime(str(tiny_bundle), "tensorrt").open()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what cannot be done without a GPU")
+def test_tensorrt_needs_a_gpu(tiny_bundle: Path, onnx_folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="tensorrt, which needs a GPU"):
+        Runtime(str(tiny_bundle), "tensorrt", compiled=str(onnx_folder)).open()
