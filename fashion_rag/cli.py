@@ -354,13 +354,18 @@ def demo_evaluate(
     cases: Annotated[int, typer.Option(help="How many held-out persons and garments.")] = 200,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     device: DeviceOption = "cpu",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="What the networks compute in.")
+    ] = "float32",
 ) -> None:
     """Measure on held-out paper dolls whether the garment's colour and pattern arrive in the picture."""
+    import torch
+
     from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
     from fashion_rag.provenance import provenance
 
     with progress("painting", NUM_PAINTED * cases) as advance:
-        report = evaluate(bundle, cases, device=device, progress=advance)
+        report = evaluate(bundle, cases, device=device, dtype=getattr(torch, dtype), progress=advance)
     Console().print(report_table(report))
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)

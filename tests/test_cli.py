@@ -174,13 +174,13 @@ def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest
         guidance_scale=2.5,
     )
 
-    def evaluate(bundle: Path, cases: int, *, device: str, progress: Callable[[], None]) -> Report:
-        assert (cases, device) == (3, "cpu")
+    def evaluate(bundle: Path, cases: int, *, device: str, dtype: torch.dtype, progress: Callable[[], None]) -> Report:
+        assert (cases, device, dtype) == (3, "cpu", torch.bfloat16)
         progress()
         return report
 
     monkeypatch.setattr("fashion_rag.demo.evaluate.evaluate", evaluate)
-    result = run("demo", "evaluate", "--cases", 3, "--json", tmp_path / "results/report.json")
+    result = run("demo", "evaluate", "--cases", 3, "--dtype", "bfloat16", "--json", tmp_path / "results/report.json")
     assert result.exit_code == 0, result.output
     for shown in ("one garment", "0.750", "0.500", "0.250", "0.950", "30.0"):
         assert shown in result.stdout

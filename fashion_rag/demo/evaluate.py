@@ -131,13 +131,14 @@ def evaluate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     progress: Progress = lambda: None,
 ) -> Report:
     """The table of the bundle on `num_cases` held-out cases; `progress` is called once for each painted picture.
 
-    Steps and guidance default to the manifest's. Raises ArtifactError for a bundle that does not load.
+    Steps and guidance default to the manifest's. dtype: of the networks' weights. Raises ArtifactError for a bundle that does not load.
     """
-    pipeline = Pipeline.load(bundle_path, device=device)
+    pipeline = Pipeline.load(bundle_path, device=device, dtype=dtype)
     encoder = Bundle.open(bundle_path).load_retrieval_encoder(device)
     manifest = pipeline.manifest
     steps = steps or manifest.num_inference_steps
