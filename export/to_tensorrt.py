@@ -14,8 +14,11 @@ from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, us
 from export.flavours import TENSORRT, TENSORRT_RTX, Flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
+from fashion_rag.artifacts import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
+
+TIMINGS_FILE = "timings.cache"  # among the engines
 
 # The network and what is done with it, how many steps of that are done, and how many there are.
 BuildProgress = Callable[[str, int, int], None]
@@ -33,7 +36,16 @@ def export_tensorrt(
     for name, spec in module_specs(bundle).items():
         rows = rows_of(spec)
         key = EngineKey.of(spec, find_onnx(folder, bundle, spec), rows, flavour, "+".join(targets) or PORTABLE)
-        build = partial(build_engine, onnx_path(folder, spec), spec, rows, flavour, targets, progress)
+        build = partial(
+            build_engine,
+            onnx_path(folder, spec),
+            spec,
+            rows,
+            flavour,
+            targets,
+            progress,
+            timing_cache=folder / ENGINES_FOLDER / TIMINGS_FILE,
+        )
         engines[name] = get_or_build(folder / ENGINES_FOLDER, key, build)
     use_engines(folder / ENGINES_FOLDER, engines)
     return engines
@@ -73,11 +85,13 @@ def build_engine(
     flavour: Flavour,
     targets: Sequence[str] = (),
     progress: BuildProgress | None = None,
+    timing_cache: Path | None = None,
 ) -> memoryview:
     """The engine of an ONNX file, for calls of exactly `rows` rows: a strongly typed network, a profile for each.
 
     Takes seconds for a toy and many minutes for a real network; `progress` hears of every step, from inside TensorRT,
-    and what it raises ends the build. Raises ArtifactError with TensorRT's own words if it does not succeed, and for a
+    and what it raises ends the build. timing_cache: file of what `tensorrt` has timed, for quicker builds to come;
+    TensorRT for RTX times nothing. Raises ArtifactError with TensorRT's own words if it does not succeed, and for a
     file whose inputs and outputs are not those of `spec`.
     """
     if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
@@ -93,11 +107,15 @@ def build_engine(
     config = _configure(builder, network, rows, flavour, targets)
     monitor = _monitor(api, spec.name, progress or (lambda phase, done, total: None))
     config.progress_monitor = monitor
+    timings = _timings(config, timing_cache) if timing_cache and flavour.name == TENSORRT else None
     memory = builder.build_serialized_network(network, config)
     if monitor.raised:
         raise monitor.raised
     if memory is None:
         raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot build {spec.name}: {_last(log)}")
+    if timings and timing_cache:
+        with locked(timing_cache.with_name(f"{timing_cache.name}.lock")):
+            write_whole(timing_cache, memoryview(timings.serialize()).cast("B"))
     return memoryview(memory).cast("B")
 
 
@@ -120,6 +138,15 @@ def _configure(builder: Any, network: Any, rows: Sequence[int], flavour: Flavour
             profile.set_shape(tensor.name, shape, shape, shape)
         config.add_optimization_profile(profile)
     return config
+
+
+def _timings(config: Any, path: Path) -> Any:
+    """The timings in a file, where there are some of this GPU and TensorRT, now used and added to by `config`."""
+    timings = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if not config.set_timing_cache(timings, ignore_mismatch=False):
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
+    return timings
 
 
 def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:

@@ -119,7 +119,9 @@ def test_all_networks_of_a_bundle_are_built_once(
     bundle = Bundle.open(tiny_bundle)
     built: list[tuple[object, ...]] = []
     # Building itself is tested above.
-    monkeypatch.setattr("export.to_tensorrt.build_engine", lambda *given: built.append(given) or b"engine")
+    monkeypatch.setattr(
+        "export.to_tensorrt.build_engine", lambda *given, timing_cache: built.append(given) or b"engine"
+    )
     engines = export_tensorrt(bundle, folder, rtx, ("8.6", "12.0"))
     assert export_tensorrt(bundle, folder, rtx, ("8.6", "12.0")) == engines
     assert [given[1].name for given in built] == list(engines) == list(module_specs(bundle))
@@ -138,6 +140,21 @@ def test_the_demo_bundle_is_built_in_half_precision(rtx: Flavour, tmp_path: Path
     engine = build_engine(onnx_path(tmp_path, spec), spec, (1, 2, 8), rtx)
     num_bytes = sum(weight.nbytes for weight in spec.load(bundle, torch.float16).state_dict().values())
     assert len(engine) > num_bytes  # the weights are in it
+
+
+# TensorRT for RTX keeps the calls, though it has no use for them.
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+@pytest.mark.parametrize("before", [None, b"", b"of another GPU"])
+def test_timings_are_kept(rtx: Flavour, networks: Networks, tmp_path: Path, before: bytes | None) -> None:
+    path, spec = networks["vae_encoder"]
+    cache = tmp_path / "timings"
+    if before is not None:
+        cache.write_bytes(before)
+    assert build_engine(path, spec, (1,), Flavour("tensorrt", rtx.api), timing_cache=cache)
+    kept = cache.read_bytes()
+    assert kept and kept != before
+    assert build_engine(path, spec, (1,), Flavour("tensorrt", rtx.api), timing_cache=cache)
+    assert cache.read_bytes() == kept
 
 
 @pytest.mark.slow
