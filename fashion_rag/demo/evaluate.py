@@ -136,7 +136,8 @@ def evaluate(
 ) -> Report:
     """The table of the bundle on `num_cases` held-out cases; `progress` is called once for each painted picture.
 
-    Steps and guidance default to the manifest's. dtype: of the networks' weights. Raises ArtifactError for a bundle that does not load.
+    Steps and guidance default to the manifest's. dtype: of the networks' weights. Raises ArtifactError for a bundle
+    that does not load.
     """
     pipeline = Pipeline.load(bundle_path, device=device, dtype=dtype)
     encoder = Bundle.open(bundle_path).load_retrieval_encoder(device)
