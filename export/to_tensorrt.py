@@ -91,8 +91,9 @@ def build_engine(
 
     Takes seconds for a toy and many minutes for a real network; `progress` hears of every step, from inside TensorRT,
     and what it raises ends the build. timing_cache: file of what `tensorrt` has timed, for quicker builds to come;
-    TensorRT for RTX times nothing. Raises ArtifactError with TensorRT's own words if it does not succeed, and for a
-    file whose inputs and outputs are not those of `spec`.
+    TensorRT for RTX times nothing. Raises ArtifactError with TensorRT's own words if it does not succeed (TensorRT for
+    RTX then needs a new process to build everything that it can), and for a file whose inputs and outputs are not those
+    of `spec`.
     """
     if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
         raise ArtifactError(f"rows: got {list(rows)}; must rise from 1 or more")

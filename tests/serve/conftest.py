@@ -9,13 +9,17 @@ import torch
 
 from fashion_rag.pipeline import Pipeline
 from serve import app
-from serve.config import ServeConfig
+from serve.config import IngressSettings, ServeConfig
 
 
 @pytest.fixture(scope="package")
 def config(tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path) -> ServeConfig:
     """What the graph under test runs with; a test that puts another in its place puts this one back."""
-    return ServeConfig(str(tiny_bundle), str(tiny_catalogue), backend="onnx", compiled=str(onnx_folder))
+    # On a machine with much else to do, the longest edits of these tests take minutes.
+    ingress = IngressSettings(deadline_s=3600.0)
+    return ServeConfig(
+        str(tiny_bundle), str(tiny_catalogue), backend="onnx", compiled=str(onnx_folder), ingress=ingress
+    )
 
 
 @pytest.fixture(scope="package")
