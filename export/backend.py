@@ -22,7 +22,6 @@ from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.denoising.runner import UNetCall
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
@@ -93,7 +92,7 @@ class Parts:
     folder: Path | None
     num_threads: int
 
-    def load_pipeline(self, catalogue: Path | None = None) -> Pipeline:
+    def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
         """All parts, for one edit at a time; between the networks, tensors are on the CPU."""
         unet = self._network("unet", self.bundle.load_unet)
         return Pipeline(
@@ -104,7 +103,7 @@ class Parts:
             prompt_encoder=self.load_prompt_encoder(),
             garment_encoder=self.load_garment_encoder(),
             device=torch.device("cpu"),
-            catalogue=Catalogue.open(catalogue, self.bundle.load_retrieval_encoder()) if catalogue else None,
+            catalogue=self.bundle.open_catalogue(catalogue) if catalogue else None,
         )
 
     def load_unet(self) -> UNetCall:

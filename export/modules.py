@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fashion_rag.artifacts import joint_sha256, read_config
-from fashion_rag.bundle import WEIGHTS, Bundle
+from fashion_rag.artifacts import read_config
+from fashion_rag.bundle import Bundle
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.pretrained import CONFIG_FILE
 from fashion_rag.models.prompt import MAX_TOKENS
@@ -40,6 +40,10 @@ class ModuleSpec:
     outputs: dict[str, TensorSpec]
     load: Callable[[Bundle, torch.dtype], nn.Module]
     parts: tuple[str, ...]
+
+    def weights(self, bundle: Bundle) -> str:
+        """What tells the weights from others: a digest of those in `bundle`, nothing for a module of none."""
+        return bundle.fingerprint(*self.parts) if self.parts else ""
 
 
 def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
@@ -112,9 +116,3 @@ def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
             got, must = (f"{kind} {list(size)}" for kind, size in ((tensor.dtype, tensor.shape), (wanted.dtype, shape)))
             raise FashionRAGError(f"{spec.name}: {name}: got {got}; must be {must}, of 1 or more rows")
     return num_rows
-
-
-def weights_fingerprint(bundle: Bundle, spec: ModuleSpec) -> str:
-    """SHA-256 of the weights and configurations of `spec` in `bundle`: what an exported file must be of."""
-    files = [bundle.path / part / name for part in spec.parts for name in (CONFIG_FILE, WEIGHTS[part])]
-    return joint_sha256(files)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from export.modules import ModuleSpec, TensorSpec, weights_fingerprint
+from export.modules import ModuleSpec, TensorSpec
 from fashion_rag.artifacts import MANIFEST_FILE, read_config, sha256, write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
@@ -21,7 +21,7 @@ from fashion_rag.errors import ArtifactError
 class OnnxFiles:
     """The ONNX file of one module and what it was made of.
 
-    files: SHA-256 by name, also of the file of external weights where there is one. weights: as `weights_fingerprint`
+    files: SHA-256 by name, also of the file of external weights where there is one. weights: as `ModuleSpec.weights`
     has it. dtype: of the weights, "float32" or "float16". inputs, outputs: names and shapes without the batch.
     """
 
@@ -73,7 +73,7 @@ def find_onnx(folder: Path, bundle: Bundle, spec: ModuleSpec) -> OnnxFiles:
     ):
         if got_shapes != shapes(tensors):
             raise ArtifactError(f"{onnx_path(folder, spec)}: {name} are {got_shapes}, must be {shapes(tensors)}")
-    if found.weights != weights_fingerprint(bundle, spec):
+    if found.weights != spec.weights(bundle):
         raise ArtifactError(f"{onnx_path(folder, spec)}: was exported of other weights than those of {bundle.path}")
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +13,11 @@ import onnx
 import onnxruntime
 import torch
 
-from export.modules import ModuleSpec, blank_inputs, module_specs, weights_fingerprint
+from export.modules import ModuleSpec, blank_inputs, module_specs
 from export.onnx_files import OnnxFiles, find_onnx, onnx_path, shapes, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, measure
-from fashion_rag.artifacts import locked, sha256, write_json, written_aside
+from fashion_rag.artifacts import cache_folder, locked, sha256, write_json, written_aside
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 
@@ -65,7 +64,7 @@ def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> P
     Of several processes that ask at once, one exports and the others wait for it. Raises as `export_onnx`.
     """
     specs = module_specs(bundle).values()
-    what = [[OPSET, weights_fingerprint(bundle, spec), shapes(spec.inputs), shapes(spec.outputs)] for spec in specs]
+    what = [[OPSET, spec.weights(bundle), shapes(spec.inputs), shapes(spec.outputs)] for spec in specs]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     folder = cache_folder() / f"onnx-{digest}"
 
@@ -85,11 +84,6 @@ def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> P
     return folder
 
 
-def cache_folder() -> Path:
-    """Where this project keeps what it can make again: `fashion-rag` in $XDG_CACHE_HOME, or else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion-rag"
-
-
 def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtype) -> OnnxFiles:
     """The files of one module, now in `folder`; weights of more than about 1.5 GB lie in a file of their own."""
     module = spec.load(bundle, dtype)
@@ -107,7 +101,7 @@ def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtyp
     onnx.checker.check_model(path)
     return OnnxFiles(
         files={file.name: sha256(file) for file in sorted(folder.glob(f"{path.name}*"))},
-        weights=weights_fingerprint(bundle, spec),
+        weights=spec.weights(bundle),
         dtype=str(dtype).removeprefix("torch."),
         opset=OPSET,
         torch=torch.__version__,

@@ -98,6 +98,11 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again: `fashion-rag` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion-rag"
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

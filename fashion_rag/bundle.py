@@ -15,8 +15,10 @@ checkpoints and the demo's training makes its own, both with `write_bundle`. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,20 @@ from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from fashion_rag.artifacts import (
     MANIFEST_FILE,
     copy_files,
+    joint_sha256,
     read_config,
     read_state,
+    sha256,
     write_json,
     write_state,
     written_aside,
 )
 from fashion_rag.catalogue import encoder as retrieval
+from fashion_rag.catalogue.build import Built, Encoders, build
 from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.index import Catalogue
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
 from fashion_rag.config import Manifest
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import ArtifactError
@@ -137,6 +145,31 @@ class Bundle:
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """The encoder that catalogues are built and searched with, always float32."""
         return RetrievalEncoder.load(self.path / "retrieval", device)
+
+    def load_encoders(self, device: Device = "cpu") -> Encoders:
+        """What garments are encoded with for a catalogue, always float32."""
+        return Encoders(self.load_retrieval_encoder(device), self.load_garment_encoder(device))
+
+    def open_catalogue(self, root: str | Path, cache: Path | None = None) -> Catalogue:
+        """The catalogue in `root`, to be searched and worn with this bundle. Raises as `Catalogue.open`."""
+        return Catalogue.open(root, self.load_retrieval_encoder(), self.fingerprints()[INVERSION], cache)
+
+    def build_catalogue(
+        self, root: str | Path, garments: Sequence[Garment], device: Device = "cpu", **how: Any
+    ) -> Built:
+        """The catalogue in `root` with `garments` in it, encoded with this bundle. how: and errors, as `build`."""
+        return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **how)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of what a catalogue's vectors and pseudo-words are made with, to be kept beside them."""
+        retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
+        inversion = self.fingerprint("vision_encoder", "inversion_adapter")
+        sizes = f"{inversion} {self.manifest.image_size}"
+        return {RETRIEVAL: sha256(retrieval_weights), INVERSION: hashlib.sha256(sizes.encode()).hexdigest()}
+
+    def fingerprint(self, *parts: str) -> str:
+        """One SHA-256 of the weights and configurations of these parts."""
+        return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, WEIGHTS[part]))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ from fashion_rag.errors import FashionRAGError
 from fashion_rag.request import EditRequest, Template
 
 if TYPE_CHECKING:
+    from fashion_rag.catalogue.build import Built
     from fashion_rag.demo.evaluate import Report
 
 
@@ -65,7 +67,7 @@ app.add_typer(export_commands, name="export")
 BundleOption = Annotated[
     Path, typer.Option("--bundle", help="Folder of a model bundle.", show_default="the packaged demo bundle")
 ]
-CatalogueOption = Annotated[Path, typer.Option("--catalogue", help="Folder written by `index build`.")]
+CatalogueOption = Annotated[str, typer.Option("--catalogue", help="Folder or URL written by `index build`.")]
 DeviceOption = Annotated[str, typer.Option(help="Where PyTorch runs: cpu, cuda, cuda:1, ...")]
 CategoryOption = Annotated[str, typer.Option(help="dresses, upper_body or lower_body.")]
 
@@ -155,20 +157,102 @@ def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bu
 
 @index_commands.command("build")
 def index_build(
-    folder: Annotated[Path, typer.Argument(help="Dress Code layout, or CATEGORY/ID.jpg with captions.json.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the catalogue to.")],
+    source: Annotated[
+        Path, typer.Argument(help="Dress Code layout, CATEGORY/ID.jpg with captions.json, or a Parquet file.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URL of the catalogue, new or to be brought up to date.")],
     bundle: BundleOption = DEMO_BUNDLE,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Drop garments that the source has not.")] = False,
+    workers: Annotated[
+        int, typer.Option(help="Ray Data workers, on this machine or on the cluster of $RAY_ADDRESS; 0: no Ray.")
+    ] = 0,
+    num_gpus: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    work: Annotated[Path | None, typer.Option(help="Folder for what is half done.", show_default="temporary")] = None,
 ) -> None:
-    """Encode the garment pictures of a folder and write a catalogue."""
+    """Encode what is new in a folder of garments, and publish a version of the catalogue with it."""
     from fashion_rag.bundle import Bundle
-    from fashion_rag.catalogue.index import Catalogue
+    from fashion_rag.catalogue.build import in_process
+    from fashion_rag.catalogue.ingest import on_ray
     from fashion_rag.catalogue.store import garments_in
 
-    garments = garments_in(folder)
-    encoder = Bundle.open(bundle).load_retrieval_encoder()
-    with progress("encoding garments", len(garments)) as advance:
-        Catalogue.build(garments, encoder, out, progress=advance)
-    typer.echo(f"{out}: {len(garments)} garments")
+    garments = garments_in(source)
+    with build_progress() as report:
+        built = Bundle.open(bundle.resolve()).build_catalogue(
+            out,
+            garments,
+            "cuda" if num_gpus else "cpu",
+            compute=partial(on_ray, num_workers=workers, num_gpus=num_gpus) if workers else in_process,
+            mirror=mirror,
+            work=work,
+            progress=partial(report, "encoding garments"),
+        )
+    _show_built(out, built)
+
+
+@index_commands.command("publish")
+def index_publish(
+    catalogue: CatalogueOption,
+    bundle: BundleOption = DEMO_BUNDLE,
+) -> None:
+    """Publish a version of a catalogue that holds the garments added and deleted since the last."""
+    from fashion_rag.bundle import Bundle
+
+    with build_progress() as report:
+        built = Bundle.open(bundle).build_catalogue(catalogue, (), progress=partial(report, "encoding garments"))
+    _show_built(catalogue, built)
+
+
+@index_commands.command("versions")
+def index_versions(
+    catalogue: CatalogueOption,
+    activate: Annotated[str | None, typer.Option(help="Make this version live instead.")] = None,
+    prune: Annotated[int | None, typer.Option(help="Remove all but so many of the newest, and the live one.")] = None,
+) -> None:
+    """List the versions of a catalogue; the live one has a star."""
+    from fashion_rag.catalogue import changes, versions
+    from fashion_rag.catalogue.root import Root
+
+    root = Root.at(catalogue)
+    if activate:
+        versions.activate(root, activate, replacing=versions.current(root))
+    if prune is not None:
+        removed = versions.prune(root, keep=prune)
+        typer.echo(f"removed {len(removed)} versions and {len(changes.clear(root))} changes that all versions hold")
+    live = versions.current(root)
+    for version in versions.versions(root):
+        typer.echo(f"{'*' if version.name == live else ' '} {version.name}  {version.num_garments} garments")
+
+
+@index_commands.command("evaluate")
+def index_evaluate(
+    catalogue: CatalogueOption,
+    bundle: BundleOption = DEMO_BUNDLE,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+) -> None:
+    """Measure how often a garment's own caption finds it: recall by category, with one and three noun chunks."""
+    from fashion_rag.bundle import Bundle
+    from fashion_rag.catalogue.recall import RANKS, evaluate
+    from fashion_rag.provenance import provenance
+
+    found = Bundle.open(bundle).open_catalogue(catalogue)
+    with progress("searching") as advance:
+        recalls = evaluate(found, progress=advance)
+    table = Table("category", "chunks", "garments", *(f"@{rank}" for rank in RANKS), box=SIMPLE)
+    for recall in recalls:
+        shown = (f"{recall.at[rank]:.3f}" for rank in RANKS)
+        table.add_row(recall.category, str(recall.num_chunks), str(recall.num_garments), *shown)
+    Console().print(table)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        rows = [dataclasses.asdict(recall) for recall in recalls]
+        json_file.write_text(json.dumps({"from": provenance(), "recall": rows}, indent=2) + "\n")
+
+
+def _show_built(catalogue: str, built: Built) -> None:
+    for skipped in built.skipped:
+        typer.echo(f"skipped {skipped.garment_id}: {skipped.reason}", err=True)
+    counts = f"{built.num_encoded} encoded, {built.num_kept} kept, {built.num_removed} removed"
+    typer.echo(f"{catalogue}: {built.version.num_garments} garments ({counts}), version {built.version.name}")
 
 
 @app.command()
@@ -177,15 +261,18 @@ def search(
     category: CategoryOption,
     catalogue: CatalogueOption,
     k: Annotated[int, typer.Option("--k", help="How many garments.")] = 3,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE that garments must have; of one name, either value will do.")
+    ] = None,
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """List the garments of a catalogue that are nearest to a text, best first."""
     from fashion_rag.bundle import Bundle
-    from fashion_rag.catalogue.index import Catalogue
+    from fashion_rag.catalogue.attributes import parse_filter
 
-    found = Catalogue.open(catalogue, Bundle.open(bundle).load_retrieval_encoder())
-    for match in found.search(text, category, k):
-        typer.echo(f"{match.score:.3f}  {match.garment.id}  {match.garment.caption}  {match.garment.image_path}")
+    found = Bundle.open(bundle).open_catalogue(catalogue)
+    for match in found.search(text, category, k, parse_filter(attribute or [])):
+        typer.echo(f"{match.score:.3f}  {match.garment.id}  {match.garment.caption}  {match.garment.picture}")
 
 
 @app.command()
@@ -195,7 +282,7 @@ def edit(
     prompt: Annotated[str, typer.Option(help="What to wear, in a shopper's words.")],
     category: CategoryOption,
     out: Annotated[Path, typer.Option(help="Picture to write.")],
-    catalogue: Annotated[Path | None, typer.Option(help="Where to look for garments.")] = None,
+    catalogue: Annotated[str | None, typer.Option(help="Where to look for garments.")] = None,
     num_garments: Annotated[int, typer.Option(help="How many garments to look for, 0 to 3.")] = 1,
     garment: Annotated[list[Path] | None, typer.Option(help="A garment's picture instead; may be repeated.")] = None,
     keypoints: Annotated[Path | None, typer.Option(help="OpenPose points as JSON, see the README.")] = None,
@@ -242,12 +329,15 @@ def edit(
 @app.command()
 def serve(
     catalogue: Annotated[
-        Path | None, typer.Option(help="Folder written by `index build`.", show_default="drawn garments")
+        str | None, typer.Option(help="Folder or URL written by `index build`.", show_default="drawn garments")
     ] = None,
     bundle: BundleOption = DEMO_BUNDLE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; no other may enter.")] = None,
+    catalogue_keys: Annotated[
+        Path | None, typer.Option(help="File with a key a line, for those who may change the catalogue.")
+    ] = None,
     backend: Annotated[
         Literal["auto", "torch", "compile", "onnx", "tensorrt"],
         typer.Option(help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime."),
@@ -259,8 +349,9 @@ def serve(
     """Answer edits over HTTP until Ctrl-C."""
     from serve.app import run
 
-    paths = {name: str(path.resolve()) for name, path in {"api_keys": api_keys, "compiled": compiled}.items() if path}
-    run(bundle, catalogue, host, port, backend=backend, **paths)
+    paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
+    given = {name: str(path.resolve()) for name, path in paths.items() if path}
+    run(bundle, catalogue, host, port, backend=backend, **given)
 
 
 @export_commands.command("onnx")

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue, Match
+from fashion_rag.catalogue.index import Catalogue, Match, Query
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
@@ -73,7 +73,7 @@ def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
 def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) -> list[list[Match]]:
     """The garments of each request, searched for together. Raises as `retrieve` for the first that cannot be met."""
     matches: list[list[Match]] = [[] for _ in requests]
-    queries: dict[int, tuple[str, str, int]] = {}
+    queries: dict[int, Query] = {}
     for row, request in enumerate(requests):
         if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
             continue
@@ -82,7 +82,7 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
         if request.garment_ids:
             matches[row] = [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
         else:
-            queries[row] = (request.search_text, request.category, request.num_garments)
+            queries[row] = Query(request.search_text, request.category, request.num_garments, request.attributes)
     if catalogue is not None and queries:
         for row, found in zip(queries, catalogue.search_many(list(queries.values())), strict=True):
             matches[row] = found
@@ -93,6 +93,19 @@ def invert(garment_encoder: GarmentEncoder, pictures: Sequence[Image.Image]) -> 
     """Pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
     words: Tensor = garment_encoder(garment_encoder.pixels(pictures))
     return words
+
+
+def pseudo_words(garment_encoder: GarmentEncoder, garments: Sequence[Garment]) -> Tensor | None:
+    """Pseudo-words [n, P, D] of garments: those that the catalogue knows, and the others made now. None of none."""
+    if not garments:
+        return None
+    known = {row: one.pseudo_words for row, one in enumerate(garments) if one.pseudo_words is not None}
+    words = {row: torch.from_numpy(array) for row, array in known.items()}
+    missing = [row for row in range(len(garments)) if row not in words]
+    if missing:
+        made = invert(garment_encoder, [garments[row].image() for row in missing])
+        words |= dict(zip(missing, made.unbind(), strict=True))
+    return torch.stack([words[row] for row in range(len(garments))])
 
 
 def condition(
@@ -234,7 +247,7 @@ class Pipeline:
     def load(
         cls,
         bundle_path: Path,
-        catalogue_path: Path | None = None,
+        catalogue: str | Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
@@ -248,7 +261,7 @@ class Pipeline:
             prompt_encoder=bundle.load_prompt_encoder(device, dtype),
             garment_encoder=bundle.load_garment_encoder(device, dtype),
             device=torch.device(device),
-            catalogue=Catalogue.open(catalogue_path, bundle.load_retrieval_encoder()) if catalogue_path else None,
+            catalogue=bundle.open_catalogue(catalogue) if catalogue else None,
         )
 
     @torch.inference_mode()
@@ -259,9 +272,8 @@ class Pipeline:
             if garments is None:
                 garments = [match.garment for match in retrieve(self.catalogue, request)]
         with self._timed("condition", timings):
-            pictures = [garment.image() for garment in garments]
-            pseudo_words = invert(self.garment_encoder, pictures) if pictures else None
-            (conditioning,) = condition(self.prompt_encoder, [request], [pseudo_words])
+            words = pseudo_words(self.garment_encoder, garments)
+            (conditioning,) = condition(self.prompt_encoder, [request], [words])
         with self._timed("encode", timings):
             ((latents, person),) = encode(self.vae, [request], self.manifest, self.device)
         with self._timed("denoise", timings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -45,6 +46,7 @@ class EditRequest:
     image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
     keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = no pose known.
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
+    attributes: search only among garments that have, of each name, one of the values.
     num_chunks: search with so many of the prompt's noun chunks, which commas part; None = with the whole prompt.
     deadline: Unix time in seconds after which a server need not answer any more; the pipeline takes no notice of it.
 
@@ -58,6 +60,7 @@ class EditRequest:
     keypoints: NDArray[np.float64] | None = None
     num_garments: int = 1
     garment_ids: tuple[str, ...] = ()
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     num_chunks: int | None = None
     template: Template = Template.GARMENTS
     seed: int = 0

@@ -26,8 +26,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
-from serve.auth import ApiKeys
+from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import RowsPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
@@ -98,7 +97,7 @@ def app(args: dict[str, Any]) -> ray_serve.Application:
     return build(ServeConfig.from_args(args))
 
 
-def run(bundle: Path, catalogue: Path | None, host: str, port: int, **settings: Any) -> None:
+def run(bundle: Path, catalogue: str | Path | None, host: str, port: int, **settings: Any) -> None:
     """Serve the graph on this machine until Ctrl-C; `settings` are fields of ServeConfig.
 
     Without a catalogue, paper dolls' garments are drawn and served. Raises ArtifactError for what cannot be served.
@@ -118,9 +117,10 @@ def run(bundle: Path, catalogue: Path | None, host: str, port: int, **settings: 
         stop()
 
 
-def local_config(bundle: Path, catalogue: Path, **settings: Any) -> ServeConfig:
+def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
     """The configuration of a graph on this machine, which has its GPU if there is one. Raises as ServeConfig."""
-    here = {"bundle": str(bundle.resolve()), "catalogue": str(catalogue.resolve())}
+    root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
+    here = {"bundle": str(bundle.resolve()), "catalogue": root}
     gpus = {"replica_gpus": GPU_SHARE} if torch.cuda.is_available() else {}
     return ServeConfig.from_args(here | gpus | settings)
 
@@ -132,8 +132,9 @@ def start(config: ServeConfig, host: str, port: int, dashboard: bool = False) ->
     served.
     """
     # Found out here at once; a replica would try to start again and again.
-    Catalogue.open(Path(config.catalogue), Bundle.open(Path(config.bundle)).load_retrieval_encoder())
-    ApiKeys.load(config.api_keys, os.environ)
+    Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
+    ApiKeys.load(config.api_keys, API_KEYS, os.environ)
+    ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
     # Once, where it can be seen: the replicas find in the cache what has been exported.
     number = itertools.count(1)
     config.runtime.open(lambda: print(f"exported network {next(number)} to ONNX", file=sys.stderr, flush=True))

@@ -9,13 +9,18 @@ from typing import Self
 
 from fashion_rag.errors import ArtifactError, FashionRAGError
 
-VARIABLE = "FASHION_RAG_API_KEYS"
+# The variables of the environment that may have keys: of callers, and of those who may change the catalogue.
+API_KEYS, CATALOGUE_KEYS = "FASHION_RAG_API_KEYS", "FASHION_RAG_CATALOGUE_KEYS"
 # Of its SHA-256: enough to tell keys apart in logs and metrics.
 NAME_LENGTH = 8
 
 
 class Unauthorized(FashionRAGError):
     """The request has no API key, or one that this server does not know."""
+
+
+class Forbidden(FashionRAGError):
+    """This server lets nobody do that."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class ApiKeys:
     digests: tuple[bytes, ...] = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | None, environment: Mapping[str, str]) -> Self | None:
-        """The keys in a file, one a line, and in the variable, between commas; None where neither is named.
+    def load(cls, path: str | None, variable: str, environment: Mapping[str, str]) -> Self | None:
+        """The keys in a file, one a line, and in `variable`, between commas; None where neither is named.
 
         Blank lines, and lines that start with #, are left out. Raises ArtifactError for a file that cannot be read, a
         source without a key, so that no mistake lets everyone in, and a key that no HTTP header can hold.
@@ -38,9 +43,9 @@ class ApiKeys:
             except (OSError, ValueError) as error:
                 raise ArtifactError(f"{path}: no readable file of API keys: {error}") from error
             keys += _checked(path, [line for line in lines if line and not line.startswith("#")])
-        if VARIABLE in environment:
-            parts = [part.strip() for part in environment[VARIABLE].split(",")]
-            keys += _checked(VARIABLE, [part for part in parts if part])
+        if variable in environment:
+            parts = [part.strip() for part in environment[variable].split(",")]
+            keys += _checked(variable, [part for part in parts if part])
         return cls(tuple(map(_digest, keys))) if keys else None
 
     def check(self, authorization_header: str | None) -> str:

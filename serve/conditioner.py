@@ -1,6 +1,7 @@
 """The deployment that turns garments into pseudo-words, and words and pseudo-words into prompt embeddings.
 
-It asks the retriever for the garments of an edit, and for the pictures of those that it has not met lately.
+It asks the retriever for the garments of an edit, whose pseudo-words come with them, and for the pictures of those that
+the catalogue has no words of and that it has not met lately.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from serve import metrics
 from serve.batching import TensorCache, checked, each, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
-from serve.stages import Conditioned, Job, Pictures, Retrieved
+from serve.stages import Conditioned, Job, Retrieved
 
 Worded = tuple[EditRequest, Tensor | None]
 
@@ -53,29 +54,39 @@ class Conditioner:
             "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline
         )
         with metrics.timed("condition") as timings_s:
-            garment_ids = [garment.id for garment in retrieved.garments]
-            words = await self._words(garment_ids, retrieved.version, job.deadline)
+            words = await self._words(retrieved, job.deadline)
             conditioning: Conditioning = checked(await self._condition((request, words)))
         return Conditioned(conditioning, retrieved.garments, retrieved.timings_s | timings_s)
 
-    async def _words(self, garment_ids: Sequence[str], version: str, deadline: float) -> Tensor | None:
-        """Pseudo-words [n, P, D] of garments, from the cache as far as it has them."""
-        if not garment_ids:
+    async def invert(self, picture: Image.Image) -> Tensor:
+        """Pseudo-words [P, D] of a garment's picture, for the catalogue."""
+        words: Tensor = checked(await self._invert(picture))
+        return words
+
+    async def _words(self, retrieved: Retrieved, deadline: float) -> Tensor | None:
+        """Pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""
+        ids = [garment.id for garment in retrieved.garments]
+        if not ids:
             return None
-        words: dict[str, Tensor] = {}
-        for garment_id in garment_ids:
-            if (known := self.pseudo_words.get((version, garment_id))) is not None:
-                words[garment_id] = known
-        missing = [garment_id for garment_id in dict.fromkeys(garment_ids) if garment_id not in words]
-        metrics.count_lookups(num_hits=len(words), num_misses=len(missing))
+        stored = {one: words for one, words in zip(ids, retrieved.pseudo_words, strict=True) if words is not None}
+        cached = {
+            one: words
+            for one in ids
+            if one not in stored and (words := self.pseudo_words.get((retrieved.version, one))) is not None
+        }
+        missing = [one for one in dict.fromkeys(ids) if one not in stored and one not in cached]
+        metrics.count_lookups(stored=len(stored), hit=len(cached), miss=len(missing))
+        made: dict[str, Tensor] = {}
         if missing:
-            pictures: Pictures = await answer("retrieve", lambda: self.retriever.pictures.remote(missing), deadline)
-            made = await asyncio.gather(*map(self._invert, pictures.images))
-            for garment_id, outcome in zip(missing, made, strict=True):
-                words[garment_id] = checked(outcome)
-                # Under the version that had the picture: the catalogue may have been replaced in between.
-                self.pseudo_words.put((pictures.version, garment_id), words[garment_id])
-        return torch.stack([words[garment_id] for garment_id in garment_ids])
+            # Of the version that was searched, whatever is live by now.
+            ask = lambda: self.retriever.pictures.remote(missing, retrieved.version)  # noqa: E731
+            pictures: list[Image.Image] = await answer("retrieve", ask, deadline)
+            outcomes = await asyncio.gather(*map(self._invert, pictures))
+            made = {one: checked(outcome) for one, outcome in zip(missing, outcomes, strict=True)}
+            for one, words in made.items():
+                self.pseudo_words.put((retrieved.version, one), words)
+        known = stored | cached | made
+        return torch.stack([known[one] for one in ids])
 
     @ray_serve.batch(batch_wait_timeout_s=0)
     async def _invert(self, pictures: list[Image.Image]) -> list[Tensor | Exception]:

@@ -65,12 +65,23 @@ class IngressSettings(Config):
 
 @dataclass(frozen=True)
 class BatchSettings(Config):
-    """Of the retriever and the VAE. max_batch: requests in one call of a model."""
+    """Of the VAE. max_batch: requests in one call of a model."""
 
     max_batch: int = 8
 
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch")
+
+
+@dataclass(frozen=True)
+class RetrieverSettings(BatchSettings):
+    """refresh_s: how often it looks for a new version of the catalogue, and for changes."""
+
+    refresh_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0.01, "refresh_s")
 
 
 @dataclass(frozen=True)
@@ -95,11 +106,13 @@ class DenoiserSettings(Limits, Config):
 class ServeConfig(Config):
     """The parts of a graph.
 
-    bundle, catalogue: folders, the same path on every node. backend, precision, compiled: what runs the networks, as in
-    `Runtime`. num_threads: of a replica. replica_cpus: what Ray reserves for each replica; the default lets all five
-    onto two cores. replica_gpus: what Ray reserves of a GPU for each replica that runs networks; with 0 they see none.
-    api_keys: a file with a key a line; without it, and without FASHION_RAG_API_KEYS in the environment of the ingress,
-    all may enter. drain_s: how long a replica that is to stop may finish what it has; at least the longest edit.
+    bundle: a folder, the same path on every node. catalogue: the like, or a URL of fsspec. backend, precision,
+    compiled: what runs the networks, as in `Runtime`. num_threads: of a replica. replica_cpus: what Ray reserves for
+    each replica; the default lets all five onto two cores. replica_gpus: what Ray reserves of a GPU for each replica
+    that runs networks; with 0 they see none. api_keys: a file with a key a line; without it, and without
+    FASHION_RAG_API_KEYS in the environment of the ingress, all may enter. catalogue_keys: the same, with
+    FASHION_RAG_CATALOGUE_KEYS, for those who may change the catalogue; without, nobody may. drain_s: how long a replica
+    that is to stop may finish what it has; at least the longest edit.
 
     max_replicas: of a deployment; with more than one, each scales by its load. target_rows: UNet rows in flight in a
     denoiser before another is started. upscale_delay_s, downscale_delay_s: how long a load must last to tell.
@@ -116,6 +129,7 @@ class ServeConfig(Config):
     replica_cpus: float = 0.2
     replica_gpus: float = 0.0
     api_keys: str | None = None
+    catalogue_keys: str | None = None
     drain_s: float = 300.0
     max_replicas: int = 1
     target_rows: int = 8
@@ -124,7 +138,7 @@ class ServeConfig(Config):
     ingress: IngressSettings = IngressSettings()
     denoiser: DenoiserSettings = DenoiserSettings()
     conditioner: ConditionerSettings = ConditionerSettings()
-    retriever: BatchSettings = BatchSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
     vae: BatchSettings = BatchSettings()
 
     def __post_init__(self) -> None:

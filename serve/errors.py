@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
-from serve.auth import Unauthorized
+from serve.auth import Forbidden, Unauthorized
 from serve.calls import unwrapped
 from serve.door import RateLimited
 from serve.schemas import ErrorDetail, ErrorReply
@@ -26,6 +26,7 @@ CALLER_LEFT = 499
 STATUS: dict[type[BaseException], int] = {
     InvalidRequest: 400,
     Unauthorized: 401,
+    Forbidden: 403,
     RateLimited: 429,
     Overloaded: 503,
     DeadlineExceeded: 504,

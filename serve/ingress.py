@@ -27,37 +27,45 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.attributes import parse_filter
+from fashion_rag.catalogue.build import MAX_STORED_SIDE
+from fashion_rag.data.image import open_image
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import finish
 from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest
 from serve import metrics
-from serve.auth import ApiKeys
+from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
 from serve.calls import answer, stream
 from serve.config import IngressSettings, ServeConfig
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
 from serve.proxy import MAX_BODY_BYTES
 from serve.schemas import (
+    MAX_FILTERS,
+    MAX_FOUND,
     EditForm,
     EditReply,
+    GarmentForm,
     GarmentFound,
     GarmentList,
     Model,
     ModelList,
+    PictureForm,
     edit_completed,
     edit_reply,
-    form_schema,
+    form_document,
     partial_image,
     sse,
 )
 from serve.stages import Denoised, Edited, Job, Partial, Prepared
-from serve.uploads import edit_requests, read_form
+from serve.uploads import edit_requests, garment_picture, read_form
 
 READY_TIMEOUT_S = 5.0
 # For what is no edit.
 ASK_S = 30.0
-MAX_FOUND = 100
-FORM_DOCUMENT = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
+
+Limit = Annotated[int, Query(ge=1, le=MAX_FOUND)]
+Attributes = Annotated[Sequence[str], Query(max_length=MAX_FILTERS, description="NAME=VALUE that garments must have.")]
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="Fashion-RAG")
@@ -117,10 +125,11 @@ class Ingress:
 
     def __init__(self, config: ServeConfig, stages: dict[str, DeploymentHandle]) -> None:
         self.manifest = Bundle.open(Path(config.bundle)).manifest
-        self.keys = ApiKeys.load(config.api_keys, os.environ)
+        self.keys = ApiKeys.load(config.api_keys, API_KEYS, os.environ)
+        self.editors = ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
         self.door = Door(config.ingress)
         self.stages = stages
-        self.retriever, self.vae = stages["retriever"], stages["vae"]
+        self.retriever, self.conditioner, self.vae = stages["retriever"], stages["conditioner"], stages["vae"]
         self.denoiser = stages["denoiser"].options(stream=True)
         self.created = int(time.time())
 
@@ -131,7 +140,12 @@ class Ingress:
     def _key_name(self, http: Request) -> str | None:
         return self.keys.check(http.headers.get("authorization")) if self.keys else None
 
-    @api.post("/v1/images/edits", response_model=EditReply, openapi_extra=FORM_DOCUMENT)
+    def _editor_name(self, http: Request) -> str:
+        if self.editors is None:
+            raise Forbidden("this server lets nobody change its catalogue; start it with catalogue keys")
+        return self.editors.check(http.headers.get("authorization"))
+
+    @api.post("/v1/images/edits", response_model=EditReply, openapi_extra=form_document(EditForm))
     async def edit(self, http: Request) -> Response:
         """The photo with the garment changed: as JSON, or with stream=true as server-sent events."""
         arrived = time.time()
@@ -139,7 +153,7 @@ class Ingress:
         with ExitStack() as held:
             held.enter_context(_counted(arrived))
             held.enter_context(self.door.hold(key_name, 1))
-            form = await read_form(http, MAX_BODY_BYTES)
+            form = await read_form(http, MAX_BODY_BYTES, EditForm)
             settings, request_id = self.door.settings, http.headers["x-request-id"]
             if form.n > (most := min(settings.max_edits, settings.max_edits_per_key)):
                 # To come back later would not help.
@@ -234,11 +248,40 @@ class Ingress:
         http: Request,
         q: Annotated[str, Query(min_length=1, max_length=MAX_PROMPT_CHARS)],
         category: str,
-        limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
+        limit: Limit = 10,
+        attribute: Attributes = (),
     ) -> GarmentList:
         """The garments of a category that are most like a text, best first."""
         self._key_name(http)
-        return GarmentList(data=await self._ask("search", q, category, limit))
+        return GarmentList(data=await self._ask("search", q, category, limit, parse_filter(attribute)))
+
+    @api.post("/v1/garments/search", openapi_extra=form_document(PictureForm))
+    async def search_by_picture(self, http: Request) -> GarmentList:
+        """The garments of a category that are most like a picture, best first."""
+        with self.door.hold(self._key_name(http), 1):
+            form = await read_form(http, MAX_BODY_BYTES, PictureForm)
+            picture = await asyncio.to_thread(open_image, form.image, max_pixels=self.door.settings.max_pixels)
+            picture.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
+            wanted = parse_filter(form.attributes)
+            return GarmentList(data=await self._ask("search", picture, form.category, form.limit, wanted))
+
+    @api.post("/v1/garments", status_code=201, openapi_extra=form_document(GarmentForm))
+    async def add_garment(self, http: Request) -> GarmentFound:
+        """Put a garment into the catalogue, or in the place of one with its id. Needs a key of the catalogue."""
+        with self.door.hold(self._editor_name(http), 1):
+            form = await read_form(http, MAX_BODY_BYTES, GarmentForm)
+            row, jpeg = await asyncio.to_thread(garment_picture, form, self.door.settings.max_pixels)
+            deadline = time.time() + ASK_S
+            picture = await asyncio.to_thread(open_image, jpeg)
+            words = await answer("condition", lambda: self.conditioner.invert.remote(picture), deadline)
+            return await self._ask("add", row, jpeg, words)
+
+    @api.delete("/v1/garments/{garment_id}", status_code=204)
+    async def delete_garment(self, http: Request, garment_id: str) -> None:
+        """Take a garment out of the catalogue. Needs a key of the catalogue."""
+        self._editor_name(http)
+        with _found(garment_id):
+            await self._ask("delete", garment_id)
 
     @api.get("/v1/garments/{garment_id}")
     async def garment(self, http: Request, garment_id: str) -> GarmentFound:
@@ -254,6 +297,17 @@ class Ingress:
         with _found(garment_id):
             name, content = await self._ask("picture_file", garment_id)
         return Response(content, media_type=mimetypes.guess_type(name)[0])
+
+    @api.get("/v1/garments/{garment_id}/similar")
+    async def similar(
+        self, http: Request, garment_id: str, limit: Limit = 10, attribute: Attributes = ()
+    ) -> GarmentList:
+        """The garments that are most like one, best first."""
+        self._key_name(http)
+        wanted = parse_filter(attribute)
+        with _found(garment_id):
+            await self._ask("garment", garment_id)
+        return GarmentList(data=await self._ask("similar", garment_id, limit, wanted))
 
     async def _ask(self, method: str, *args: Any) -> Any:
         return await answer("retrieve", lambda: getattr(self.retriever, method).remote(*args), time.time() + ASK_S)

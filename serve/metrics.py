@@ -82,13 +82,13 @@ def retries() -> Counter:
 
 @cache
 def cache_lookups() -> Counter:
-    """Garments looked up in the cache of pseudo-words; outcome: hit or miss."""
+    """Garments whose pseudo-words were wanted; outcome: stored in the catalogue, or else hit or miss in the cache."""
     return Counter("fashion_rag_cache_lookups", "Garments looked up in the cache", ("outcome",))
 
 
-def count_lookups(num_hits: int, num_misses: int) -> None:
-    """Count garments that the cache had, and that it had not."""
-    for outcome, number in (("hit", num_hits), ("miss", num_misses)):
+def count_lookups(**outcomes: int) -> None:
+    """Count garments by the outcome of looking for their pseudo-words."""
+    for outcome, number in outcomes.items():
         # Ray's counters refuse to count nothing.
         if number:
             cache_lookups().inc(number, tags={"outcome": outcome})

@@ -4,8 +4,9 @@
 
 Serve repeats no request that a replica has accepted. Where the ingress replica dies before it has answered, the proxy
 ends the request with no response at all, of which the HTTP server makes an empty 500. The proxy outlives the replica
-and has seen the body pass, so it can ask again. That is harmless for every route here: nothing is stored, and an edit
-follows from its seed; one that came without a seed is given another, and so may come out as another picture.
+and has seen the body pass, so it can ask again. That is harmless for every route here: a garment stored twice is the
+same, and an edit follows from its seed; one that came without a seed is given another, and so may come out as another
+picture.
 """
 
 import asyncio

@@ -1,24 +1,44 @@
-"""The deployment that finds garments. Only it opens the catalogue: the pictures travel in what it returns."""
+"""The deployment that finds garments. Only it opens the catalogue, and only it writes to it.
+
+It looks for new versions and changes all the time, and takes them on between two batches: an edit sees one state of the
+catalogue from search to inversion, because pictures are given of the version that was searched.
+"""
 
 import asyncio
-from collections.abc import Sequence
-from functools import partial
+import contextvars
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from ray import serve as ray_serve
+from torch import Tensor
 
 from export.backend import Runtime
 from fashion_rag import pipeline
 from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.attributes import Filter
+from fashion_rag.catalogue.changes import Added, Deleted, append, put_image
 from fashion_rag.catalogue.index import Catalogue, Match
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.table import GarmentRow
+from fashion_rag.data.image import open_image
+from fashion_rag.errors import ArtifactError
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.batching import checked, each, set_max_batch
-from serve.config import BatchSettings
+from serve.config import RetrieverSettings
 from serve.schemas import GarmentFound, GarmentUsed
-from serve.stages import Pictures, Retrieved
+from serve.stages import Retrieved
+
+# States of the catalogue whose pictures can still be asked for.
+MAX_STATES = 8
+
+logger = logging.getLogger("ray.serve")
 
 
 @ray_serve.deployment
@@ -27,13 +47,50 @@ class Retriever:
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
         torch.set_num_threads(runtime.num_threads)
-        encoder = Bundle.open(Path(runtime.bundle)).load_retrieval_encoder()
-        encoder.encode_texts(["warm up"])
-        self.catalogue = Catalogue.open(Path(catalogue), encoder)
+        bundle = Bundle.open(Path(runtime.bundle))
+        self.root = Root.at(catalogue)
+        self.fingerprints = bundle.fingerprints()
+        self.catalogue = bundle.open_catalogue(catalogue)
+        self.encoder = bundle.load_retrieval_encoder()
+        self.encoder.encode_texts(["warm up"])
+        self.states: OrderedDict[str, Catalogue] = OrderedDict({self.catalogue.version: self.catalogue})
+        self.settings = RetrieverSettings()
+        self._watching: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take on new BatchSettings."""
-        set_max_batch(BatchSettings.from_args(user_config).max_batch, self._retrieve)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take on new RetrieverSettings."""
+        self.settings = RetrieverSettings.from_args(user_config)
+        set_max_batch(self.settings.max_batch, self._retrieve)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), context=contextvars.Context())
+
+    async def _watch(self) -> None:
+        complaint = ""
+        while True:
+            await asyncio.sleep(self.settings.refresh_s)
+            try:
+                await self._refresh()
+                complaint = ""
+            except (ArtifactError, OSError) as error:
+                # What is live stays live.
+                if str(error) != complaint:
+                    logger.error("the catalogue stays at %s: %s", self.catalogue.version, error)
+                complaint = str(error)
+
+    async def _refresh(self) -> None:
+        async with self._refreshing:
+            fresh = await asyncio.to_thread(self.catalogue.refreshed)
+            if fresh is not self.catalogue:
+                logger.info("the catalogue is now at %s", fresh.version)
+                self.catalogue = self.states[fresh.version] = fresh
+                while len(self.states) > MAX_STATES:
+                    self.states.popitem(last=False)
+
+    def check_health(self) -> None:
+        """Raises RuntimeError if the replica should be replaced."""
+        if self._watching is not None and self._watching.done():
+            raise RuntimeError("nobody watches the catalogue any more")
 
     async def ping(self) -> None:
         """Returns when the replica answers."""
@@ -44,36 +101,87 @@ class Retriever:
         Raises InvalidRequest for an id that is not in the catalogue.
         """
         with metrics.timed("retrieve") as timings_s:
-            matches: list[Match] = checked(await self._retrieve(request))
+            matches, version = checked(await self._retrieve(request))
         garments = tuple(
             GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption) for match in matches
         )
-        return Retrieved(garments, self.catalogue.version, timings_s)
+        return Retrieved(garments, tuple(map(_words, matches)), version, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _retrieve(self, requests: list[EditRequest]) -> list[list[Match] | Exception]:
-        return await asyncio.to_thread(each, partial(pipeline.retrieve_many, self.catalogue), requests)
+    async def _retrieve(self, requests: list[EditRequest]) -> list[tuple[list[Match], str] | Exception]:
+        catalogue = self.catalogue
 
-    async def pictures(self, garment_ids: Sequence[str]) -> Pictures:
-        """The pictures of garments. Raises InvalidRequest for an unknown id."""
-        garments = [self.catalogue.get(garment_id) for garment_id in garment_ids]
-        images = await asyncio.to_thread(lambda: [garment.image() for garment in garments])
-        return Pictures(images, self.catalogue.version)
+        def found(some: Sequence[EditRequest]) -> list[tuple[list[Match], str]]:
+            return [(matches, catalogue.version) for matches in pipeline.retrieve_many(catalogue, some)]
 
-    async def search(self, text: str, category: str, k: int) -> list[GarmentFound]:
-        """The `k` garments of `category` nearest to `text`. Raises InvalidRequest as `Catalogue.search` does."""
-        return [_found(match) for match in await asyncio.to_thread(self.catalogue.search, text, category, k)]
+        return await asyncio.to_thread(each, found, requests)
+
+    async def pictures(self, garment_ids: Sequence[str], version: str) -> list[Image.Image]:
+        """The pictures of garments, of this version if it is not long gone. Raises InvalidRequest for an unknown id."""
+        catalogue = self.states.get(version, self.catalogue)
+        garments = [catalogue.get(garment_id) for garment_id in garment_ids]
+        return await asyncio.to_thread(lambda: [garment.image() for garment in garments])
+
+    async def search(self, like: str | Image.Image, category: str, k: int, attributes: Filter) -> list[GarmentFound]:
+        """The `k` garments of `category` nearest to a text or picture. Raises InvalidRequest as `Catalogue.search`."""
+        return await self._found(lambda catalogue: catalogue.search(like, category, k, attributes))
+
+    async def similar(self, garment_id: str, k: int, attributes: Filter) -> list[GarmentFound]:
+        """The `k` garments most like one, itself left out. Raises InvalidRequest for an unknown id."""
+
+        def search(catalogue: Catalogue) -> list[Match]:
+            category = catalogue.get(garment_id).category
+            matches = catalogue.search(catalogue.vector(garment_id), category, k + 1, attributes)
+            return [match for match in matches if match.garment.id != garment_id][:k]
+
+        return await self._found(search)
+
+    async def _found(self, search: Callable[[Catalogue], list[Match]]) -> list[GarmentFound]:
+        return [_shown(match) for match in await asyncio.to_thread(search, self.catalogue)]
 
     async def garment(self, garment_id: str) -> GarmentFound:
         """The garment of this id; raises InvalidRequest for an unknown one."""
-        return _found(Match(self.catalogue.get(garment_id), None))
+        return _shown(Match(self.catalogue.get(garment_id), None))
 
     async def picture_file(self, garment_id: str) -> tuple[str, bytes]:
         """Name and content of the file of a garment's picture; raises InvalidRequest for an unknown id."""
-        path = self.catalogue.get(garment_id).image_path
-        return path.name, await asyncio.to_thread(path.read_bytes)
+        picture = self.catalogue.get(garment_id).picture
+        return picture.name, await asyncio.to_thread(picture.read_bytes)
+
+    async def add(self, row: GarmentRow, jpeg: bytes, pseudo_words: Tensor) -> GarmentFound:
+        """The garment, which is in the catalogue when this returns, in place of an earlier one of its id.
+
+        jpeg: its picture as it is to be stored; row: all else, but where that is. Raises InvalidRequest for what breaks
+        a rule of the catalogue.
+        """
+        await asyncio.to_thread(self._add, row, jpeg, pseudo_words)
+        await self._refresh()
+        return await self.garment(row.id)
+
+    def _add(self, row: GarmentRow, jpeg: bytes, pseudo_words: Tensor) -> None:
+        picture = open_image(jpeg)
+        stored = replace(row, image=put_image(self.root, jpeg))
+        vector = self.encoder.encode_images([picture])[0]
+        append(self.root, Added(stored, vector, pseudo_words.numpy(), self.fingerprints))
+
+    async def delete(self, garment_id: str) -> None:
+        """Take a garment out of the catalogue. Raises InvalidRequest for an unknown id."""
+        self.catalogue.get(garment_id)
+        await asyncio.to_thread(append, self.root, Deleted(garment_id))
+        await self._refresh()
 
 
-def _found(match: Match) -> GarmentFound:
+def _words(match: Match) -> Tensor | None:
+    words = match.garment.pseudo_words
+    return None if words is None else torch.from_numpy(words)
+
+
+def _shown(match: Match) -> GarmentFound:
     garment = match.garment
-    return GarmentFound(id=garment.id, category=garment.category, caption=garment.caption, score=match.score)
+    return GarmentFound(
+        id=garment.id,
+        category=garment.category,
+        caption=garment.caption,
+        attributes={name: list(values) for name, values in garment.attributes.items()},
+        score=match.score,
+    )

@@ -24,6 +24,8 @@ from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_GUIDANCE_SCALE, MA
 
 MAX_IMAGES = 10
 MAX_CHUNKS = 3
+MAX_FILTERS = 32
+MAX_FOUND = 100
 MAX_PARTIAL_IMAGES = 50
 MIN_DEADLINE_S = 0.001
 QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
@@ -87,6 +89,9 @@ class EditForm(BaseModel):
         [], max_length=MAX_GARMENTS, description="Garments to use instead of searching."
     )
     num_garments: int = Field(1, ge=0, le=MAX_GARMENTS, description="How many garments to search for.")
+    attributes: list[str] = Field(
+        [], max_length=MAX_FILTERS, description="NAME=VALUE: search among garments with this; of one name, with either."
+    )
     num_chunks: int | None = Field(
         None, ge=1, le=MAX_CHUNKS, description="Search with so many of the prompt's parts between commas."
     )
@@ -123,6 +128,31 @@ class EditForm(BaseModel):
         return self
 
 
+class GarmentForm(BaseModel):
+    """The fields of POST /v1/garments. Any other is refused; the catalogue has more rules."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: bytes = Field(repr=False, description="The in-shop picture.")
+    id: str = Field(description="Of the garment; one that is in the catalogue is replaced.")
+    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+    caption: str = Field("", description="For people to read.")
+    attributes: list[str] = Field(
+        [], max_length=MAX_FILTERS, description="NAME=VALUE, to filter by; a name may have several values."
+    )
+
+
+class PictureForm(BaseModel):
+    """The fields of POST /v1/garments/search. Any other is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: bytes = Field(repr=False, description="A picture of what to look for.")
+    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+    limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
+    attributes: list[str] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
+
+
 class _FormSchema(GenerateJsonSchema):
     """A form has no null: a field that may be None is one that may be left out."""
 
@@ -135,9 +165,10 @@ class _FormSchema(GenerateJsonSchema):
         return super().default_schema(schema)
 
 
-def form_schema() -> dict[str, Any]:
-    """The JSON schema of the multipart form, for the OpenAPI document; complete in itself, without references."""
-    return EditForm.model_json_schema(schema_generator=_FormSchema)
+def form_document(form: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
+    schema = form.model_json_schema(schema_generator=_FormSchema)
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def parse_keypoints(text: str, size: tuple[int, ...]) -> NDArray[np.float64]:
@@ -251,6 +282,7 @@ class GarmentFound(BaseModel):
     id: str
     category: str
     caption: str
+    attributes: dict[str, list[str]]
     score: float | None
 
     @computed_field

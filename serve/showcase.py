@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.store import garments_in
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.dresscode import DressCode, Sample
@@ -100,7 +99,7 @@ def ensure_demo_world(folder: Path, bundle: Path) -> Path:
     """
     opened = Bundle.open(bundle)
     write_dresscode(folder, NUM_PAIRS, WORLD_SEED, size=opened.manifest.image_size)
-    Catalogue.build(garments_in(folder), opened.load_retrieval_encoder(), folder / "catalogue")
+    opened.build_catalogue(folder / "catalogue", garments_in(folder), mirror=True, work=folder / "work")
     return folder / "catalogue"
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from ray import ObjectRef
 from torch import Tensor
 
@@ -32,19 +31,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Garments, best first, of a version of the catalogue."""
+    """Garments, best first, of a version of the catalogue, and the pseudo-words [P, D] of each, if it has them."""
 
     garments: tuple[GarmentUsed, ...]
+    pseudo_words: tuple[Tensor | None, ...]
     version: str
     timings_s: Timings
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of garments in the order they were asked for, and the version of the catalogue that has them."""
-
-    images: list[Image.Image]
-    version: str
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,33 @@
 """From an HTTP request to edits: the multipart form is read, checked, and its pictures decoded. Called by `ingress`."""
 
+import hashlib
 import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from email.message import Message
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from fashion_rag.catalogue.attributes import parse_filter
+from fashion_rag.catalogue.build import stored_jpeg
+from fashion_rag.catalogue.table import GarmentRow, checked
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import MIN_SIDE, open_hole, open_image, open_mask
 from fashion_rag.data.pose import scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
-from serve.schemas import QUALITY_PRESETS, EditForm, OutputFormat, Preset, parse_keypoints
+from serve.schemas import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat, Preset, parse_keypoints
 
 MULTIPART = "multipart/form-data"
 # More than a form has use for, so that one file too many is refused by its name.
@@ -31,7 +35,7 @@ MAX_FILES = 16
 MAX_FIELDS = 64
 FILE_FIELDS = ("image", "mask")
 # A field that may repeat comes as `name[]` from OpenAI's clients, and a photo does where it is in a list.
-LIST_FIELDS = ("image", "garment_ids")
+LIST_FIELDS = ("image", "garment_ids", "attributes")
 
 MAX_SIDE = 4096
 # What the file formats can hold.
@@ -40,6 +44,8 @@ SHAPE_TOLERANCE = 0.02
 # A seed that is drawn here stays a whole number in every JSON reader.
 RANDOM_SEEDS = 2**32
 
+Form = TypeVar("Form", bound=BaseModel)
+
 RULES = {
     "missing": "must be given",
     "extra_forbidden": "is no field of an edit",
@@ -47,7 +53,7 @@ RULES = {
 }
 
 
-async def read_form(http: Request, max_bytes: int) -> EditForm:
+async def read_form(http: Request, max_bytes: int, kind: type[Form]) -> Form:
     """The form in the body of a request, with its files in memory.
 
     Raises HTTPException: 415 for another content type, 413 for a body of more than `max_bytes`, which is not read to
@@ -66,19 +72,19 @@ async def read_form(http: Request, max_bytes: int) -> EditForm:
         items = [(name, await _content(part)) for name, part in form.multi_items()]
     finally:
         await form.close()
-    return parse_form(items)
+    return parse_form(items, kind)
 
 
-def parse_form(items: Iterable[tuple[str, str | bytes]]) -> EditForm:
-    """The form with these fields, text or the content of files. Raises InvalidRequest, naming the field."""
+def parse_form(items: Iterable[tuple[str, str | bytes]], kind: type[Form]) -> Form:
+    """The form of this kind with these fields: text, or content of files. Raises InvalidRequest, naming the field."""
     fields: dict[str, Any] = {}
     for sent_name, value in items:
         base = sent_name.removesuffix("[]")
         name = base if base in LIST_FIELDS else sent_name
-        if name in EditForm.model_fields and isinstance(value, bytes) != (name in FILE_FIELDS):
+        if name in kind.model_fields and isinstance(value, bytes) != (name in FILE_FIELDS):
             rule = "must be a file" if name in FILE_FIELDS else "must be text, not a file"
             raise InvalidRequest(name, _shown(value), rule)
-        if name == "garment_ids":
+        if name in LIST_FIELDS[1:]:
             fields.setdefault(name, []).append(value)
         elif name in fields and name == "image":
             raise InvalidRequest(name, "several files", "must be one photo; garments come from the catalogue")
@@ -87,7 +93,7 @@ def parse_form(items: Iterable[tuple[str, str | bytes]]) -> EditForm:
         else:
             fields[name] = value
     try:
-        return EditForm.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise invalid_request(first, str(first["loc"][0])) from error
@@ -126,6 +132,7 @@ def edit_requests(
         keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
         num_garments=form.num_garments,
         garment_ids=tuple(form.garment_ids),
+        attributes=parse_filter(form.attributes),
         num_chunks=form.num_chunks,
         template=form.template,
         seed=seed,
@@ -143,6 +150,19 @@ def edit_requests(
     if form.n == 1:
         return [edit]
     return [replace(edit, seed=seed + number, request_id=f"{request_id}-{number}") for number in range(form.n)]
+
+
+def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, bytes]:
+    """What a form says of a garment, and its picture as it is to be stored. Decodes it, so keep it off an event loop.
+
+    Raises InvalidRequest, naming the field.
+    """
+    jpeg = stored_jpeg(open_image(form.image, max_pixels=max_pixels))
+    attributes = {name: tuple(values) for name, values in parse_filter(form.attributes).items()}
+    digest = hashlib.sha256(form.image).hexdigest()
+    # Where the picture is stored is the catalogue's to say.
+    row = GarmentRow(form.id, form.category, form.caption, "unknown", digest, attributes=attributes)
+    return checked(row), jpeg
 
 
 class _Parser(MultiPartParser):

@@ -231,7 +231,7 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: p
             "serve.app.run",
             {
                 "bundle": DEMO_BUNDLE,
-                "catalogue": Path("garments"),
+                "catalogue": "garments",
                 "host": "127.0.0.1",
                 "port": 8123,
                 "settings": {"backend": "torch", "api_keys": "/keys.txt"},

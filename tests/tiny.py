@@ -12,7 +12,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from fashion_rag.artifacts import write_json, write_state
 from fashion_rag.bundle import Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder
-from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.store import garments_in
 from fashion_rag.config import Manifest
 from fashion_rag.demo.tokenizer import write_tokenizer
@@ -126,5 +125,5 @@ def make_tiny_catalogue(folder: Path, bundle: Path) -> Path:
             picture.save(pictures / category / f"{garment_id}.png")
     captions = {name: name.replace("-", " ") for colours in GARMENT_COLOURS.values() for name in colours}
     write_json(pictures / "captions.json", captions)
-    Catalogue.build(garments_in(pictures), Bundle.open(bundle).load_retrieval_encoder(), folder)
+    Bundle.open(bundle).build_catalogue(folder, garments_in(pictures), work=folder.with_name(f"{folder.name}-work"))
     return folder

@@ -1,190 +1,255 @@
-"""The catalogue: garments found by text inside a category. The pipeline and the retrieval replica open one.
+"""The catalogue: garments found by text, picture or likeness, inside a category. The pipeline and the servers open one.
 
-A folder with `manifest.json`, `garments.json` and one FAISS index a category. A catalogue never changes once written:
-a new version replaces the folder whole.
+It shows one version, with the live changes that the version does not hold laid over it, and never changes: `refreshed`
+gives another. Whoever keeps to one of them sees one state from search to inversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
-from fashion_rag.catalogue.encoder import BATCH_SIZE, RetrievalEncoder
-from fashion_rag.catalogue.store import GARMENTS_FILE, Garment, in_order, read_garments, write_garments
+from fashion_rag.artifacts import cache_folder, sha256
+from fashion_rag.catalogue.attributes import Attributes, Filter, Filters
+from fashion_rag.catalogue.build import INDEX_FOLDER, WORDS_FILE, Part
+from fashion_rag.catalogue.changes import Added, Change, fold, read_since
+from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
+from fashion_rag.catalogue.table import GarmentRow
+from fashion_rag.catalogue.vectors import VectorIndex, inner_products
+from fashion_rag.catalogue.versions import Version, current, fetch, live
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-FORMAT_VERSION = 1
-# Room for the last digit when two scans of the index score the same garment.
-SCORE_SLACK = 1e-6
+# Filtered by like an attribute, under a name that no attribute can have.
+CATEGORY = ":category"
+
+# A shopper's words, a picture, or a unit vector [D].
+Like = str | Image.Image | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Match:
-    """A garment found, and the cosine of its picture's and the text's vectors; None where the caller named it."""
+    """A garment found, and the cosine of its picture's vector and the query's; None where the caller named it."""
 
     garment: Garment
     score: float | None
 
 
-class Catalogue:
-    """Garments by id and by likeness to a text. Made by `open` or `build`.
+@dataclass(frozen=True)
+class Query:
+    """What to search for. attributes: of each name, the values of which a garment must have one."""
 
-    version: sha256 of its files, vectors of the pictures included, so that it differs wherever garments or pictures do.
+    like: Like
+    category: str
+    k: int
+    attributes: Filter = field(default_factory=dict)
+
+
+class Catalogue:
+    """Garments by id and by likeness. Made by `open` and `refreshed`; safe to search from several threads.
+
+    version: of what it shows; it differs wherever garments or pictures do.
     """
 
-    def __init__(
-        self,
-        garments: Sequence[Garment],
-        indexes: dict[str, faiss.IndexFlatIP],
-        encoder: RetrievalEncoder | None,
-        version: str,
-    ) -> None:
-        self._garments = {garment.id: garment for garment in garments}
-        self._rows = {category: list(group) for category, group in groupby(garments, lambda one: one.category)}
-        self._indexes = indexes
-        self._encoder = encoder
-        self.version = version
+    def __init__(self, base: Base, log: Mapping[str, Change], refused: Collection[str]) -> None:
+        self._base = base
+        self._log = log
+        self._refused = refused
+        # What other encoders have made waits for the next build.
+        self._last = fold({name: log[name] for name in log if base.takes(log[name])}, base.version)
+        self._added = {each: change for each, change in sorted(self._last.items()) if isinstance(change, Added)}
+        added = [change.vector for change in self._added.values()]
+        self._added_vectors = np.stack(added) if added else np.empty((0, base.part.vectors.shape[1]), np.float32)
+        self._added_names = {name for change in self._added.values() for name in change.row.attributes}
+        self._gone = [row for row in map(base.part.garments.find, self._last) if row is not None]
+        self._filters = Filters(base.index, base.attributes, without=self._gone)
+        names = "".join(sorted(log.keys() - base.version.changes.keys()))
+        self.version = base.version.name + (f"+{hashlib.sha256(names.encode()).hexdigest()[:16]}" if names else "")
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        encoder: RetrievalEncoder | None = None,
+        inversion: str | None = None,
+        cache: Path | None = None,
+    ) -> Catalogue:
+        """The live version in `root`, a folder or any URL of fsspec, with the changes made since.
+
+        Without an encoder, `get` works but no search. inversion: fingerprint of what is to wear the garments, whose
+        pseudo-words are then given; those of another are left out. cache: local folder for versions of remote roots.
+        Raises ArtifactError for what is no whole catalogue, and for one that another encoder built.
+        """
+        at = Root.at(root)
+        log = read_since(at, ())
+        return cls(Base.open(at, encoder, inversion, cache or cache_folder() / "catalogues"), log.changes, log.refused)
+
+    def refreshed(self) -> Catalogue:
+        """What is live now: this catalogue where that is the same. Cheap enough to ask every second.
+
+        Raises ArtifactError for a version that cannot be shown; this catalogue is as good as before.
+        """
+        base, root = self._base, self._base.root
+        if current(root) != base.version.name:
+            log = read_since(root, ())
+            return Catalogue(Base.open(root, base.encoder, base.inversion, base.cache), log.changes, log.refused)
+        found = read_since(root, self._log.keys() | set(self._refused))
+        if not found.changes and not found.refused:
+            return self
+        return Catalogue(base, {**self._log, **found.changes}, {*self._refused, *found.refused})
 
     def __len__(self) -> int:
-        return len(self._garments)
+        return len(self._base.part.garments) - len(self._gone) + len(self._added)
 
     def __iter__(self) -> Iterator[Garment]:
-        return iter(self._garments.values())
+        gone = set(self._gone)
+        yield from (self._base.garment(row) for row in range(len(self._base.part.garments)) if row not in gone)
+        yield from map(self._garment, self._added.values())
 
     def get(self, garment_id: str) -> Garment:
         """The garment of this id. Raises InvalidRequest for an unknown one."""
-        garment = self._garments.get(garment_id)
-        if garment is None:
+        if change := self._added.get(garment_id):
+            return self._garment(change)
+        row = None if garment_id in self._last else self._base.part.garments.find(garment_id)
+        if row is None:
             raise InvalidRequest("garment_ids", garment_id, "must name garments of the catalogue")
-        return garment
+        return self._base.garment(row)
 
-    def search(self, text: str, category: str, k: int) -> list[Match]:
-        """The `k` garments of `category` most like `text`, best first, equal ones by id; fewer if it has fewer.
+    def vector(self, garment_id: str) -> NDArray[np.float32]:
+        """The vector [D] of a garment's picture, to search for what is like it. Raises as `get`."""
+        if change := self._added.get(garment_id):
+            return change.vector
+        self.get(garment_id)
+        row = self._base.part.garments.find(garment_id)
+        return np.array(self._base.part.vectors[row])
+
+    def search(self, like: Like, category: str, k: int, attributes: Filter | None = None) -> list[Match]:
+        """The `k` garments of `category` most like a query, best first, equal ones by id; fewer if there are fewer.
 
         Raises InvalidRequest for an unknown category or k < 1. Needs a catalogue opened with its encoder.
         """
-        return self.search_many([(text, category, k)])[0]
+        return self.search_many([Query(like, category, k, attributes or {})])[0]
 
-    def search_many(self, queries: Sequence[tuple[str, str, int]]) -> list[list[Match]]:
-        """What `search` finds for each (text, category, k), with all the texts encoded together.
+    def search_many(self, queries: Sequence[Query]) -> list[list[Match]]:
+        """What `search` finds for each query, with all the texts encoded together.
 
         Raises as `search` for the first query that cannot be.
         """
-        assert self._encoder is not None, "a catalogue opened without an encoder cannot be searched"
-        for _, category, k in queries:
-            if category not in CATEGORIES:
-                raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
-            if k < 1:
-                raise InvalidRequest("num_garments", k, "must be at least 1 to search")
-        vectors = self._encoder.encode_texts([text for text, _, _ in queries])
-        return [
-            self._matches(vector[None], category, k) for vector, (_, category, k) in zip(vectors, queries, strict=True)
-        ]
+        for query in queries:
+            if query.category not in CATEGORIES:
+                raise InvalidRequest("category", query.category, f"must be one of {', '.join(CATEGORIES)}")
+            if query.k < 1:
+                raise InvalidRequest("num_garments", query.k, "must be at least 1 to search")
+        return [self._matches(vector, query) for vector, query in zip(self._vectors(queries), queries, strict=True)]
 
-    def _matches(self, vector: NDArray[np.float32], category: str, k: int) -> list[Match]:
-        if category not in self._indexes:
-            return []
-        garments = self._rows[category]
-        scores, rows = _nearest(self._indexes[category], vector, min(k, len(garments)))
-        return [Match(garments[row], float(score)) for row, score in zip(rows, scores, strict=True)]
+    def _vectors(self, queries: Sequence[Query]) -> list[NDArray[np.float32]]:
+        encoder = self._base.encoder
+        assert encoder is not None, "a catalogue opened without an encoder cannot be searched"
+        texts = [query.like for query in queries if isinstance(query.like, str)]
+        encoded = iter(encoder.encode_texts(texts)) if texts else iter(())
+        vectors = []
+        for query in queries:
+            if isinstance(query.like, str):
+                vectors.append(next(encoded))
+            elif isinstance(query.like, Image.Image):
+                vectors.append(encoder.encode_images([query.like])[0])
+            else:
+                vectors.append(query.like)
+        return vectors
+
+    def _matches(self, vector: NDArray[np.float32], query: Query) -> list[Match]:
+        base, names = self._base, query.attributes.keys()
+        known_names = (base.attributes.names - {CATEGORY}) | self._added_names
+        if unknown := sorted(names - known_names):
+            known = ", ".join(sorted(known_names))
+            raise InvalidRequest("attribute", unknown[0], f"must be one that garments have: {known or 'none'}")
+        vector = np.ascontiguousarray(vector, np.float32)
+        added = [(row, each) for row, each in enumerate(self._added.values()) if _passes(each.row, query)]
+        # As the index scores, to the last digit, so that equal ones are equal.
+        scores = inner_products(vector, self._added_vectors, np.array([row for row, _ in added], np.int64))
+        found = [(score, self._garment(each)) for score, (_, each) in zip(scores.tolist(), added, strict=True)]
+        # An attribute that only garments added since have is none of the version's.
+        if names <= base.attributes.names:
+            allowed = self._filters.allowed({**query.attributes, CATEGORY: query.category})
+            scores, rows = base.index.search(vector, query.k, allowed)
+            found += [(score, base.garment(row)) for score, row in zip(scores.tolist(), rows.tolist(), strict=True)]
+        found.sort(key=lambda each: (-each[0], each[1].id))
+        return [Match(garment, score) for score, garment in found[: query.k]]
+
+    def _garment(self, change: Added) -> Garment:
+        knows_words = self._base.inversion is not None and change.encoders.get(INVERSION) == self._base.inversion
+        return Garment.stored(self._base.root, change.row, change.pseudo_words if knows_words else None)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A version in memory, shared by the catalogues that lay changes over it, and what it is searched with."""
+
+    root: Root
+    version: Version
+    part: Part
+    index: VectorIndex
+    attributes: Attributes
+    encoder: RetrievalEncoder | None
+    inversion: str | None
+    cache: Path
 
     @classmethod
-    def open(cls, folder: Path, encoder: RetrievalEncoder | None = None) -> Catalogue:
-        """The catalogue in `folder`; without an encoder, `get` works but `search` does not.
-
-        Raises ArtifactError for a folder that is no whole catalogue, and for one that another encoder built.
-        """
-        manifest = _read_manifest(folder / MANIFEST_FILE)
-        if encoder is not None and encoder.fingerprint != manifest["encoder"]:
+    def open(cls, root: Root, encoder: RetrievalEncoder | None, inversion: str | None, cache: Path) -> Base:
+        """The live version. Raises ArtifactError as `Catalogue.open`."""
+        version = live(root)
+        built_by = version.encoders.get(RETRIEVAL)
+        if encoder is not None and encoder.fingerprint != built_by:
             raise ArtifactError(
-                f"{folder}: built by the encoder {manifest['encoder']}, opened with {encoder.fingerprint}; "
+                f"{root.path}: built by the encoder {built_by}, opened with {encoder.fingerprint}; "
                 "build the catalogue again with this bundle"
             )
-        garments = read_garments(folder / GARMENTS_FILE)
-        if len(garments) != manifest["num_garments"]:
-            raise ArtifactError(f"{folder}: {len(garments)} garments; the manifest says {manifest['num_garments']}")
-        indexes = {}
-        for category, group in groupby(garments, lambda one: one.category):
-            indexes[category] = _read_index(folder / f"{category}.faiss", len(list(group)), manifest["dim"])
-        names = [MANIFEST_FILE, GARMENTS_FILE, *(f"{category}.faiss" for category in indexes)]
-        return cls(garments, indexes, encoder, joint_sha256(folder / name for name in names))
+        folder = fetch(root, version, cache)
+        for name, entry in version.files.items():
+            # A wrong pseudo-word shows in a picture, the others nowhere; and to read all words takes minutes.
+            if name != WORDS_FILE and sha256(folder / name) != entry.sha256:
+                raise ArtifactError(f"{folder / name}: has changed since it was published: SHA-256 differs")
+        part = Part(folder)
+        if len(part.garments) != version.num_garments:
+            raise ArtifactError(f"{folder}: {len(part.garments)} garments; its manifest says {version.num_garments}")
+        index = VectorIndex.open(folder / INDEX_FOLDER, part.vectors)
+        return cls(root, version, part, index, _attributes(part), encoder, inversion, cache)
 
-    @classmethod
-    def build(
-        cls,
-        garments: Sequence[Garment],
-        encoder: RetrievalEncoder,
-        folder: Path,
-        progress: Callable[[], None] | None = None,
-    ) -> Catalogue:
-        """The catalogue of `garments`, now also in `folder`, whose earlier version it replaces once it is whole.
-
-        Pictures are referred to, not copied. `progress` is called once a garment. Raises ArtifactError, leaving
-        `folder` as it was, for a picture that cannot be read, two garments of an id, or an unknown category.
-        """
-        garments = in_order(garments)
-        with written_aside(folder) as new:
-            for category, group in groupby(garments, lambda one: one.category):
-                index = faiss.IndexFlatIP(encoder.dim)
-                for vectors in _encoded(list(group), encoder, progress):
-                    index.add(vectors)
-                faiss.write_index(index, str(new / f"{category}.faiss"))
-            write_garments(garments, new / GARMENTS_FILE, home=folder)
-            manifest = {"encoder": encoder.fingerprint, "dim": encoder.dim, "num_garments": len(garments)}
-            write_json(new / MANIFEST_FILE, {"format_version": FORMAT_VERSION} | manifest)
-        return cls.open(folder, encoder)
-
-
-def _encoded(
-    garments: Sequence[Garment], encoder: RetrievalEncoder, progress: Callable[[], None] | None
-) -> Iterator[NDArray[np.float32]]:
-    """Vectors [n, dim], a batch at a time: the pictures of a whole category would not fit into memory."""
-    for start in range(0, len(garments), BATCH_SIZE):
-        images = []
-        for garment in garments[start : start + BATCH_SIZE]:
-            images.append(garment.image())
-            if progress is not None:
-                progress()
-        yield encoder.encode_images(images)
-
-
-def _nearest(
-    index: faiss.IndexFlatIP, query: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Scores and rows of the k nearest, best first. FAISS orders equal scores as it likes; here the lower row leads."""
-    best, _ = index.search(query, k)
-    _, scores, rows = index.range_search(query, float(best[0, -1]) - SCORE_SLACK)
-    order = np.lexsort((rows, -scores))[:k]
-    return scores[order], rows[order]
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_config(path)
-    keys = {"format_version", "encoder", "dim", "num_garments"}
-    if set(manifest) != keys:
-        raise ArtifactError(f"{path}: not the manifest of a catalogue; must have exactly the keys {sorted(keys)}")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ArtifactError(f"{path}: format_version is {manifest['format_version']}; must be {FORMAT_VERSION}")
-    return manifest
-
-
-def _read_index(path: Path, num_garments: int, dim: int) -> faiss.IndexFlatIP:
-    try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: not a readable index: {error}") from error
-    if not isinstance(index, faiss.IndexFlatIP) or (index.ntotal, index.d) != (num_garments, dim):
-        raise ArtifactError(
-            f"{path}: a {type(index).__name__} of {index.ntotal} vectors [{index.d}]; "
-            f"expected an IndexFlatIP of {num_garments} vectors [{dim}]"
+    def takes(self, change: Change) -> bool:
+        """Whether a change can be laid over the version."""
+        return not isinstance(change, Added) or (
+            change.encoders.get(RETRIEVAL) == self.version.encoders[RETRIEVAL]
+            and self.part.fits(change.vector, change.pseudo_words)
         )
-    return index
+
+    def garment(self, row: int) -> Garment:
+        """The garment of a row, with its pseudo-words if they are what `inversion` would make."""
+        knows_words = self.inversion is not None and self.version.encoders.get(INVERSION) == self.inversion
+        words = np.array(self.part.pseudo_words[row]) if knows_words else None
+        return Garment.stored(self.root, self.part.garments[row], words)
+
+
+def _attributes(part: Part) -> Attributes:
+    columns = part.garments.table.select(["category", "attributes"]).to_pydict()
+    pairs = zip(columns["category"], columns["attributes"], strict=True)
+    return Attributes(
+        [{**{one["name"]: one["values"] for one in found}, CATEGORY: category} for category, found in pairs]
+    )
+
+
+def _passes(row: GarmentRow, query: Query) -> bool:
+    if row.category != query.category:
+        return False
+    for name, values in query.attributes.items():
+        wanted = {values} if isinstance(values, str) else set(values)
+        if wanted.isdisjoint(row.attributes.get(name, ())):
+            return False
+    return True

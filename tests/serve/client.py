@@ -24,6 +24,7 @@ from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
 PATIENCE_S = 120.0
+CATALOGUE_KEY = "catalogue-key"
 
 
 def form(**changes: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A real graph on a real Ray, started once for all tests of this folder."""
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,29 @@ import torch
 
 from fashion_rag.pipeline import Pipeline
 from serve import app
-from serve.config import IngressSettings, ServeConfig
+from serve.config import IngressSettings, RetrieverSettings, ServeConfig
+from tests.serve.client import CATALOGUE_KEY
 
 
 @pytest.fixture(scope="package")
-def config(tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path) -> ServeConfig:
-    """What the graph under test runs with; a test that puts another in its place puts this one back."""
-    # On a machine with much else to do, the longest edits of these tests take minutes.
-    ingress = IngressSettings(deadline_s=3600.0)
+def config(
+    tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ServeConfig:
+    """What the graph under test runs with; a test that puts another in its place puts this one back.
+
+    The catalogue is a copy, which tests may change as long as they change it back.
+    """
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "keys").write_text(f"{CATALOGUE_KEY}\n")
     return ServeConfig(
-        str(tiny_bundle), str(tiny_catalogue), backend="onnx", compiled=str(onnx_folder), ingress=ingress
+        str(tiny_bundle),
+        str(shutil.copytree(tiny_catalogue, folder / "catalogue")),
+        backend="onnx",
+        compiled=str(onnx_folder),
+        catalogue_keys=str(folder / "keys"),
+        # On a machine with much else to do, the longest edits of these tests take minutes.
+        ingress=IngressSettings(deadline_s=3600.0),
+        retriever=RetrieverSettings(refresh_s=0.1),
     )
 
 

@@ -175,8 +175,8 @@ def test_garments_are_found_and_served_by_id_only(url: str, pipeline: Pipeline) 
     one = httpx.get(f"{url}/v1/garments/red-dress").json()
     assert (one["category"], one["caption"]) == ("dresses", "red dress")
     reply = httpx.get(f"{url}{one['image_url']}")
-    assert reply.headers["content-type"] == "image/png"
-    assert reply.content == pipeline.catalogue.get("red-dress").image_path.read_bytes()
+    assert reply.headers["content-type"] == "image/jpeg"
+    assert reply.content == pipeline.catalogue.get("red-dress").picture.read_bytes()
     for unknown in ("no-such-dress", "..%2Fred-dress", "%2Fetc%2Fpasswd"):
         for path in (unknown, f"{unknown}/image"):
             reply = httpx.get(f"{url}/v1/garments/{path}")

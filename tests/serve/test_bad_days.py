@@ -32,7 +32,6 @@ from ray.util.state import list_actors
 
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.store import garments_in
 from fashion_rag.pipeline import Pipeline
 from serve import app
@@ -404,8 +403,8 @@ def test_a_new_catalogue_comes_while_edits_run(
 ) -> None:
     make_tiny_catalogue(tmp_path / "catalogue", Path(config.bundle))
     Image.new("RGB", (48, 64), "violet").save(tmp_path / "catalogue-pictures" / "dresses" / "violet-dress.png")
-    encoder = Bundle.open(Path(config.bundle)).load_retrieval_encoder()
-    Catalogue.build(garments_in(tmp_path / "catalogue-pictures"), encoder, tmp_path / "larger")
+    garments = garments_in(tmp_path / "catalogue-pictures")
+    Bundle.open(Path(config.bundle)).build_catalogue(tmp_path / "larger", garments, work=tmp_path / "work")
     violet: Changes = {"garment_ids": ["violet-dress"]}
     assert edit(roomy, **violet).json()["error"]["field"] == "garment_ids"
 

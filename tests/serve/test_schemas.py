@@ -26,7 +26,7 @@ from serve.schemas import (
     edit_completed,
     edit_reply,
     encode_picture,
-    form_schema,
+    form_document,
     parse_keypoints,
     partial_image,
     sse,
@@ -82,7 +82,7 @@ def test_pictures_stay_out_of_what_is_printed() -> None:
 
 
 def test_the_schema_of_the_form_describes_every_field_in_one_piece() -> None:
-    schema = form_schema()
+    schema = form_document(EditForm)["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(schema["properties"]) == set(EditForm.model_fields)
     assert set(schema["required"]) == {"image", "prompt", "category"}
     assert schema["additionalProperties"] is False
@@ -207,7 +207,8 @@ def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> Non
         "object": "list",
         "data": [{"id": "tiny", "object": "model", "created": 5, "owned_by": "fashion-rag"}],
     }
-    garments = GarmentList(data=[GarmentFound(id="a/b ?", category="dresses", caption="red", score=None)])
+    found = GarmentFound(id="a/b ?", category="dresses", caption="red", attributes={"size": ["M"]}, score=None)
+    garments = GarmentList(data=[found])
     assert garments.model_dump() == {
         "object": "list",
         "data": [
@@ -215,6 +216,7 @@ def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> Non
                 "id": "a/b ?",
                 "category": "dresses",
                 "caption": "red",
+                "attributes": {"size": ["M"]},
                 "score": None,
                 "image_url": "/v1/garments/a%2Fb%20%3F/image",
             }

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
 from serve import showcase
 
 
@@ -27,7 +26,7 @@ def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Pat
     catalogue = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
     again = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
     assert again == catalogue
-    found = Catalogue.open(catalogue, Bundle.open(tiny_bundle).load_retrieval_encoder())
+    found = Bundle.open(tiny_bundle).open_catalogue(catalogue)
     assert len(found) == 3 * showcase.NUM_PAIRS
     cases = showcase.read_cases(tmp_path / "world", tiny_bundle)
     assert [case.category for case in cases] == [category for category, _ in showcase.CASES]

@@ -53,7 +53,7 @@ class Sent:
             return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
 
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-        return asyncio.run(read_form(Request({"type": "http", "headers": headers}, receive), max_bytes))
+        return asyncio.run(read_form(Request({"type": "http", "headers": headers}, receive), max_bytes, EditForm))
 
 
 def multipart(items: Items) -> tuple[str, bytes]:
@@ -69,7 +69,7 @@ def part(name: str, value: str) -> bytes:
 
 def changed(**fields: str | bytes | None) -> EditForm:
     """The form of ITEMS with other fields; None leaves one out."""
-    return parse_form([(name, value) for name, value in (dict(ITEMS) | fields).items() if value is not None])
+    return parse_form([(name, value) for name, value in (dict(ITEMS) | fields).items() if value is not None], EditForm)
 
 
 def requests(settings: IngressSettings = SETTINGS, /, **fields: str | bytes | None) -> list[EditRequest]:
@@ -198,16 +198,16 @@ def test_fields_come_as_text() -> None:
 
 @pytest.mark.parametrize("name", ["garment_ids", "garment_ids[]"])
 def test_garments_are_a_list_under_either_name(name: str) -> None:
-    assert parse_form([*ITEMS, (name, "b")]).garment_ids == ["b"]
-    assert parse_form([*ITEMS, (name, "b"), (name, "a")]).garment_ids == ["b", "a"]
+    assert parse_form([*ITEMS, (name, "b")], EditForm).garment_ids == ["b"]
+    assert parse_form([*ITEMS, (name, "b"), (name, "a")], EditForm).garment_ids == ["b", "a"]
 
 
 def test_one_photo_may_come_in_a_list_and_two_are_refused() -> None:
     listed: Items = [("image[]", b"photo"), *ITEMS[1:]]
-    assert parse_form(listed).image == b"photo"
+    assert parse_form(listed, EditForm).image == b"photo"
     for second in ("image", "image[]"):
         with pytest.raises(InvalidRequest, match="image: got 'several files'; must be one photo"):
-            parse_form([*listed, (second, b"garment")])
+            parse_form([*listed, (second, b"garment")], EditForm)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_field_that_is_wrong_is_named_with_its_value_and_the_rule(
     name: str, value: str | bytes, message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_form([*ITEMS, (name, value)])
+        parse_form([*ITEMS, (name, value)], EditForm)
     assert message in str(caught.value) and "unable" not in str(caught.value)
     assert caught.value.field == name
 
@@ -259,13 +259,13 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize("name", ["image", "mask", "image[]"])
 def test_text_is_no_file(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^(image|mask): got 'text'; must be a file"):
-        parse_form([(name, "text")])
+        parse_form([(name, "text")], EditForm)
 
 
 @pytest.mark.parametrize(("name", "value"), [("mask", b"2"), ("prompt", "blue"), ("seed", "1")])
 def test_a_single_field_that_repeats_is_refused(name: str, value: str | bytes) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}: .*must be given once"):
-        parse_form([*ITEMS, ("seed", "1"), (name, value)])
+        parse_form([*ITEMS, ("seed", "1"), (name, value)], EditForm)
 
 
 # Edits

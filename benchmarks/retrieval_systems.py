@@ -1,0 +1,91 @@
+"""The indexes that `retrieval.py` compares, each as functions that find rows. It calls this."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import faiss as typed_faiss
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+from usearch.index import Index as UsearchIndex
+
+from fashion_rag.catalogue.vectors import VectorIndex
+
+faiss: Any = typed_faiss
+
+NEIGHBOURS, BUILD_EF = 16, 128  # usearch's own choice of both
+EFS = (200, 1000)
+BLOCK_ROWS = 10_000
+OVERFETCH = 2  # times k / share, which would be enough if what is near the query were allowed as often as the rest
+MAX_FETCHED = 20_000
+
+Vectors = NDArray[np.float32]
+Masks = Mapping[str, NDArray[np.bool_]]
+# A query [D], k, and the name of a mask, to at most k rows [n], best first.
+Search = Callable[[Vectors, int, str], NDArray[np.int64]]
+
+
+def ours(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    index = VectorIndex.build(vectors)
+    allowed = {name: None if name == "none" else index.allow(mask) for name, mask in masks.items()}
+    return {"ours": lambda query, k, name: index.search(query, k, allowed[name])[1]}
+
+
+def flat(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        index.add(vectors[start : start + BLOCK_ROWS])
+    bits = {name: np.packbits(mask, bitorder="little") for name, mask in masks.items()}
+
+    def search(query: Vectors, k: int, name: str) -> NDArray[np.int64]:
+        selector = None if name == "none" else faiss.IDSelectorBitmap(bits[name])
+        return index.search(query[None], k, params=faiss.SearchParameters(sel=selector))[1][0]
+
+    return {"flat": search}
+
+
+def hnsw(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    index = hnswlib.Index(space="ip", dim=vectors.shape[1])
+    index.init_index(max_elements=len(vectors), M=NEIGHBOURS, ef_construction=BUILD_EF, random_seed=0)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        index.add_items(vectors[start : start + BLOCK_ROWS], num_threads=1)
+
+    def search(query: Vectors, k: int, name: str, ef: int) -> NDArray[np.int64]:
+        index.set_ef(ef)
+        try:
+            allows = None if name == "none" else masks[name].item
+            return index.knn_query(query, k, num_threads=1, filter=allows)[0][0].astype(np.int64)
+        except RuntimeError:  # it met fewer than k that are allowed
+            return np.empty(0, np.int64)
+
+    return {f"hnswlib {ef}": lambda query, k, name, ef=ef: search(query, k, name, ef) for ef in EFS}
+
+
+def usearch(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    index = UsearchIndex(
+        ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=NEIGHBOURS, expansion_add=BUILD_EF
+    )
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[start : start + BLOCK_ROWS]
+        index.add(np.arange(start, start + len(block)), block, threads=1)
+    shares = {name: mask.mean() for name, mask in masks.items()}
+
+    def search(query: Vectors, k: int, name: str, ef: int) -> NDArray[np.int64]:
+        index.expansion_search = ef
+        count = k if name == "none" else min(math.ceil(OVERFETCH * k / shares[name]), MAX_FETCHED)
+        rows = index.search(query, count, threads=1).keys.astype(np.int64)
+        return rows[masks[name][rows]][:k]
+
+    return {f"usearch {ef}": lambda query, k, name, ef=ef: search(query, k, name, ef) for ef in EFS}
+
+
+SYSTEMS: dict[str, Callable[[Vectors, Masks], dict[str, Search]]] = {
+    "ours": ours,
+    "flat": flat,
+    "hnswlib": hnsw,
+    "usearch": usearch,
+}
+GRAPHS = ("hnswlib", "usearch")

@@ -1,0 +1,412 @@
+"""Makes versions of a catalogue: each garment is encoded once, and a version takes over what an earlier one knows.
+
+    picture ──► re-encoded, stored in the root ──► vector (retrieval encoder), pseudo-words (inversion adapter)
+
+`encode` works on one batch and may run anywhere. `build` asks for what is new or has changed, keeps what comes back in
+parts on disk, so that a build that was cut short goes on, and publishes one version of it all. The command line calls
+it, with `ingest.on_ray` for many processes or nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fashion_rag.artifacts import cache_folder, locked, written_aside
+from fashion_rag.catalogue.changes import Added, Change, pending, put_image
+from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import Garment, StoredPicture
+from fashion_rag.catalogue.table import GarmentRow, Garments, checked, to_table
+from fashion_rag.catalogue.vectors import VectorIndex
+from fashion_rag.catalogue.versions import Version, current, fetch, open_version, publish
+from fashion_rag.data.image import open_image
+from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest
+from fashion_rag.models.adapter import GarmentEncoder
+
+GARMENTS_FILE = "garments.parquet"
+VECTORS_FILE = "embeddings.npy"
+WORDS_FILE = "pseudo_words.npy"
+INDEX_FOLDER = "index"
+# A stored picture: no larger than anything here looks at, and without what JPEG does to colours to save room.
+MAX_STORED_SIDE = 2048
+JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
+BATCH_SIZE = 32
+# So many garments at most are encoded in vain when a build is cut short.
+PART_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What makes a garment fit to be found and to be worn."""
+
+    retrieval: RetrievalEncoder
+    inversion: GarmentEncoder
+
+
+class Encoded(NamedTuple):
+    """A garment ready for a version: its row, the vector [D] of its picture and its pseudo-words [P, W], float32."""
+
+    row: GarmentRow
+    vector: NDArray[np.float32]
+    pseudo_words: NDArray[np.float32]
+
+
+class Skipped(NamedTuple):
+    """A garment that cannot be taken in, and why."""
+
+    garment_id: str
+    reason: str
+
+
+# Encodes batches of garments wherever it likes, in any order. The encoders are loaded where they are used.
+Compute = Callable[[Iterable[Sequence[Garment]], Callable[[], Encoders], Root], Iterator[Sequence["Encoded | Skipped"]]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has done. num_encoded: garments that were new or had changed; num_kept: those that had not."""
+
+    version: Version
+    num_encoded: int
+    num_kept: int
+    num_removed: int
+    skipped: tuple[Skipped, ...]
+
+
+def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[Encoded | Skipped]:
+    """Each garment encoded, its picture now in `root`; one whose picture or words break a rule is skipped."""
+    outcomes: list[Encoded | Skipped] = []
+    rows, pictures = [], []
+    for garment in garments:
+        try:
+            row, picture = _stored(garment, root)
+        except (FashionRAGError, OSError) as error:
+            outcomes.append(Skipped(garment.id, str(error)))
+        else:
+            rows.append(row)
+            pictures.append(picture)
+    if rows:
+        vectors = encoders.retrieval.encode_images(pictures)
+        with torch.inference_mode():
+            words = encoders.inversion(encoders.inversion.pixels(pictures)).numpy()
+        outcomes += map(Encoded, rows, vectors, words)
+    return outcomes
+
+
+def _stored(garment: Garment, root: Root) -> tuple[GarmentRow, Image.Image]:
+    """The garment's row, and its picture as it is stored: that is what everything else is made of."""
+    if isinstance(garment.picture, StoredPicture):
+        reference, digest, image = garment.picture.reference, garment.picture.sha256, garment.image()
+    else:
+        digest, image = garment.digest(), garment.image()
+        jpeg = stored_jpeg(image)
+        reference, image = put_image(root, jpeg), open_image(jpeg)
+    row = GarmentRow(
+        garment.id, garment.category, garment.caption, reference, digest, garment.chunks, garment.attributes
+    )
+    return checked(row), image
+
+
+def stored_jpeg(image: Image.Image) -> bytes:
+    """An RGB picture as catalogues keep it."""
+    smaller = image.copy()
+    smaller.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
+    smaller.info = {}  # Pillow would write comments, too
+    content = io.BytesIO()
+    smaller.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
+    return content.getvalue()
+
+
+def in_process(
+    batches: Iterable[Sequence[Garment]], load: Callable[[], Encoders], root: Root
+) -> Iterator[Sequence[Encoded | Skipped]]:
+    """`Compute` here, one batch after the other."""
+    encoders = load()
+    for batch in batches:
+        yield encode(batch, encoders, root)
+
+
+class Part:
+    """Encoded garments in a folder: a version's own, or some of one that is being made. Arrays stay on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ArtifactError for files that are damaged or do not fit each other."""
+        self.garments = Garments.read(folder / GARMENTS_FILE)
+        self.vectors = _mapped(folder / VECTORS_FILE, len(self.garments), 2)
+        self.pseudo_words = _mapped(folder / WORDS_FILE, len(self.garments), 3)
+
+    def __getitem__(self, row: int) -> Encoded:
+        """The garment of a row."""
+        return Encoded(self.garments[row], self.vectors[row], self.pseudo_words[row])
+
+    def ids(self) -> list[str]:
+        """The id of each garment."""
+        ids: list[str] = self.garments.table["id"].to_pylist()
+        return ids
+
+    def keys(self) -> list[tuple[str, str]]:
+        """Id, and SHA-256 of the picture, of each garment."""
+        return list(zip(self.ids(), self.garments.table["sha256"].to_pylist(), strict=True))
+
+    def fits(self, vector: NDArray[np.float32], pseudo_words: NDArray[np.float32]) -> bool:
+        """Whether these could be of a garment here."""
+        return vector.shape == self.vectors.shape[1:] and pseudo_words.shape == self.pseudo_words.shape[1:]
+
+    @staticmethod
+    def write(folder: Path, encoded: Sequence[Encoded]) -> None:
+        """Write one or more garments, in their order, into an existing folder."""
+        Garments(to_table(each.row for each in encoded)).write(folder / GARMENTS_FILE)
+        first = encoded[0]
+        vectors, words = (
+            np.lib.format.open_memmap(folder / name, "w+", np.float32, (len(encoded), *array.shape))
+            for name, array in ((VECTORS_FILE, first.vector), (WORDS_FILE, first.pseudo_words))
+        )
+        for row, each in enumerate(encoded):
+            vectors[row], words[row] = each.vector, each.pseudo_words
+        vectors.flush()
+        words.flush()
+
+
+def _mapped(path: Path, num_rows: int, num_dimensions: int) -> NDArray[np.float32]:
+    try:
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable array: {error}") from error
+    if not isinstance(array, np.memmap):
+        raise ArtifactError(f"{path}: not an array but an archive")
+    if array.dtype != np.float32 or array.ndim != num_dimensions or len(array) != num_rows:
+        shown = f"{array.dtype} {list(array.shape)}"
+        raise ArtifactError(f"{path}: got {shown}; must be float32 of {num_dimensions} dimensions and {num_rows} rows")
+    return array
+
+
+class Known:
+    """Garments that need not be encoded again, found by id and by the SHA-256 of the picture that they were made of.
+
+    Those that are added are kept in `folder` until the build that takes them in has been published.
+    """
+
+    def __init__(self, folder: Path, root: Root) -> None:
+        self._folder = folder
+        self._found: dict[tuple[str, str], Callable[[], Encoded]] = {}
+        for path in sorted(folder.glob("part-*")):  # one that was being written had another name
+            try:
+                part = Part(path)
+            except ArtifactError:
+                shutil.rmtree(path)
+                continue
+            # The root may be another by now, in the place of the one that has the pictures.
+            if all(root.fs.exists(root.full(row.image)) for row in part.garments):
+                self.take_in(part)
+
+    def take_in(self, part: Part) -> None:
+        """All the garments of a part."""
+        self._found |= {key: partial(part.__getitem__, row) for row, key in enumerate(part.keys())}
+
+    def take_in_changes(self, changes: Iterable[Change], fingerprints: Mapping[str, str], like: Part | None) -> None:
+        """The garments that live changes have brought, where the same encoders made them, in the shapes of `like`."""
+        for change in changes:
+            if (
+                isinstance(change, Added)
+                and dict(change.encoders) == dict(fingerprints)
+                and (like is None or like.fits(change.vector, change.pseudo_words))
+            ):
+                key = change.row.id, change.row.sha256
+                self._found[key] = partial(Encoded, change.row, change.vector, change.pseudo_words)
+
+    def add(self, encoded: Sequence[Encoded]) -> None:
+        """One or more garments, from now on on disk."""
+        path = self._folder / f"part-{secrets.token_hex(8)}"
+        with written_aside(path) as new:
+            Part.write(new, encoded)
+        self.take_in(Part(path))
+
+    def get(self, garment_id: str, digest: str) -> Encoded | None:
+        """What is known of the garment with this picture."""
+        find = self._found.get((garment_id, digest))
+        return find() if find else None
+
+
+def build(
+    root: Root,
+    garments: Sequence[Garment],
+    load: Callable[[], Encoders],
+    fingerprints: Mapping[str, str],
+    *,
+    compute: Compute = in_process,
+    mirror: bool = False,
+    work: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Built:
+    """The version of the catalogue in `root` that is live from now on.
+
+    It has what the one before had, with `garments` and then the live changes over it; with `mirror`, nothing that is in
+    neither of these. A garment that cannot be read keeps what was there before. fingerprints: of what `load` gives.
+    work: local folder for what is half done, where the next build of this root goes on; in the user's cache unless
+    given. `progress` hears of how many
+    garments are encoded, of how many.
+
+    Raises VersionConflict if another version was published meanwhile (build again: what was encoded is kept), and
+    ArtifactError if no garment is left.
+    """
+    work = work or cache_folder() / "builds" / _short(root.path)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    # Another build of this root, on this machine, would share `work`.
+    with locked(work.with_name(f"{work.name}.lock")), tempfile.TemporaryDirectory() as scratch:
+        name = current(root)
+        parent, before = _live(root, name, Path(scratch) / "cache", mirror)
+        log = pending(root, parent)
+        parts = work / _short(str(sorted(fingerprints.items())))
+        known = Known(parts, root)
+        same_encoders = dict(parent.encoders) == dict(fingerprints)
+        if before and same_encoders:
+            known.take_in(before)
+        known.take_in_changes(log.last.values(), fingerprints, before if same_encoders else None)
+        wanted = _wanted(root, None if mirror else before, garments, log.last)
+        keys, skipped = _keys(wanted.values())
+        missing = [wanted[garment_id] for garment_id, digest in keys.items() if not known.get(garment_id, digest)]
+        skipped += _encode_missing(missing, load, root, compute, known, progress)
+        if before:
+            # In the place of what cannot be read comes what was there.
+            rows = map(before.garments.find, {each.garment_id for each in skipped})
+            earlier = [Garment.stored(root, before.garments[row]) for row in rows if row is not None]
+            unknown = [garment for garment in earlier if not known.get(garment.id, garment.digest())]
+            _encode_missing(unknown, load, root, compute, known, progress)
+        num_encoded = sum(known.get(each.id, keys[each.id]) is not None for each in missing)
+        chosen, refused = _chosen(wanted, keys, known, before)
+        skipped += refused
+        if not chosen:
+            raise ArtifactError(f"{root.path}: no garment is left; {len(skipped)} could not be taken in")
+        folder = Path(scratch) / "version"
+        (folder / INDEX_FOLDER).mkdir(parents=True)
+        Part.write(folder, chosen)
+        VectorIndex.build(Part(folder).vectors).save(folder / INDEX_FOLDER)
+        version = publish(
+            root,
+            folder,
+            parent=name,
+            num_garments=len(chosen),
+            encoders=fingerprints,
+            changes=log.taken_in,
+        )
+        shutil.rmtree(parts, ignore_errors=True)
+        with suppress(OSError):  # somebody has something else in it
+            work.rmdir()
+    num_removed = len(set(before.ids()) - {each.row.id for each in chosen}) if before else 0
+    return Built(version, num_encoded, len(chosen) - num_encoded, num_removed, tuple(skipped))
+
+
+def _live(root: Root, name: str | None, cache: Path, mirror: bool) -> tuple[Version, Part | None]:
+    """The live version and what it holds; no version and nothing where there is none.
+
+    Nor is there one where it is damaged, if the new one need have nothing of it; else raises ArtifactError.
+    """
+    nothing = Version(name="", files={}, encoders={}, parent=None, num_garments=0, changes={})
+    if name is None:
+        return nothing, None
+    try:
+        version = open_version(root, name)
+        return version, Part(fetch(root, version, cache))
+    except ArtifactError:
+        if not mirror:
+            raise
+        return nothing, None
+
+
+def _wanted(
+    root: Root, before: Part | None, garments: Iterable[Garment], last: Mapping[str, Change]
+) -> dict[str, Garment]:
+    """The garments that the version is to have, by id."""
+    wanted = {row.id: Garment.stored(root, row) for row in before.garments} if before else {}
+    wanted |= {garment.id: garment for garment in garments}
+    for garment_id, change in last.items():
+        if isinstance(change, Added):
+            wanted[garment_id] = Garment.stored(root, change.row)
+        else:
+            wanted.pop(garment_id, None)
+    return wanted
+
+
+def _keys(garments: Iterable[Garment]) -> tuple[dict[str, str], list[Skipped]]:
+    """The SHA-256 of each garment's picture, by id, and those that have none to read."""
+    digests, skipped = {}, []
+    for garment in garments:
+        try:
+            digests[garment.id] = garment.digest()
+        except OSError as error:
+            skipped.append(Skipped(garment.id, f"{garment.picture.name}: {error}"))
+    return digests, skipped
+
+
+def _encode_missing(
+    missing: Sequence[Garment],
+    load: Callable[[], Encoders],
+    root: Root,
+    compute: Compute,
+    known: Known,
+    progress: Callable[[int, int], None],
+) -> list[Skipped]:
+    """Those of `missing` that cannot be taken in; the others are now known."""
+    skipped: list[Skipped] = []
+    fresh: list[Encoded] = []
+    batches = [missing[start : start + BATCH_SIZE] for start in range(0, len(missing), BATCH_SIZE)]
+    num_done = 0
+    for outcomes in compute(batches, load, root) if batches else ():
+        for outcome in outcomes:
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+            else:
+                fresh.append(outcome)
+        num_done += len(outcomes)
+        if len(fresh) >= PART_ROWS or (fresh and num_done == len(missing)):
+            known.add(fresh)
+            fresh = []
+        progress(num_done, len(missing))
+    return skipped
+
+
+def _chosen(
+    wanted: Mapping[str, Garment], keys: Mapping[str, str], known: Known, before: Part | None
+) -> tuple[list[Encoded], list[Skipped]]:
+    """What the version has, by category and id, and what breaks a rule. What cannot be had stays as it was before."""
+    chosen: list[Encoded] = []
+    skipped: list[Skipped] = []
+    for garment in wanted.values():
+        encoded = known.get(garment.id, keys.get(garment.id, ""))
+        if encoded is not None:
+            said = replace(
+                encoded.row,
+                category=garment.category,
+                caption=garment.caption,
+                chunks=garment.chunks,
+                attributes=garment.attributes,
+            )
+            try:
+                chosen.append(encoded if said == encoded.row else encoded._replace(row=checked(said)))
+                continue
+            except InvalidRequest as error:
+                skipped.append(Skipped(garment.id, str(error)))
+        if before is not None and (row := before.garments.find(garment.id)) is not None:
+            old = known.get(garment.id, before.garments[row].sha256)
+            if old is not None:
+                chosen.append(old)
+    return sorted(chosen, key=lambda each: (each.row.category, each.row.id)), skipped
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

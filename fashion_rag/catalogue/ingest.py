@@ -1,0 +1,53 @@
+"""Encodes garments with Ray Data, on one machine or all nodes of a cluster. `fashion-rag index build` passes it on."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from fashion_rag.catalogue.build import BATCH_SIZE, Encoded, Encoders, Skipped, encode
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import Garment
+
+
+class Encoder:
+    """One worker: loads the encoders once. Garments pass as bytes: a table has no other column for them."""
+
+    def __init__(self, load: Callable[[], Encoders], root: Root) -> None:
+        self.encoders = load()
+        self.root = root
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The outcomes of a batch, one a row."""
+        outcomes = encode([pickle.loads(garment) for garment in batch["garment"]], self.encoders, self.root)
+        return {"outcome": np.array([pickle.dumps(outcome) for outcome in outcomes], dtype=object)}
+
+
+def on_ray(
+    batches: Iterable[Sequence[Garment]],
+    load: Callable[[], Encoders],
+    root: Root,
+    num_workers: int = 1,
+    num_gpus: float = 0,
+) -> Iterator[Sequence[Encoded | Skipped]]:
+    """`build.Compute` on the Ray that this process is connected to; workers take `num_gpus` of a GPU each.
+
+    root must be one that every node can write to. A worker or node that dies costs its batches another attempt.
+    """
+    rows = [{"garment": pickle.dumps(garment)} for batch in batches for garment in batch]
+    data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
+    encoded = data.map_batches(
+        Encoder,
+        fn_constructor_args=(load, root),
+        batch_size=BATCH_SIZE,
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+        num_gpus=num_gpus,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    for batch in encoded.iter_batches(batch_size=BATCH_SIZE, batch_format="numpy"):
+        yield [pickle.loads(outcome) for outcome in batch["outcome"]]

@@ -1,0 +1,252 @@
+"""What a catalogue says of its garments, as a table on disk: `garments.parquet`, one row a garment.
+
+The build writes it and every reader opens it; the log of live changes keeps single rows in the same form. A file is
+never trusted: whatever opens has passed every rule below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.request import CATEGORIES
+
+ID = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+ID_RULE = "must be 1 to 128 letters, digits, '.', '_' or '-', and not begin with '.'"
+# No part begins with a dot, so none leads upwards; no ':', so no drive and no URL.
+IMAGE = r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*(?:/[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*)*"
+MAX_IMAGE_CHARS = 512
+MAX_CAPTION_CHARS = 2000
+MAX_CHUNKS = 16
+MAX_ATTRIBUTES = 32
+ATTRIBUTE_NAME = r"[A-Za-z0-9_-]{1,64}"
+MAX_ATTRIBUTE_VALUES = 32
+MAX_VALUE_CHARS = 200
+
+# Attributes are a list of structs and not a map: Arrow's list functions abort the process when given a map.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("category", pa.string()),
+        ("caption", pa.string()),
+        ("chunks", pa.list_(pa.string())),
+        ("attributes", pa.list_(pa.struct([("name", pa.string()), ("values", pa.list_(pa.string()))]))),
+        ("image", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class GarmentRow:
+    """One garment. Plain data: the rules are kept by `checked` and by `Garments`.
+
+    caption: for people to read, may be empty. chunks: captions of single noun chunks. attributes: values by name, to
+    filter by. image: the picture's path relative to the catalogue's root, with '/'. sha256: of the picture's bytes.
+    """
+
+    id: str
+    category: str
+    caption: str
+    image: str
+    sha256: str
+    chunks: tuple[str, ...] = ()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def check_id(garment_id: str) -> str:
+    """The id itself, if it is one; it is then also safe as the name of a file. Raises InvalidRequest."""
+    if not re.fullmatch(ID, garment_id):
+        raise InvalidRequest("id", garment_id, ID_RULE)
+    return garment_id
+
+
+def checked(row: GarmentRow) -> GarmentRow:
+    """The row itself, if it keeps the rules. Raises InvalidRequest, naming the field, for one that breaks one."""
+    from_record(to_record(row))
+    return row
+
+
+def to_record(row: GarmentRow) -> dict[str, Any]:
+    """The row as JSON can say it, with the columns of SCHEMA as keys; attributes in order of their names."""
+    attributes = [{"name": name, "values": list(row.attributes[name])} for name in sorted(row.attributes)]
+    return {
+        "id": row.id,
+        "category": row.category,
+        "caption": row.caption,
+        "chunks": list(row.chunks),
+        "attributes": attributes,
+        "image": row.image,
+        "sha256": row.sha256,
+    }
+
+
+def from_record(record: object) -> GarmentRow:
+    """The row that a record of `to_record` tells of. Raises InvalidRequest for what is none, or breaks a rule."""
+    try:
+        table = pa.Table.from_pylist([record], SCHEMA)
+    except (AttributeError, TypeError, ValueError) as error:  # Arrow's own errors are TypeErrors or ValueErrors
+        raise InvalidRequest("garment", record, f"must have the types of a garment: {error}") from error
+    # Arrow drops keys that it does not know and takes a text for a list of its letters.
+    if table.to_pylist()[0] != record:
+        raise InvalidRequest(
+            "garment", record, f"must have exactly the keys {', '.join(SCHEMA.names)}, and their types"
+        )
+    for _, broken in _broken_rules(table):
+        raise broken
+    return _row(table)
+
+
+def to_table(rows: Iterable[GarmentRow]) -> pa.Table:
+    """The rows as a table of SCHEMA, not yet checked. Raises ArtifactError where a value has no place in it."""
+    try:
+        return pa.Table.from_pylist([to_record(row) for row in rows], SCHEMA)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"garments: a value does not have the type of its column: {error}") from error
+
+
+class Garments:
+    """The garments of a table of SCHEMA, by row number and by id.
+
+    Raises ArtifactError, naming row and rule, for other columns or types, a row that breaks a rule, or two of an id.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        if table.schema.remove_metadata() != SCHEMA:
+            raise ArtifactError(f"columns are {_columns(table.schema)}; must be {_columns(SCHEMA)}")
+        for row, broken in _broken_rules(table):
+            raise ArtifactError(f"row {row}: {broken}")
+        self.table = table.replace_schema_metadata(None)
+        # Large strings have 64-bit offsets, so that all ids fit into one array.
+        self._ids = table["id"].cast(pa.large_string()).combine_chunks()
+        self._by_id = pc.sort_indices(self._ids)
+        self._refuse_duplicates()
+
+    def _refuse_duplicates(self) -> None:
+        in_order = self._ids.take(self._by_id)
+        where = pc.index(pc.equal(in_order[1:], in_order[:-1]), True).as_py()
+        if where >= 0:
+            rows = sorted(self._by_id[where : where + 2].to_pylist())
+            raise ArtifactError(f"row {rows[1]}: id: got {in_order[where].as_py()!r}; is also the id of row {rows[0]}")
+
+    @classmethod
+    def read(cls, path: Path) -> Garments:
+        """The garments in a file of `write`. Raises ArtifactError, naming the file, as the class does."""
+        try:
+            with pq.ParquetFile(path) as file:
+                return cls(file.read())
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ArtifactError(f"{path}: not a readable Parquet file: {error}") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Write the garments as a Parquet file in their order; equal garments give equal bytes."""
+        pq.write_table(self.table, path, compression="zstd")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: int) -> GarmentRow:
+        """The garment of a row number from 0. Raises IndexError beyond the last."""
+        return _row(self.table.slice(row, 1))
+
+    def __iter__(self) -> Iterator[GarmentRow]:
+        return (self[row] for row in range(len(self)))
+
+    def find(self, garment_id: str) -> int | None:
+        """The number of the row with this id, None where there is none; about 20 comparisons in a million rows."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            row: int = self._by_id[middle].as_py()
+            found = self._ids[row].as_py()
+            if found == garment_id:
+                return row
+            low, high = (middle + 1, high) if found < garment_id else (low, middle)
+        return None
+
+
+def _row(table: pa.Table) -> GarmentRow:
+    """The first row of a table that keeps the rules."""
+    record = table.to_pylist()[0]
+    attributes = {attribute["name"]: tuple(attribute["values"]) for attribute in record["attributes"]}
+    return GarmentRow(**record | {"chunks": tuple(record["chunks"]), "attributes": attributes})
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name} ({column.type})" for column in schema)
+
+
+def _broken_rules(table: pa.Table) -> Iterator[tuple[int, InvalidRequest]]:
+    """The broken rules of a table of SCHEMA, each once, with the first row that breaks it."""
+    start = 0
+    for batch in table.to_batches():
+        try:
+            batch.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(f"rows {start} to {start + len(batch) - 1}: not valid Arrow data: {error}") from error
+        for name, rule, values, kept, rows in _rules(batch):
+            # What is missing keeps no rule.
+            where = pc.index(pc.fill_null(kept, False), False).as_py()
+            if where >= 0:
+                row = where if rows is None else rows[where].as_py()
+                yield start + row, InvalidRequest(name, values[where].as_py(), rule)
+        start += len(batch)
+
+
+def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Any, Any, Any]]:
+    """(field, rule, values, whether each keeps the rule, the row of each or None where it is its position)."""
+    for name, pattern, rule in (
+        ("id", ID, ID_RULE),
+        ("image", IMAGE, "must be a relative path with '/', no part of which begins with '.', without ':' and '\\'"),
+        ("sha256", "[0-9a-f]{64}", "must be 64 hexadecimal digits in lower case"),
+    ):
+        yield name, rule, batch[name], _matches(batch[name], pattern), None
+    known = pc.is_in(batch["category"], value_set=pa.array(CATEGORIES))
+    yield "category", f"must be one of {', '.join(CATEGORIES)}", batch["category"], known, None
+    for name, limit in (("image", MAX_IMAGE_CHARS), ("caption", MAX_CAPTION_CHARS)):
+        yield name, f"must have at most {limit} characters", batch[name], _length_in(batch[name], 0, limit), None
+
+    for name, limit in (("chunks", MAX_CHUNKS), ("attributes", MAX_ATTRIBUTES)):
+        yield name, f"must be at most {limit}", batch[name], _count_in(batch[name], 0, limit), None
+    texts = f"must have 1 to {MAX_VALUE_CHARS} characters"
+    chunks, rows = _flat(batch["chunks"])
+    yield "chunks", texts, chunks, _length_in(chunks, 1, MAX_VALUE_CHARS), rows
+
+    attributes, rows = _flat(batch["attributes"])
+    names, lists = pc.struct_field(attributes, "name"), pc.struct_field(attributes, "values")
+    yield "attributes", f"names must match {ATTRIBUTE_NAME}", names, _matches(names, ATTRIBUTE_NAME), rows
+    rising = pc.or_(pc.greater(names[1:], names[:-1]), pc.not_equal(rows[1:], rows[:-1]))
+    yield "attributes", "must come in order of their names, each once", names[1:], rising, rows[1:]
+    values_each = f"must have 1 to {MAX_ATTRIBUTE_VALUES} values"
+    yield "attributes", values_each, lists, _count_in(lists, 1, MAX_ATTRIBUTE_VALUES), rows
+    values, positions = _flat(lists)
+    yield "attributes", texts, values, _length_in(values, 1, MAX_VALUE_CHARS), rows.take(positions)
+
+
+def _matches(values: Any, pattern: str) -> Any:
+    return pc.match_substring_regex(values, rf"\A(?:{pattern})\z")
+
+
+def _length_in(values: Any, low: int, high: int) -> Any:
+    length = pc.utf8_length(values)
+    return pc.and_(pc.greater_equal(length, low), pc.less_equal(length, high))
+
+
+def _count_in(lists: Any, low: int, high: int) -> Any:
+    count = pc.list_value_length(lists)
+    return pc.and_(pc.greater_equal(count, low), pc.less_equal(count, high))
+
+
+def _flat(lists: Any) -> tuple[Any, Any]:
+    """The elements of all lists of an array, and the position of the list of each."""
+    return pc.list_flatten(lists), pc.list_parent_indices(lists)

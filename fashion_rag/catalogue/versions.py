@@ -1,0 +1,316 @@
+"""A catalogue's root on disk or in a store, and the versions in it: publishing, opening, fetching, pruning.
+
+    ROOT/CURRENT                the name of the live version
+    ROOT/versions/NAME/         the files of a version, for ever as they were published, and manifest.json
+    ROOT/retired/STAMP-of-NAME  empty: when a version was replaced
+
+A version without a manifest does not exist: the files are written first, then the manifest, then CURRENT, and the last
+two appear whole or not at all. So whoever is killed leaves the old or the new version live, and at worst files that
+nobody sees until `prune` removes them. What changes CURRENT or removes a version holds the root's lock.
+
+The build publishes; the servers ask `current`, and then `live` and `fetch`; `changes.py` lays its log in the same root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fashion_rag.artifacts import MANIFEST_FILE, sha256
+from fashion_rag.catalogue.root import STAMP, FileEntry, Root, moment, stamp
+from fashion_rag.errors import ArtifactError
+
+FORMAT_VERSION = 1
+CURRENT = "CURRENT"
+CHANGES = "changes"  # the folder of the log of live changes
+VERSION_NAME = STAMP + r"-[0-9a-f]{16}"
+# No part begins with a dot, so none leads upwards.
+FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+MAX_MANIFEST_BYTES = 2**26
+
+
+class VersionConflict(ArtifactError):
+    """Another version became live since the one to be replaced was looked up: nobody's work is overwritten."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a version's manifest says.
+
+    name: the time of publishing and a digest of the files, so that equal content is known by its end. files: by their
+    path in the version's folder. encoders: fingerprints, by what they encode. parent: the version it was built from.
+    changes: the live changes it holds (name of the change -> id of the garment), its own and, while they are in the
+    log, those of its ancestors.
+    """
+
+    name: str
+    files: Mapping[str, FileEntry]
+    encoders: Mapping[str, str]
+    parent: str | None
+    num_garments: int
+    changes: Mapping[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Its folder's name in the root."""
+        return f"versions/{self.name}"
+
+
+def current(root: Root) -> str | None:
+    """The name of the live version, None before the first; cheap enough to ask every second."""
+    try:
+        name = root.read(CURRENT, 100).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    if not re.fullmatch(VERSION_NAME, name):
+        raise ArtifactError(f"{root.full(CURRENT)}: got {name!r}; must be the name of a version")
+    return name
+
+
+def live(root: Root, digests: bool = False) -> Version:
+    """The version that CURRENT names, checked as by `open_version`. Raises ArtifactError if there is none."""
+    name = current(root)
+    if name is None:
+        raise ArtifactError(f"{root.full(CURRENT)}: does not exist; no version has been published")
+    return open_version(root, name, digests)
+
+
+def open_version(root: Root, name: str, digests: bool = False) -> Version:
+    """A version by name: its manifest is sound, and exactly its files are there in their sizes, none through a link.
+
+    With `digests` all of them are read and compared. Raises ArtifactError with the reason.
+    """
+    if not re.fullmatch(VERSION_NAME, name):
+        raise ArtifactError(f"{root.path}: got {name!r}; must be the name of a version")
+    path = f"versions/{name}/{MANIFEST_FILE}"
+    try:
+        data = root.read(path, MAX_MANIFEST_BYTES)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{root.full(path)}: does not exist; the version is unfinished or was pruned") from error
+    try:
+        version = _parse(data, name)
+    except ArtifactError as error:
+        raise ArtifactError(f"{root.full(path)}: {error}") from error
+    _check_files(root, version)
+    for file_name, entry in version.files.items() if digests else ():
+        for _ in root.content(f"{version.folder}/{file_name}", entry):
+            pass
+    return version
+
+
+def versions(root: Root) -> list[Version]:
+    """The versions that can be opened, oldest first; what is unfinished or damaged is left out."""
+    found = []
+    for name in root.names("versions"):
+        with suppress(ArtifactError):
+            found.append(open_version(root, name))
+    return found
+
+
+def publish(
+    root: Root,
+    folder: Path,
+    *,
+    parent: str | None,
+    num_garments: int,
+    encoders: Mapping[str, str],
+    changes: Mapping[str, str],
+) -> Version:
+    """The new live version, with copies of the files in `folder`, which is left as it is.
+
+    parent: the version it was built from, None for the first. changes: those of the log it takes in beyond its parent.
+    Raises VersionConflict if `parent` is not, or no longer, live: build on the live one and publish again; what was
+    already copied stays, named in the message, for `activate`. Raises ArtifactError for a folder with links or odd
+    names. Whatever it raises, and wherever it is killed, what is live stays live and whole.
+    """
+    _check_is_live(root, parent, str(folder))
+    files = _entries(folder)
+    digest = hashlib.sha256(json.dumps({name: asdict(files[name]) for name in files}).encode()).hexdigest()
+    name = f"{stamp(root.names('versions'))}-{digest[:16]}"
+    version = Version(name, files, dict(encoders), parent, num_garments, _inherited(root, parent) | dict(changes))
+    manifest = _manifest(version)
+    for file_name, entry in files.items():
+        root.copy_in(f"{version.folder}/{file_name}", Root.at(folder).content(file_name, entry))
+    with root.locked() as check:
+        _check_files(root, version)
+        check()
+        root.write(f"{version.folder}/{MANIFEST_FILE}", manifest)
+        _swing(root, name, parent, check)
+    return version
+
+
+def activate(root: Root, name: str, *, replacing: str | None) -> Version:
+    """An older version, or one that met a conflict, made live in place of the version `replacing`.
+
+    Raises VersionConflict if that is not the live one, and ArtifactError as `open_version`.
+    """
+    with root.locked() as check:
+        version = open_version(root, name)
+        _swing(root, name, replacing, check)
+    return version
+
+
+def fetch(root: Root, version: Version, cache: Path) -> Path:
+    """A local folder with the files of a version: its own where the root is local, else one below `cache`.
+
+    Downloaded whole or not at all, once for all processes that share `cache`, and compared with the manifest. A cache
+    is laid out as a root and can be pruned as one. Raises ArtifactError for files that are not as the manifest says.
+    """
+    if root.is_local:
+        _check_files(root, version)
+        return Path(root.full(version.folder))
+    local = Root.at(cache)
+    with local.locked():
+        if version not in versions(local):
+            local.remove(version.folder)
+            for name, entry in version.files.items():
+                local.copy_in(f"{version.folder}/{name}", root.content(f"{version.folder}/{name}", entry))
+            local.write(f"{version.folder}/{MANIFEST_FILE}", _manifest(version))
+    return Path(local.full(version.folder))
+
+
+def prune(root: Root, keep: int = 3, grace_s: float = 3600.0) -> list[str]:
+    """The names of what was removed: versions but the live one and the `keep` newest, and what killed writers left.
+
+    A version goes no earlier than `grace_s` after it was published and after it was last replaced, since readers may
+    still be on it; an unfinished one, which may still be written, `grace_s` after its beginning.
+    """
+    limit = datetime.now(UTC) - timedelta(seconds=grace_s)
+    with root.locked() as check:
+        whole = [version.name for version in versions(root)]
+        kept = {current(root), *whole[max(0, len(whole) - keep) :]}
+        ours = [name for name in root.names("versions") if re.fullmatch(VERSION_NAME, name)]
+        last_used = {name: said for name in ours if (said := moment(name))}
+        for mark in root.names("retired"):
+            said, name = moment(mark), mark.partition("-of-")[2]
+            if said and name in last_used:
+                last_used[name] = max(said, last_used[name])
+        removed = [name for name in last_used if name not in kept and last_used[name] < limit]
+        for name in removed:
+            check()
+            root.remove(f"versions/{name}")
+        for mark in root.names("retired"):
+            if mark.partition("-of-")[2] not in last_used.keys() - removed:
+                root.remove(f"retired/{mark}")
+    for name in root.names(".aside"):
+        with suppress(FileNotFoundError):
+            if root.fs.modified(root.full(f".aside/{name}")) < limit:
+                root.remove(f".aside/{name}")
+    return removed
+
+
+def _swing(root: Root, name: str, replacing: str | None, check: Callable[[], None]) -> None:
+    """Have CURRENT name a whole version. Under the root's lock."""
+    _check_is_live(root, replacing, name)
+    check()
+    if replacing is not None:
+        root.write(f"retired/{stamp()}-of-{replacing}", b"\n")
+    check()
+    root.write(CURRENT, f"{name}\n".encode())
+
+
+def _check_is_live(root: Root, name: str | None, successor: str) -> None:
+    found = current(root)
+    if found != name:
+        raise VersionConflict(f"{root.full(CURRENT)}: names {found}; must still name {name} for {successor} to follow")
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    """What a manifest says of the files in a local folder, in order of their names."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ArtifactError(f"{path}: must be a plain file or a folder, not a link")
+        if not re.fullmatch(FILE_NAME, name) or name == MANIFEST_FILE:
+            raise ArtifactError(f"{path}: must match {FILE_NAME} and not be {MANIFEST_FILE}")
+        if path.is_file():
+            entries[name] = FileEntry(path.stat().st_size, sha256(path))
+    if not entries:
+        raise ArtifactError(f"{folder}: has no files to publish")
+    return entries
+
+
+def _inherited(root: Root, parent: str | None) -> dict[str, str]:
+    """The changes that a version holds through its parent, as far as they are still in the log."""
+    if parent is None:
+        return {}
+    in_log = set(root.names(CHANGES))
+    try:
+        taken_in = open_version(root, parent).changes
+    except ArtifactError:
+        return {}  # a damaged parent must not bar its own repair; its changes are laid over once more
+    return {name: taken_in[name] for name in taken_in if name in in_log}
+
+
+def _check_files(root: Root, version: Version) -> None:
+    """Raises ArtifactError unless a version's folder holds exactly its files, in their sizes, and no links."""
+    folder = root.full(version.folder)
+    if root.is_local and os.path.islink(folder):
+        raise ArtifactError(f"{folder}: must not be a link")
+    found = {path.removeprefix(f"{folder}/"): info for path, info in root.fs.find(folder, detail=True).items()}
+    for name in sorted((found.keys() | version.files.keys()) - {MANIFEST_FILE}):
+        if name not in found:
+            raise ArtifactError(f"{folder}/{name}: is missing; the manifest names it")
+        if name not in version.files:
+            raise ArtifactError(f"{folder}/{name}: is foreign; the manifest does not name it")
+        if found[name]["size"] != version.files[name].size:
+            raise ArtifactError(
+                f"{folder}/{name}: has {found[name]['size']} bytes; the manifest says {version.files[name].size}"
+            )
+    for name, info in found.items():
+        if info["type"] != "file":
+            raise ArtifactError(f"{folder}/{name}: must be a plain file, not a link")
+
+
+def _parse(data: bytes, name: str) -> Version:
+    """The version that the manifest of the folder `name` tells of. Raises ArtifactError for a manifest that is none."""
+    try:
+        content = json.loads(data)
+        found = content.pop("format_version")
+        if found != FORMAT_VERSION:
+            newer = " (written by a newer release?)" if isinstance(found, int) and found > FORMAT_VERSION else ""
+            raise ArtifactError(f"format_version is {found!r}{newer}; must be {FORMAT_VERSION}")
+        files = {file_name: FileEntry(**entry) for file_name, entry in content.pop("files").items()}
+        version = Version(files=files, **content)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ArtifactError(f"not the manifest of a version: {error!r}") from error
+    for field, sound in _rules(version, name).items():
+        if not sound:
+            raise ArtifactError(f"not the manifest of this version: {field}: got {getattr(version, field)!r:.80}")
+    return version
+
+
+def _manifest(version: Version) -> bytes:
+    """The manifest of a version. Raises ArtifactError if it would not be read again."""
+    data = json.dumps({"format_version": FORMAT_VERSION} | asdict(version), indent=1).encode()
+    _parse(data, version.name)
+    return data
+
+
+def _rules(version: Version, name: str) -> dict[str, bool]:
+    """Whether each field of a version in the folder `name` is sound."""
+    entries = version.files.values()
+    return {
+        "name": version.name == name and bool(re.fullmatch(VERSION_NAME, name)),
+        "files": bool(version.files)
+        and all(re.fullmatch(FILE_NAME, file_name) and file_name != MANIFEST_FILE for file_name in version.files)
+        and all(type(entry.size) is int and entry.size >= 0 and isinstance(entry.sha256, str) for entry in entries),
+        "encoders": is_texts(version.encoders),
+        "parent": version.parent is None
+        or (isinstance(version.parent, str) and bool(re.fullmatch(VERSION_NAME, version.parent))),
+        "num_garments": type(version.num_garments) is int and version.num_garments >= 0,
+        "changes": is_texts(version.changes),
+    }
+
+
+def is_texts(content: object) -> bool:
+    """Whether `content` is a dict from texts to texts, as read from JSON."""
+    return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())

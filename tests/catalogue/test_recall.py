@@ -1,0 +1,82 @@
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fashion_rag.catalogue.index import Match, Query
+from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
+from fashion_rag.catalogue.store import Garment
+from fashion_rag.errors import ArtifactError
+
+
+def garment(garment_id: str, caption: str, category: str = "dresses", chunks: tuple[str, ...] = ()) -> Garment:
+    return Garment(garment_id, category, caption, Path("nowhere.jpg"), chunks)
+
+
+class Ranked:
+    """A catalogue that finds each garment at the rank that its table says for a text; None: not at all."""
+
+    def __init__(self, garments: Sequence[Garment], ranks: dict[tuple[str, str], tuple[str, int | None]]) -> None:
+        self.garments = garments
+        self.ranks = ranks
+        self.searches: list[list[Query]] = []
+
+    def __iter__(self) -> Iterator[Garment]:
+        return iter(self.garments)
+
+    def search_many(self, queries: list[Query]) -> list[list[Match]]:
+        self.searches.append(queries)
+        return [self._matches(query) for query in queries]
+
+    def _matches(self, query: Query) -> list[Match]:
+        garment_id, rank = self.ranks[query.category, str(query.like)]
+        found = [f"other-{position}" for position in range(query.k)]
+        if rank is not None:
+            found[rank - 1] = garment_id
+        return [Match(garment(each, "", query.category), 1 / (1 + place)) for place, each in enumerate(found)]
+
+
+def test_recall_is_the_share_found_at_a_rank_or_before() -> None:
+    catalogue: Any = Ranked(
+        [
+            garment("a", "red, long, silk, soft"),
+            garment("b", "blue, short"),
+            garment("silent", ""),
+            garment("c", "unused", "upper_body", chunks=("green", "warm", "wool", "thick")),
+        ],
+        {
+            ("dresses", "red"): ("a", 3),
+            ("dresses", "blue"): ("b", None),
+            ("upper_body", "green"): ("c", 20),
+            ("dresses", "red, long, silk"): ("a", 1),
+            ("dresses", "blue, short"): ("b", 4),
+            ("upper_body", "green, warm, wool"): ("c", 10),
+        },
+    )
+    third = 1 / 3
+    assert evaluate(catalogue) == [
+        Recall("dresses", 1, 2, {1: 0, 3: 0.5, 5: 0.5, 10: 0.5, 20: 0.5}),
+        Recall("upper_body", 1, 1, {1: 0, 3: 0, 5: 0, 10: 0, 20: 1}),
+        Recall("all", 1, 3, {1: 0, 3: third, 5: third, 10: third, 20: 2 * third}),
+        Recall("dresses", 3, 2, {1: 0.5, 3: 0.5, 5: 1, 10: 1, 20: 1}),
+        Recall("upper_body", 3, 1, {1: 0, 3: 0, 5: 0, 10: 1, 20: 1}),
+        Recall("all", 3, 3, {1: third, 3: third, 5: 2 * third, 10: 1, 20: 1}),
+    ]
+
+
+def test_searches_are_made_together_and_looked_through_to_the_last_rank() -> None:
+    names = [f"g{number}" for number in range(SEARCHED_TOGETHER + 3)]
+    catalogue: Any = Ranked([garment(name, name) for name in names], {("dresses", name): (name, 1) for name in names})
+    calls: list[None] = []
+    found = evaluate(catalogue, lambda: calls.append(None))
+    assert all(recall.at == dict.fromkeys(RANKS, 1.0) and recall.num_garments == len(names) for recall in found)
+    assert len(calls) == 2 * len(names)
+    assert [len(queries) for queries in catalogue.searches] == [SEARCHED_TOGETHER, 3] * 2
+    assert {query.k for queries in catalogue.searches for query in queries} == {max(RANKS)}
+
+
+def test_nothing_to_search_for_is_refused() -> None:
+    catalogue: Any = Ranked([garment("a", "")], {})
+    with pytest.raises(ArtifactError, match="no garment has a caption"):
+        evaluate(catalogue)

@@ -1,0 +1,108 @@
+"""Encoders of plain colours, pictures for them, and changes by them, for the tests of the catalogue.
+
+Equal colours have equal vectors and pseudo-words to the last digit, whatever they are encoded with.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+from fashion_rag.catalogue.build import Built, Encoded, Encoders, build, encode, in_process
+from fashion_rag.catalogue.changes import Added, Deleted, append
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment, garments_in
+
+FINGERPRINTS = {RETRIEVAL: "colours", INVERSION: "words"}
+DIM = 64
+TURNED = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
+
+
+def vector(colour: Sequence[int]) -> NDArray[np.float32]:
+    """A unit vector [DIM]; black has one too."""
+    turned: NDArray[np.float32] = np.array([*colour, 64], np.float32) @ TURNED
+    return turned / np.linalg.norm(turned)
+
+
+class Colours:
+    """Stands in for the retrieval encoder."""
+
+    dim = DIM
+
+    def __init__(self, fingerprint: str = "colours") -> None:
+        self.fingerprint = fingerprint
+
+    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        return np.stack([vector(image.getpixel((0, 0))) for image in images])
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([vector(ImageColor.getrgb(text)) for text in texts])
+
+
+class Words:
+    """Stands in for the garment encoder: two pseudo-words of three numbers."""
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.tensor([image.getpixel((0, 0)) for image in images], dtype=torch.float32)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.stack([pixels / 255, pixels], dim=1)
+
+
+def load() -> Encoders:
+    retrieval: Any = Colours()
+    inversion: Any = Words()
+    return Encoders(retrieval, inversion)
+
+
+class Counting:
+    """`in_process`, remembering the ids that were encoded."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def __call__(self, batches: Iterable[Sequence[Garment]], *how: Any) -> Iterator[Any]:
+        for batch in batches:
+            self.ids += [garment.id for garment in batch]
+            yield from in_process([batch], *how)
+
+
+def paint(path: Path, colour: str, size: tuple[int, int] = (32, 32), **how: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **how)
+    return path
+
+
+def painted(folder: Path, colours: Mapping[str, str], category: str = "dresses") -> list[Garment]:
+    """The garments of a folder, now with a picture of each of these ids and colours in it."""
+    for garment_id, colour in colours.items():
+        paint(folder / category / f"{garment_id}.png", colour)
+    return garments_in(folder)
+
+
+def made(root: Path, garments: Sequence[Garment], **how: Any) -> Built:
+    """A build with these encoders; what is half done lies beside the root."""
+    how = {"load": load, "fingerprints": FINGERPRINTS, "work": root.with_name(f"{root.name}-work")} | how
+    return build(Root.at(root), garments, **how)
+
+
+def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **said: Any) -> Encoded:
+    """A garment ready to be added, with its picture in the root."""
+    picture = paint(root.with_name(f"{root.name}-uploads") / f"{garment_id}.png", colour)
+    (outcome,) = encode([Garment(garment_id, category, "", picture, **said)], load(), Root.at(root))
+    assert isinstance(outcome, Encoded)
+    return outcome
+
+
+def add(root: Path, *garment: str, encoders: Mapping[str, str] = FINGERPRINTS, **said: Any) -> str:
+    """The name of the change that adds the garment of this id, colour and category."""
+    return append(Root.at(root), Added(*encoded(root, *garment, **said), encoders))
+
+
+def delete(root: Path, garment_id: str) -> str:
+    """The name of the change that deletes the garment of this id."""
+    return append(Root.at(root), Deleted(garment_id))
