@@ -10,7 +10,7 @@ the time of a search, and the memory and time that building takes. The systems:
                enough if what is near the query were allowed as often as the rest, but at most 20,000
 
 The number after a graph's name is how many vectors a search keeps in sight (ef). Graphs of many vectors take hours to
-build on one thread; above --graphs-up-to they are left out.
+build on one thread; above --graphs-up-to, or where they are not installed, they are left out.
 
 The vectors are made up: clusters of very different sizes and tightness around a common mean, with a few strong
 directions and many weak ones, as garment pictures have in CLIP's space. A query is like a text: far from all pictures,
@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -234,12 +235,12 @@ def timed(search: Search, queries: Sequence[Query], settings: Settings) -> Recor
 
 
 def _left_out(num_vectors: int, settings: Settings) -> Sequence[str]:
-    return GRAPHS if num_vectors > settings.graphs_up_to else ()
+    return [name for name in GRAPHS if num_vectors > settings.graphs_up_to or not find_spec(name)]
 
 
 def benchmark(settings: Settings, say: Callable[[str], None], keep: Callable[[Record], None]) -> Record:
     """The result as plain values, for JSON. `say` tells of progress; `keep` gets the result after every system."""
-    packages = {name: version(name) for name in ("faiss-cpu", "hnswlib", "usearch")}
+    packages = {name: version(name) for name in GRAPHS if find_spec(name)}
     data: dict[str, Record] = {}
     measured: list[Record] = []
     result = {

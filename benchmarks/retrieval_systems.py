@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import faiss as typed_faiss
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
-from usearch.index import Index as UsearchIndex
 
 from fashion_rag.catalogue.vectors import VectorIndex
 
@@ -48,6 +46,8 @@ def flat(vectors: Vectors, masks: Masks) -> dict[str, Search]:
 
 
 def hnsw(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    import hnswlib
+
     index = hnswlib.Index(space="ip", dim=vectors.shape[1])
     index.init_index(max_elements=len(vectors), M=NEIGHBOURS, ef_construction=BUILD_EF, random_seed=0)
     for start in range(0, len(vectors), BLOCK_ROWS):
@@ -65,9 +65,9 @@ def hnsw(vectors: Vectors, masks: Masks) -> dict[str, Search]:
 
 
 def usearch(vectors: Vectors, masks: Masks) -> dict[str, Search]:
-    index = UsearchIndex(
-        ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=NEIGHBOURS, expansion_add=BUILD_EF
-    )
+    from usearch.index import Index
+
+    index = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=NEIGHBOURS, expansion_add=BUILD_EF)
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = vectors[start : start + BLOCK_ROWS]
         index.add(np.arange(start, start + len(block)), block, threads=1)
@@ -88,4 +88,5 @@ SYSTEMS: dict[str, Callable[[Vectors, Masks], dict[str, Search]]] = {
     "hnswlib": hnsw,
     "usearch": usearch,
 }
+# Packages of their own, which need not be installed.
 GRAPHS = ("hnswlib", "usearch")

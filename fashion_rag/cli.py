@@ -249,8 +249,8 @@ def index_evaluate(
 
 
 def _show_built(catalogue: str, built: Built) -> None:
-    for skipped in built.skipped:
-        typer.echo(f"skipped {skipped.garment_id}: {skipped.reason}", err=True)
+    for garment_id, reason in (*built.skipped, *built.refused.items()):
+        typer.echo(f"skipped {garment_id}: {reason}", err=True)
     counts = f"{built.num_encoded} encoded, {built.num_kept} kept, {built.num_removed} removed"
     typer.echo(f"{catalogue}: {built.version.num_garments} garments ({counts}), version {built.version.name}")
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
@@ -18,6 +20,9 @@ from export.parity import Parity
 from export.to_tensorrt import BuildProgress
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
+from fashion_rag.catalogue.changes import Deleted, append
+from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import DEMO_BUNDLE, app
 from fashion_rag.config import Manifest
 from fashion_rag.demo.evaluate import Report, Row
@@ -144,6 +149,68 @@ def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict
     assert (pixels(tmp_path / "again.png") == after).all()
     edit(photo, tmp_path / "other.png", *options, "--seed", 1)
     assert (pixels(tmp_path / "other.png") != after).any()
+
+
+def test_a_catalogue_is_published_rolled_back_and_pruned(tiny_bundle: Path, world: Path, tmp_path: Path) -> None:
+    catalogue, work = tmp_path / "catalogue", tmp_path / "work"
+    options = ("--catalogue", catalogue, "--bundle", tiny_bundle)
+
+    def versions(*more: object) -> list[str]:
+        result = run("index", "versions", "--catalogue", catalogue, *more)
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stdout.splitlines() if "garments" in line]
+
+    built = run("index", "build", world, "--out", catalogue, "--bundle", tiny_bundle, "--work", work)
+    assert "6 garments (6 encoded, 0 kept, 0 removed)" in built.stdout
+    (first,) = versions()
+    assert first.startswith("* ") and first.endswith("6 garments")
+    garments = Garments.read(next((catalogue / "versions").glob("*/garments.parquet")))
+    append(Root.at(catalogue), Deleted(garments[0].id))
+    published = run("index", "publish", *options)
+    assert "5 garments (0 encoded, 5 kept, 1 removed)" in published.stdout
+    assert [line[0] for line in versions()] == [" ", "*"]
+    name = first.split()[1]
+    assert [line[0] for line in versions("--activate", name)] == ["*", " "]
+    assert len(versions("--prune", 1)) == 2  # readers may still be on what was just replaced
+    refused = run("index", "versions", "--catalogue", catalogue, "--activate", "no-version")
+    assert refused.exit_code == 2 and "must be the name of a version" in refused.stderr
+
+
+def test_index_build_says_what_it_skips(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "shop" / "dresses").mkdir(parents=True)
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "shop" / "dresses" / "a.png")
+    (tmp_path / "shop" / "dresses" / "b.png").write_bytes(b"no picture")
+    options = ("--out", tmp_path / "catalogue", "--bundle", tiny_bundle, "--work", tmp_path / "work")
+    result = run("index", "build", tmp_path / "shop", *options)
+    assert result.exit_code == 0
+    assert "skipped b: garment b: b.png: image" in result.stderr
+    assert "1 garments (1 encoded" in result.stdout
+
+
+def test_index_evaluate_prints_recall(tiny_bundle: Path, tiny_catalogue: Path, tmp_path: Path) -> None:
+    options = ("--catalogue", tiny_catalogue, "--bundle", tiny_bundle, "--json", tmp_path / "results" / "recall.json")
+    result = run("index", "evaluate", *options)
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "results" / "recall.json").read_text())
+    found = {(row["category"], row["num_chunks"]): row for row in written["recall"]}
+    assert len(found) == 8 and found["all", 3]["num_garments"] == 12
+    # Four garments a category are all among the first five.
+    assert found["dresses", 1]["at"]["5"] == 1.0
+    assert f"{found['all', 1]['at']['1']:.3f}" in result.stdout
+
+
+def test_search_narrows_by_attributes(tiny_bundle: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / f"{name}.png")
+    columns = {"id": ["a", "b"], "category": ["dresses"] * 2, "image": ["a.png", "b.png"], "size": [["S"], ["S", "M"]]}
+    pq.write_table(pa.table(columns), tmp_path / "shop.parquet")
+    options = ("--out", tmp_path / "catalogue", "--bundle", tiny_bundle, "--work", tmp_path / "work")
+    assert run("index", "build", tmp_path / "shop.parquet", *options).exit_code == 0
+    search = ("search", "red", "--category", "dresses", "--catalogue", tmp_path / "catalogue", "--bundle", tiny_bundle)
+    assert len(run(*search).stdout.splitlines()) == 2
+    (line,) = run(*search, "--attribute", "size=M").stdout.splitlines()
+    assert " b " in line
+    assert run(*search, "--attribute", "size").exit_code == 2
 
 
 def test_edit_retrieves_from_a_catalogue(

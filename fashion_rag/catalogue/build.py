@@ -14,7 +14,7 @@ import io
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from fashion_rag.catalogue.encoder import RetrievalEncoder
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import Garment, StoredPicture
 from fashion_rag.catalogue.table import GarmentRow, Garments, checked, to_table
-from fashion_rag.catalogue.vectors import VectorIndex
+from fashion_rag.catalogue.vectors import VectorIndex, is_unit
 from fashion_rag.catalogue.versions import Version, current, fetch, open_version, publish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest
@@ -79,13 +79,16 @@ Compute = Callable[[Iterable[Sequence[Garment]], Callable[[], Encoders], Root], 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build has done. num_encoded: garments that were new or had changed; num_kept: those that had not."""
+    """What a build has done. num_encoded: garments that were new or had changed; num_kept: those that had not.
+    refused: what is in the log of live changes and is none, with the reason.
+    """
 
     version: Version
     num_encoded: int
     num_kept: int
     num_removed: int
     skipped: tuple[Skipped, ...]
+    refused: Mapping[str, str]
 
 
 def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[Encoded | Skipped]:
@@ -103,7 +106,7 @@ def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[
     if rows:
         vectors = encoders.retrieval.encode_images(pictures)
         with torch.inference_mode():
-            words = encoders.inversion(encoders.inversion.pixels(pictures)).numpy()
+            words = encoders.inversion(encoders.inversion.pixels(pictures)).cpu().numpy()
         outcomes += map(Encoded, rows, vectors, words)
     return outcomes
 
@@ -163,9 +166,9 @@ class Part:
         """Id, and SHA-256 of the picture, of each garment."""
         return list(zip(self.ids(), self.garments.table["sha256"].to_pylist(), strict=True))
 
-    def fits(self, vector: NDArray[np.float32], pseudo_words: NDArray[np.float32]) -> bool:
+    def fits(self, pseudo_words: NDArray[np.float32]) -> bool:
         """Whether these could be of a garment here."""
-        return vector.shape == self.vectors.shape[1:] and pseudo_words.shape == self.pseudo_words.shape[1:]
+        return pseudo_words.shape == self.pseudo_words.shape[1:]
 
     @staticmethod
     def write(folder: Path, encoded: Sequence[Encoded]) -> None:
@@ -224,7 +227,8 @@ class Known:
             if (
                 isinstance(change, Added)
                 and dict(change.encoders) == dict(fingerprints)
-                and (like is None or like.fits(change.vector, change.pseudo_words))
+                and is_unit(change.vector)
+                and (like is None or (len(change.vector) == like.vectors.shape[1] and like.fits(change.pseudo_words)))
             ):
                 key = change.row.id, change.row.sha256
                 self._found[key] = partial(Encoded, change.row, change.vector, change.pseudo_words)
@@ -258,8 +262,7 @@ def build(
     It has what the one before had, with `garments` and then the live changes over it; with `mirror`, nothing that is in
     neither of these. A garment that cannot be read keeps what was there before. fingerprints: of what `load` gives.
     work: local folder for what is half done, where the next build of this root goes on; in the user's cache unless
-    given. `progress` hears of how many
-    garments are encoded, of how many.
+    given. `progress` hears of how many garments are encoded, of how many.
 
     Raises VersionConflict if another version was published meanwhile (build again: what was encoded is kept), and
     ArtifactError if no garment is left.
@@ -267,7 +270,10 @@ def build(
     work = work or cache_folder() / "builds" / _short(root.path)
     work.parent.mkdir(parents=True, exist_ok=True)
     # Another build of this root, on this machine, would share `work`.
-    with locked(work.with_name(f"{work.name}.lock")), tempfile.TemporaryDirectory() as scratch:
+    with (
+        locked(work.with_name(f"{work.name}.lock")),
+        tempfile.TemporaryDirectory(prefix=f"{work.name}-", dir=work.parent) as scratch,
+    ):
         name = current(root)
         parent, before = _live(root, name, Path(scratch) / "cache", mirror)
         log = pending(root, parent)
@@ -288,7 +294,7 @@ def build(
             unknown = [garment for garment in earlier if not known.get(garment.id, garment.digest())]
             _encode_missing(unknown, load, root, compute, known, progress)
         num_encoded = sum(known.get(each.id, keys[each.id]) is not None for each in missing)
-        chosen, refused = _chosen(wanted, keys, known, before)
+        chosen, refused = _chosen(wanted, keys, known, before, {each.garment_id for each in skipped})
         skipped += refused
         if not chosen:
             raise ArtifactError(f"{root.path}: no garment is left; {len(skipped)} could not be taken in")
@@ -308,7 +314,7 @@ def build(
         with suppress(OSError):  # somebody has something else in it
             work.rmdir()
     num_removed = len(set(before.ids()) - {each.row.id for each in chosen}) if before else 0
-    return Built(version, num_encoded, len(chosen) - num_encoded, num_removed, tuple(skipped))
+    return Built(version, num_encoded, len(chosen) - num_encoded, num_removed, tuple(skipped), log.refused)
 
 
 def _live(root: Root, name: str | None, cache: Path, mirror: bool) -> tuple[Version, Part | None]:
@@ -381,13 +387,15 @@ def _encode_missing(
 
 
 def _chosen(
-    wanted: Mapping[str, Garment], keys: Mapping[str, str], known: Known, before: Part | None
+    wanted: Mapping[str, Garment], keys: Mapping[str, str], known: Known, before: Part | None, told: Collection[str]
 ) -> tuple[list[Encoded], list[Skipped]]:
-    """What the version has, by category and id, and what breaks a rule. What cannot be had stays as it was before."""
+    """What the version has, by category and id, and what else than `told` cannot be had; all that stays as it was."""
     chosen: list[Encoded] = []
     skipped: list[Skipped] = []
     for garment in wanted.values():
         encoded = known.get(garment.id, keys.get(garment.id, ""))
+        if encoded is None and garment.id not in told:
+            skipped.append(Skipped(garment.id, "its picture changed while it was read"))
         if encoded is not None:
             said = replace(
                 encoded.row,

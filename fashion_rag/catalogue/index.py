@@ -23,7 +23,7 @@ from fashion_rag.catalogue.encoder import RetrievalEncoder
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.catalogue.vectors import VectorIndex, inner_products
+from fashion_rag.catalogue.vectors import VectorIndex, inner_products, is_unit
 from fashion_rag.catalogue.versions import Version, current, fetch, live
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
@@ -126,7 +126,7 @@ class Catalogue:
     def vector(self, garment_id: str) -> NDArray[np.float32]:
         """The vector [D] of a garment's picture, to search for what is like it. Raises as `get`."""
         if change := self._added.get(garment_id):
-            return change.vector
+            return change.vector.copy()
         self.get(garment_id)
         row = self._base.part.garments.find(garment_id)
         return np.array(self._base.part.vectors[row])
@@ -185,8 +185,10 @@ class Catalogue:
         return [Match(garment, score) for score, garment in found[: query.k]]
 
     def _garment(self, change: Added) -> Garment:
-        knows_words = self._base.inversion is not None and change.encoders.get(INVERSION) == self._base.inversion
-        return Garment.stored(self._base.root, change.row, change.pseudo_words if knows_words else None)
+        base = self._base
+        made_by = change.encoders.get(INVERSION)
+        knows_words = made_by is not None and made_by == base.inversion and base.part.fits(change.pseudo_words)
+        return Garment.stored(base.root, change.row, change.pseudo_words if knows_words else None)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class Base:
         """Whether a change can be laid over the version."""
         return not isinstance(change, Added) or (
             change.encoders.get(RETRIEVAL) == self.version.encoders[RETRIEVAL]
-            and self.part.fits(change.vector, change.pseudo_words)
+            and change.vector.shape == self.part.vectors.shape[1:]
+            and is_unit(change.vector)
         )
 
     def garment(self, row: int) -> Garment:

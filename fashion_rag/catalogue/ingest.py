@@ -46,8 +46,6 @@ def on_ray(
         batch_size=BATCH_SIZE,
         compute=ray.data.ActorPoolStrategy(size=num_workers),
         num_gpus=num_gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     for batch in encoded.iter_batches(batch_size=BATCH_SIZE, batch_format="numpy"):
         yield [pickle.loads(outcome) for outcome in batch["outcome"]]

@@ -31,6 +31,7 @@ LISTS_PER_ROOT = 4  # lists, in square roots of the number of vectors
 DIMS_PER_CODE, BITS_PER_CODE = 2, 4
 TRAINING_ROWS_PER_LIST = 40
 TRAINING_ROUNDS = 10
+MAX_LENGTH_ERROR = 1e-3  # of unit vectors
 BLOCK_ROWS = 16_384  # read at a time
 SAMPLED_ROWS = 256  # by which vectors are recognised
 
@@ -147,7 +148,7 @@ class VectorIndex:
         _check_vectors(vectors)
         for start, block in _blocks(vectors):
             lengths = np.linalg.norm(block, axis=1)
-            wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))  # NaN is wrong too
+            wrong = np.flatnonzero(~(np.abs(lengths - 1) < MAX_LENGTH_ERROR))  # NaN is wrong too
             if len(wrong):
                 raise ArtifactError(f"vector {start + wrong[0]}: has the length {lengths[wrong[0]]}; must be 1")
         return cls(vectors, _build_codes(vectors) if len(vectors) > effort.max_scanned_rows else None, effort)
@@ -200,6 +201,11 @@ def _description(vectors: NDArray[np.float32], codes: Path | None) -> dict[str, 
 def _check_vectors(vectors: NDArray[np.float32]) -> None:
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not vectors.flags.c_contiguous:
         raise ArtifactError(f"vectors: {vectors.dtype} {list(vectors.shape)}; must be float32 [N, D], row by row")
+
+
+def is_unit(vector: NDArray[np.float32]) -> bool:
+    """Whether a vector [D] is as long as the index asks for."""
+    return bool(abs(np.linalg.norm(vector) - 1) < MAX_LENGTH_ERROR)
 
 
 def _blocks(vectors: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -163,7 +163,7 @@ def _decode(data: bytes | Path, field: str, max_pixels: int) -> Image.Image:
                 return _eight_bit(ImageOps.exif_transpose(image))
         except Image.DecompressionBombError as error:
             raise InvalidRequest(field, shown, f"must have at most {max_pixels} pixels") from error
-        except (OSError, SyntaxError, ValueError, struct.error) as error:  # as Pillow raises them
+        except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:  # as Pillow raises them
             rule = f"must be a whole picture of 8 or 16 bits a channel, in one of {', '.join(FORMATS)}"
             raise InvalidRequest(field, shown, rule) from error
 

@@ -2,6 +2,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from benchmarks import retrieval
 from benchmarks.retrieval import FILTERS, QUICK, World, benchmark, make_data, measure, read_queries, timed
 from benchmarks.retrieval_report import plot, tables
-from benchmarks.retrieval_systems import SYSTEMS
+from benchmarks.retrieval_systems import GRAPHS, SYSTEMS
 
 SMALL = replace(QUICK, sizes=(3000, 6000), graphs_up_to=3000, dim=16, num_clusters=20, num_queries=6)
 
@@ -59,6 +60,8 @@ def test_the_best_are_those_of_brute_force(folder: Path) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_finds_most_of_the_best_in_so_little(folder: Path, system: str) -> None:
+    if system in GRAPHS:
+        pytest.importorskip(system)
     for found in measure(system, folder, SMALL):
         assert found["num_vectors"] == 3000
         assert found["system"].split()[0] == system
@@ -81,7 +84,17 @@ def test_recall_counts_what_is_missed(folder: Path) -> None:
     assert [found[name]["recall"] for name in FILTERS[:3]] == [0.5] * 3
 
 
+def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "find_spec", lambda name: None if name == "usearch" else find_spec(name))
+    assert "usearch" in retrieval._left_out(1000, SMALL)
+    monkeypatch.setattr(retrieval, "find_spec", lambda name: True)
+    assert retrieval._left_out(1000, SMALL) == []
+    assert retrieval._left_out(SMALL.graphs_up_to + 1, SMALL) == list(GRAPHS)
+
+
 def test_the_result_is_plain_and_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in GRAPHS:
+        pytest.importorskip(name)
     # Starting processes takes most of a minute.
     monkeypatch.setattr(retrieval, "ProcessPoolExecutor", lambda num_workers, context: ThreadPoolExecutor(num_workers))
     said: list[str] = []

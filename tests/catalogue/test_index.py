@@ -105,7 +105,6 @@ def test_a_vector_that_is_given_is_the_callers_own(shop: Path) -> None:
     assert ids(catalogue.search("blue", "dresses", 1)) == ["c"]
 
 
-@pytest.mark.xfail(strict=True, reason="a live garment's is the catalogue's own")
 def test_the_vector_of_a_live_garment_is_the_callers_own_too(root: Path) -> None:
     add(root, "e", "black")
     catalogue = opened(root)
