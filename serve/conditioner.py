@@ -1,7 +1,7 @@
 """The deployment that turns garments into pseudo-words, and words and pseudo-words into prompt embeddings.
 
-It asks the retriever for the garments of an edit, whose pseudo-words come with them, and for the pictures of those that
-the catalogue has no words of and that it has not met lately.
+It asks the retriever for the garments of an edit. Their pseudo-words come with them, or else their pictures: then it
+makes the words, unless it has lately.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from export.backend import Runtime
 from fashion_rag import pipeline
+from fashion_rag.data.image import open_image
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
 from serve import metrics
@@ -54,7 +55,7 @@ class Conditioner:
             "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline
         )
         with metrics.timed("condition") as timings_s:
-            words = await self._words(retrieved, job.deadline)
+            words = await self._words(retrieved)
             conditioning: Conditioning = checked(await self._condition((request, words)))
         return Conditioned(conditioning, retrieved.garments, retrieved.timings_s | timings_s)
 
@@ -63,30 +64,28 @@ class Conditioner:
         words: Tensor = checked(await self._invert(picture))
         return words
 
-    async def _words(self, retrieved: Retrieved, deadline: float) -> Tensor | None:
+    async def _words(self, retrieved: Retrieved) -> Tensor | None:
         """Pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""
-        ids = [garment.id for garment in retrieved.garments]
-        if not ids:
-            return None
-        stored = {one: words for one, words in zip(ids, retrieved.pseudo_words, strict=True) if words is not None}
-        cached = {
-            one: words
-            for one in ids
-            if one not in stored and (words := self.pseudo_words.get((retrieved.version, one))) is not None
-        }
-        missing = [one for one in dict.fromkeys(ids) if one not in stored and one not in cached]
-        metrics.count_lookups(stored=len(stored), hit=len(cached), miss=len(missing))
-        made: dict[str, Tensor] = {}
+        known: dict[str, Tensor] = {}
+        missing: dict[str, bytes] = {}
+        num_stored = 0
+        for garment, words in zip(retrieved.garments, retrieved.pseudo_words, strict=True):
+            if isinstance(words, Tensor):
+                known[garment.id] = words
+                num_stored += 1
+            elif (cached := self.pseudo_words.get((retrieved.version, garment.id))) is not None:
+                known[garment.id] = cached
+            else:
+                missing[garment.id] = words
+        num_hits = len(retrieved.garments) - num_stored - len(missing)
+        metrics.count_lookups(stored=num_stored, hit=num_hits, miss=len(missing))
         if missing:
-            # Of the version that was searched, whatever is live by now.
-            ask = lambda: self.retriever.pictures.remote(missing, retrieved.version)  # noqa: E731
-            pictures: list[Image.Image] = await answer("retrieve", ask, deadline)
+            pictures = await asyncio.to_thread(lambda: [open_image(content) for content in missing.values()])
             outcomes = await asyncio.gather(*map(self._invert, pictures))
-            made = {one: checked(outcome) for one, outcome in zip(missing, outcomes, strict=True)}
-            for one, words in made.items():
-                self.pseudo_words.put((retrieved.version, one), words)
-        known = stored | cached | made
-        return torch.stack([known[one] for one in ids])
+            for garment_id, outcome in zip(missing, outcomes, strict=True):
+                known[garment_id] = checked(outcome)
+                self.pseudo_words.put((retrieved.version, garment_id), known[garment_id])
+        return torch.stack([known[garment.id] for garment in retrieved.garments]) if known else None
 
     @ray_serve.batch(batch_wait_timeout_s=0)
     async def _invert(self, pictures: list[Image.Image]) -> list[Tensor | Exception]:

@@ -1,13 +1,12 @@
 """The deployment that finds garments. Only it opens the catalogue, and only it writes to it.
 
-It looks for new versions and changes all the time, and takes them on between two batches: an edit sees one state of the
-catalogue from search to inversion, because pictures are given of the version that was searched.
+It looks for new versions and changes all the time, and takes them on between two batches. An edit sees one state of the
+catalogue from search to inversion: what it needs of its garments comes with them.
 """
 
 import asyncio
 import contextvars
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +34,8 @@ from serve.config import RetrieverSettings
 from serve.schemas import GarmentFound, GarmentUsed
 from serve.stages import Retrieved
 
-# States of the catalogue whose pictures can still be asked for.
-MAX_STATES = 8
+# Garments, their pseudo-words or pictures, and the version of the catalogue that has them.
+Found = tuple[list[Match], tuple[Tensor | bytes, ...], str]
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,7 +52,6 @@ class Retriever:
         self.catalogue = bundle.open_catalogue(catalogue)
         self.encoder = bundle.load_retrieval_encoder()
         self.encoder.encode_texts(["warm up"])
-        self.states: OrderedDict[str, Catalogue] = OrderedDict({self.catalogue.version: self.catalogue})
         self.settings = RetrieverSettings()
         self._watching: asyncio.Task[None] | None = None
         self._refreshing = asyncio.Lock()
@@ -83,9 +81,7 @@ class Retriever:
             fresh = await asyncio.to_thread(self.catalogue.refreshed)
             if fresh is not self.catalogue:
                 logger.info("the catalogue is now at %s", fresh.version)
-                self.catalogue = self.states[fresh.version] = fresh
-                while len(self.states) > MAX_STATES:
-                    self.states.popitem(last=False)
+                self.catalogue = fresh
 
     def check_health(self) -> None:
         """Raises RuntimeError if the replica should be replaced."""
@@ -101,26 +97,23 @@ class Retriever:
         Raises InvalidRequest for an id that is not in the catalogue.
         """
         with metrics.timed("retrieve") as timings_s:
-            matches, version = checked(await self._retrieve(request))
+            matches, words, version = checked(await self._retrieve(request))
         garments = tuple(
             GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption) for match in matches
         )
-        return Retrieved(garments, tuple(map(_words, matches)), version, timings_s)
+        return Retrieved(garments, words, version, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _retrieve(self, requests: list[EditRequest]) -> list[tuple[list[Match], str] | Exception]:
+    async def _retrieve(self, requests: list[EditRequest]) -> list[Found | Exception]:
         catalogue = self.catalogue
 
-        def found(some: Sequence[EditRequest]) -> list[tuple[list[Match], str]]:
-            return [(matches, catalogue.version) for matches in pipeline.retrieve_many(catalogue, some)]
+        def found(some: Sequence[EditRequest]) -> list[Found]:
+            return [
+                (matches, tuple(map(_words, matches)), catalogue.version)
+                for matches in pipeline.retrieve_many(catalogue, some)
+            ]
 
         return await asyncio.to_thread(each, found, requests)
-
-    async def pictures(self, garment_ids: Sequence[str], version: str) -> list[Image.Image]:
-        """The pictures of garments, of this version if it is not long gone. Raises InvalidRequest for an unknown id."""
-        catalogue = self.states.get(version, self.catalogue)
-        garments = [catalogue.get(garment_id) for garment_id in garment_ids]
-        return await asyncio.to_thread(lambda: [garment.image() for garment in garments])
 
     async def search(self, like: str | Image.Image, category: str, k: int, attributes: Filter) -> list[GarmentFound]:
         """The `k` garments of `category` nearest to a text or picture. Raises InvalidRequest as `Catalogue.search`."""
@@ -171,9 +164,9 @@ class Retriever:
         await self._refresh()
 
 
-def _words(match: Match) -> Tensor | None:
+def _words(match: Match) -> Tensor | bytes:
     words = match.garment.pseudo_words
-    return None if words is None else torch.from_numpy(words)
+    return match.garment.picture.read_bytes() if words is None else torch.from_numpy(words)
 
 
 def _shown(match: Match) -> GarmentFound:

@@ -31,10 +31,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Garments, best first, of a version of the catalogue, and the pseudo-words [P, D] of each, if it has them."""
+    """Garments, best first, all of one version of the catalogue; of each its pseudo-words [P, D], or the picture file
+    that they are to be made of where the catalogue has none.
+    """
 
     garments: tuple[GarmentUsed, ...]
-    pseudo_words: tuple[Tensor | None, ...]
+    pseudo_words: tuple[Tensor | bytes, ...]
     version: str
     timings_s: Timings
 
