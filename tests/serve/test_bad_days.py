@@ -345,7 +345,8 @@ def test_too_much_for_a_while(url: str, deploy: Deploy, config: ServeConfig) -> 
     # JPEG makes a little more of a difference in the last digit.
     assert all(np.abs(outcome(reply) - picture).mean() < 1 for reply in done)
     assert len(refused) > len(answers) / 2
-    assert len(done) / seconds > 0.6 * capacity
+    # Those who ask, and the refusals, share the cores with the edits.
+    assert len(done) / seconds > 0.4 * capacity
     assert max(grown.values()) < MAX_GROWN_BYTES
 
 
