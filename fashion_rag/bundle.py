@@ -38,8 +38,9 @@ from fashion_rag.artifacts import (
     written_aside,
 )
 from fashion_rag.catalogue import encoder as retrieval
-from fashion_rag.catalogue.build import Built, Encoders, build
+from fashion_rag.catalogue.build import Built, build
 from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.encoding import Encoders
 from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment

@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import parse_filter
-from fashion_rag.catalogue.build import MAX_STORED_SIDE
+from fashion_rag.catalogue.encoding import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import finish

@@ -17,9 +17,9 @@ from PIL import Image
 
 from fashion_rag.artifacts import cache_folder, sha256
 from fashion_rag.catalogue.attributes import Attributes, Filter, Filters
-from fashion_rag.catalogue.build import INDEX_FOLDER, WORDS_FILE, Part
 from fashion_rag.catalogue.changes import Added, Change, fold, read_since
 from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.encoding import INDEX_FOLDER, WORDS_FILE, Part
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
 from fashion_rag.catalogue.table import GarmentRow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from fashion_rag.catalogue.build import BATCH_SIZE, Encoded, Encoders, Skipped, encode
+from fashion_rag.catalogue.encoding import BATCH_SIZE, Encoded, Encoders, Skipped, encode
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import Garment
 

@@ -18,16 +18,9 @@ from PIL import Image
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import build as build_module
-from fashion_rag.catalogue.build import (
-    MAX_STORED_SIDE,
-    Encoded,
-    Part,
-    Skipped,
-    encode,
-    in_process,
-    stored_jpeg,
-)
+from fashion_rag.catalogue.build import in_process
 from fashion_rag.catalogue.changes import Added, append
+from fashion_rag.catalogue.encoding import MAX_STORED_SIDE, Encoded, Part, Skipped, encode, stored_jpeg
 from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment, garments_in

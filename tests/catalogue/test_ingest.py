@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.catalogue.build import Encoded, Encoders, Part, encode
+from fashion_rag.catalogue.encoding import Encoded, Encoders, Part, encode
 from fashion_rag.catalogue.ingest import Encoder
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import Garment

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from fashion_rag.catalogue.build import Built, Encoded, Encoders, build, encode, in_process
+from fashion_rag.catalogue.build import Built, build, in_process
 from fashion_rag.catalogue.changes import Added, Deleted, append
+from fashion_rag.catalogue.encoding import Encoded, Encoders, encode
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment, garments_in
 
