@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.index import Match, Query
 from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.store import Garment, garments_in
+from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.demo.layout import write_dresscode
 from fashion_rag.errors import ArtifactError
 
 
@@ -80,3 +83,16 @@ def test_nothing_to_search_for_is_refused() -> None:
     catalogue: Any = Ranked([garment("a", "")], {})
     with pytest.raises(ArtifactError, match="no garment has a caption"):
         evaluate(catalogue)
+
+
+def test_the_demo_bundle_finds_garments_by_their_captions(tmp_path: Path) -> None:
+    bundle = Bundle.open(DEMO_BUNDLE)
+    write_dresscode(tmp_path / "world", num_pairs=20, seed=5, size=bundle.manifest.image_size)
+    bundle.build_catalogue(tmp_path / "catalogue", garments_in(tmp_path / "world"), work=tmp_path / "work")
+    recalls = {
+        (each.category, each.num_chunks): each for each in evaluate(bundle.open_catalogue(tmp_path / "catalogue"))
+    }
+    assert recalls["all", 3].num_garments == 60
+    assert recalls["all", 3].at[1] >= 0.9
+    # One chunk alone fits several garments.
+    assert 0.3 <= recalls["all", 1].at[1] < recalls["all", 3].at[1]
