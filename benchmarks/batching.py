@@ -19,7 +19,6 @@ takes as long as one edit's, twice as long, and so on. Load is a share of what b
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -52,7 +51,7 @@ from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
 from fashion_rag.denoising.runner import Inputs, UNetCall
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.provenance import provenance
+from fashion_rag.provenance import provenance, write_result
 
 # Steps of the server's presets fast, balanced and exact, in equal parts; and edits that are all alike.
 WORKLOADS = {"mixed": (10, 20, 50), "uniform": (20,)}
@@ -276,8 +275,7 @@ def main(
     console.print(overview(result, "p95_s", "p95 from arrival to answer, in s"))
     console.print(overview(result, "p95_own", "the same, in times that the edit takes alone"))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(out, result)
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
         plot(result).savefig(plot_file, dpi=150)

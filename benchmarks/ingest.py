@@ -8,7 +8,6 @@ with nothing new; and again with one garment in ten changed. Then every caption 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -31,7 +30,7 @@ from fashion_rag.catalogue.ingest import on_ray
 from fashion_rag.catalogue.store import Garment, garments_in
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.demo.layout import write_dresscode
-from fashion_rag.provenance import provenance
+from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CATEGORIES
 
 
@@ -109,8 +108,7 @@ def main(
     console.print(table)
     console.print("from text to ten garments, in ms:", result["text_to_result_ms"])
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(out, result)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ useful operations, which are counted as the network has them in PyTorch.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -57,7 +56,7 @@ from export.parity import SEED, random_inputs
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
-from fashion_rag.provenance import provenance
+from fashion_rag.provenance import provenance, write_result
 
 # Useful operations a second, which "share" is a share of, by what the GPU's name holds. What large bfloat16 matrix
 # products reach on an H100 SXM; the dense peak in NVIDIA's datasheet is 989e12, and an H200 has the same processor.
@@ -296,8 +295,7 @@ def main(
     console.print(module_table(result))
     console.print(edit_table(result))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(out, result)
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
         plot(result).savefig(plot_file, dpi=150)

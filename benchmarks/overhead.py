@@ -32,7 +32,7 @@ from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.pipeline import Pipeline
-from fashion_rag.provenance import provenance
+from fashion_rag.provenance import provenance, write_result
 from serve import app, showcase
 from serve.config import IngressSettings
 from serve.schemas import EditForm, edit_reply
@@ -111,7 +111,7 @@ def main(
         "overhead_share": median(overheads) / alone,
         "served_stages_ms": {stage: median(each.stages_ms[stage] for each in rounds) for stage in rounds[0].stages_ms},
     }
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(out, result)
     table = Table("ms", "p25", "median", "p75", title=f"One edit of {steps} steps, {num_rounds} rounds")
     for name in ("bare_ms", "served_ms", "overhead_ms"):
         table.add_row(name.removesuffix("_ms"), *(f"{result[name][key]:.1f}" for key in ("p25", "median", "p75")))

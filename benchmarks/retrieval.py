@@ -25,7 +25,6 @@ filters in turn; p50 and p99 are over queries. `cpu` is the time on the processo
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +44,7 @@ from rich.console import Console
 
 from benchmarks.retrieval_report import Record, plot, tables
 from benchmarks.retrieval_systems import GRAPHS, SYSTEMS, Search
-from fashion_rag.provenance import provenance
+from fashion_rag.provenance import provenance, write_result
 
 BLOCK_ROWS = 20_000
 NUM_CATEGORIES = 3
@@ -278,8 +277,7 @@ def main(
 
     def keep(result: Record) -> None:
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=2) + "\n")
+            write_result(out, result)
 
     with Console(stderr=True).status("") as status:
         result = benchmark(settings, status.update, keep)

@@ -7,7 +7,6 @@ Each command imports what it needs when it runs, so that `--help` is quick. What
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -232,7 +231,7 @@ def index_evaluate(
     """Measure how often a garment's own caption finds it: recall by category, with one and three noun chunks."""
     from fashion_rag.bundle import Bundle
     from fashion_rag.catalogue.recall import RANKS, evaluate
-    from fashion_rag.provenance import provenance
+    from fashion_rag.provenance import provenance, write_result
 
     found = Bundle.open(bundle).open_catalogue(catalogue)
     with progress("searching") as advance:
@@ -243,9 +242,7 @@ def index_evaluate(
         table.add_row(recall.category, str(recall.num_chunks), str(recall.num_garments), *shown)
     Console().print(table)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        rows = [dataclasses.asdict(recall) for recall in recalls]
-        json_file.write_text(json.dumps({"from": provenance(), "recall": rows}, indent=2) + "\n")
+        write_result(json_file, {"from": provenance(), "recall": [dataclasses.asdict(recall) for recall in recalls]})
 
 
 def _show_built(catalogue: str, built: Built) -> None:
@@ -453,14 +450,13 @@ def demo_evaluate(
     import torch
 
     from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
-    from fashion_rag.provenance import provenance
+    from fashion_rag.provenance import provenance, write_result
 
     with progress("painting", NUM_PAINTED * cases) as advance:
         report = evaluate(bundle, cases, device=device, dtype=getattr(torch, dtype), progress=advance)
     Console().print(report_table(report))
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({"from": provenance()} | report.as_dict(), indent=2) + "\n")
+        write_result(json_file, {"from": provenance()} | report.as_dict())
 
 
 def report_table(report: Report) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,12 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray", "onnxruntime", "faiss-cpu", "numpy")
+
+
+def write_result(path: Path, result: Mapping[str, object]) -> None:
+    """Write a result as JSON, into a folder that need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def provenance() -> dict[str, object]:

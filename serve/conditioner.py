@@ -59,9 +59,9 @@ class Conditioner:
             conditioning: Conditioning = checked(await self._condition((request, words)))
         return Conditioned(conditioning, retrieved.garments, retrieved.timings_s | timings_s)
 
-    async def invert(self, picture: Image.Image) -> Tensor:
-        """Pseudo-words [P, D] of a garment's picture, for the catalogue."""
-        words: Tensor = checked(await self._invert(picture))
+    async def invert(self, content: bytes) -> Tensor:
+        """Pseudo-words [P, D] of the garment in a picture file, for the catalogue."""
+        words: Tensor = checked(await self._invert(await asyncio.to_thread(open_image, content)))
         return words
 
     async def _words(self, retrieved: Retrieved) -> Tensor | None:

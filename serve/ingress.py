@@ -272,8 +272,7 @@ class Ingress:
             form = await read_form(http, MAX_BODY_BYTES, GarmentForm)
             row, jpeg = await asyncio.to_thread(garment_picture, form, self.door.settings.max_pixels)
             deadline = time.time() + ASK_S
-            picture = await asyncio.to_thread(open_image, jpeg)
-            words = await answer("condition", lambda: self.conditioner.invert.remote(picture), deadline)
+            words = await answer("condition", lambda: self.conditioner.invert.remote(jpeg), deadline)
             return await self._ask("add", row, jpeg, words)
 
     @api.delete("/v1/garments/{garment_id}", status_code=204)

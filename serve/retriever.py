@@ -24,6 +24,7 @@ from fashion_rag.catalogue.attributes import Filter
 from fashion_rag.catalogue.changes import Added, Deleted, append, put_image
 from fashion_rag.catalogue.index import Catalogue, Match
 from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.store import INVERSION
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError
@@ -49,9 +50,9 @@ class Retriever:
         bundle = Bundle.open(Path(runtime.bundle))
         self.root = Root.at(catalogue)
         self.fingerprints = bundle.fingerprints()
-        self.catalogue = bundle.open_catalogue(catalogue)
         self.encoder = bundle.load_retrieval_encoder()
         self.encoder.encode_texts(["warm up"])
+        self.catalogue = Catalogue.open(catalogue, self.encoder, self.fingerprints[INVERSION])
         self.settings = RetrieverSettings()
         self._watching: asyncio.Task[None] | None = None
         self._refreshing = asyncio.Lock()

@@ -99,6 +99,9 @@ class Known:
             Part.write(new, encoded)
         self.take_in(Part(path))
 
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._found
+
     def get(self, garment_id: str, digest: str) -> Encoded | None:
         """What is known of the garment with this picture."""
         find = self._found.get((garment_id, digest))
@@ -144,15 +147,15 @@ def build(
         known.take_in_changes(log.last.values(), fingerprints, before if same_encoders else None)
         wanted = _wanted(root, None if mirror else before, garments, log.last)
         keys, skipped = _keys(wanted.values())
-        missing = [wanted[garment_id] for garment_id, digest in keys.items() if not known.get(garment_id, digest)]
+        missing = [wanted[garment_id] for garment_id, digest in keys.items() if (garment_id, digest) not in known]
         skipped += _encode_missing(missing, load, root, compute, known, progress)
         if before:
             # In the place of what cannot be read comes what was there.
             rows = map(before.garments.find, {each.garment_id for each in skipped})
             earlier = [Garment.stored(root, before.garments[row]) for row in rows if row is not None]
-            unknown = [garment for garment in earlier if not known.get(garment.id, garment.digest())]
+            unknown = [garment for garment in earlier if (garment.id, garment.digest()) not in known]
             _encode_missing(unknown, load, root, compute, known, progress)
-        num_encoded = sum(known.get(each.id, keys[each.id]) is not None for each in missing)
+        num_encoded = sum((each.id, keys[each.id]) in known for each in missing)
         chosen, refused = _chosen(wanted, keys, known, before, {each.garment_id for each in skipped})
         skipped += refused
         if not chosen:
