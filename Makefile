@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test test-slow lint clean
+.PHONY: demo serve k8s-check test test-slow lint clean
 
 # Serve the packaged demo bundle, send it edits, write the pictures to out/demo.png.
 demo: .venv/.installed
@@ -10,6 +10,10 @@ demo: .venv/.installed
 # Serve the demo bundle on http://127.0.0.1:8000 until Ctrl-C.
 serve: .venv/.installed
 	$(BIN)/fashion-rag serve
+
+# The manifests, without a cluster.
+k8s-check: .venv/.installed
+	$(BIN)/python -m k8s.checks
 
 test: lint
 	$(BIN)/pytest

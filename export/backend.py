@@ -20,7 +20,7 @@ from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
 from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
-from fashion_rag.artifacts import MANIFEST_FILE
+from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.runner import UNetCall
 from fashion_rag.errors import ArtifactError
@@ -45,6 +45,8 @@ class Runtime:
     for ONNX Runtime when they are first needed, and kept in the user's cache.
 
     num_threads: of each network under ONNX Runtime. PyTorch's own are set for the whole process, by the caller.
+
+    wait_s: how long `open` waits for what is not there yet, because something else is still copying or building it.
     """
 
     bundle: str
@@ -52,12 +54,27 @@ class Runtime:
     precision: Precision | Literal["auto"] = "auto"
     compiled: str | None = None
     num_threads: int = 1
+    wait_s: float = 0.0
+
+    def missing(self) -> list[str]:
+        """The manifests that `open` reads and that are not there (yet)."""
+        if not self.compiled:
+            return self.missing_bundle()
+        folder = Path(self.compiled)
+        manifest = (folder / ENGINES_FOLDER if self.backend == "tensorrt" else folder) / MANIFEST_FILE
+        return self.missing_bundle() + ([] if manifest.is_file() else [str(manifest)])
+
+    def missing_bundle(self) -> list[str]:
+        """The bundle's manifest, unless it is there."""
+        manifest = Path(self.bundle) / MANIFEST_FILE
+        return [] if manifest.is_file() else [str(manifest)]
 
     def open(self, progress: Callable[[], None] | None = None) -> Parts:
         """The parts of the bundle, ready to be loaded; `progress` is called once a network where they are exported.
 
         Raises ArtifactError, with the reason, for what cannot be run here.
         """
+        wait_for(self.missing, self.wait_s)
         bundle = Bundle.open(Path(self.bundle))
         folder = Path(self.compiled) if self.compiled else None
         gpu = torch.cuda.is_available()

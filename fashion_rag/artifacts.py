@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from fashion_rag.errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
 MAX_NAMED = 4  # faults that a message lists; a wrong file has hundreds
-
+LOOK_EVERY_S = 1.0
+SAY_EVERY_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def wait_for(missing: Callable[[], Sequence[str]], wait_s: float) -> None:
+    """Returns once `missing` names nothing any more, or after `wait_s` seconds; says meanwhile what it waits for."""
+    started = said = time.monotonic()
+    while (names := missing()) and time.monotonic() - started < wait_s:
+        if said == started or time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            logger.warning("waiting, at most %.0f s in all, for %s", wait_s, ", ".join(names))
+        time.sleep(min(LOOK_EVERY_S, wait_s))
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ Each command imports what it needs when it runs, so that `--help` is quick. What
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,9 +38,32 @@ if TYPE_CHECKING:
     from fashion_rag.demo.evaluate import Report
 
 
+LINE_EVERY_S = 10.0
+
+
+class _Bars(Progress):
+    """Bars on a terminal; elsewhere, as in the log of a pod, a line now and then."""
+
+    said_s = 0.0
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if not self.console.is_terminal and time.monotonic() - self.said_s >= LINE_EVERY_S:
+            self.said_s = time.monotonic()
+            task = self._tasks[task_id]
+            self.console.print(f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}")
+
+
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return _Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 class _Commands(TyperGroup):
@@ -328,7 +352,13 @@ def serve(
     catalogue: Annotated[
         str | None, typer.Option(help="Folder or URL written by `index build`.", show_default="drawn garments")
     ] = None,
-    bundle: BundleOption = DEMO_BUNDLE,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder of a model bundle.", show_default="the packaged demo bundle")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Serve config file, as for `serve deploy`; what is given here goes before what it says."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; no other may enter.")] = None,
@@ -336,9 +366,12 @@ def serve(
         Path | None, typer.Option(help="File with a key a line, for those who may change the catalogue.")
     ] = None,
     backend: Annotated[
-        Literal["auto", "torch", "compile", "onnx", "tensorrt"],
-        typer.Option(help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime."),
-    ] = "auto",
+        Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
+        typer.Option(
+            help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.",
+            show_default="auto",
+        ),
+    ] = None,
     compiled: Annotated[
         Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
     ] = None,
@@ -347,8 +380,10 @@ def serve(
     from serve.app import run
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
-    given = {name: str(path.resolve()) for name, path in paths.items() if path}
-    run(bundle, catalogue, host, port, backend=backend, **given)
+    given = {name: str(path.resolve()) for name, path in paths.items() if path} | (
+        {"backend": backend} if backend else {}
+    )
+    run(bundle, catalogue, host, port, config, **given)
 
 
 @export_commands.command("onnx")

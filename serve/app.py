@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,21 @@ import ray
 import torch
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.schema import LoggingConfig
+from ray.serve.context import _get_global_client
+from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.config import DEMO_BUNDLE
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import RowsPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
+from serve.config_file import APP_NAME, Graph, read_graph
 from serve.denoiser import Denoiser
 from serve.ingress import Ingress
 from serve.retriever import Retriever
 from serve.vae import VAE
 
-APP_NAME = "fashion-rag"
 DEMO_WORLD = Path("out/world")
 LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
 # Far more than a stage is ever asked at once: where there is too much, the ingress and the denoiser say so.
@@ -97,18 +99,26 @@ def app(args: dict[str, Any]) -> ray_serve.Application:
     return build(ServeConfig.from_args(args))
 
 
-def run(bundle: Path, catalogue: str | Path | None, host: str, port: int, **settings: Any) -> None:
+def run(
+    bundle: Path | None, catalogue: str | Path | None, host: str, port: int, file: Path | None = None, **settings: Any
+) -> None:
     """Serve the graph on this machine until Ctrl-C; `settings` are fields of ServeConfig.
 
-    Without a catalogue, paper dolls' garments are drawn and served. Raises ArtifactError for what cannot be served.
+    file: a Serve config file, whose graph is served, with what else is given in place of what it says. The GPUs and
+    labels that it asks for, this machine must have. Without a file, the bundle that ships is the default, and without a
+    catalogue, paper dolls' garments are drawn and served. Raises ArtifactError for what cannot be served.
     """
+    graph = read_graph(file) if file else Graph({}, [])
+    settings = graph.args | settings
+    in_file = settings.pop("bundle", DEMO_BUNDLE), settings.pop("catalogue", None)
+    bundle, catalogue = bundle or Path(in_file[0]), catalogue or in_file[1]
     if catalogue is None:
         # Here, because the showcase in turn calls this module.
         from serve.showcase import ensure_demo_world
 
         catalogue = ensure_demo_world(DEMO_WORLD, bundle)
     try:
-        start(local_config(bundle, catalogue, **settings), host, port)
+        start(local_config(bundle, catalogue, **settings), host, port, deployments=graph.deployments)
         print(f"ready on http://{host}:{port}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -125,11 +135,17 @@ def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeC
     return ServeConfig.from_args(here | gpus | settings)
 
 
-def start(config: ServeConfig, host: str, port: int, dashboard: bool = False) -> None:
+def start(
+    config: ServeConfig,
+    host: str,
+    port: int,
+    dashboard: bool = False,
+    deployments: Sequence[dict[str, Any]] = (),
+) -> None:
     """Start a Ray of its own on this machine, and the graph in it; returns when all stages are ready.
 
-    dashboard: also Ray's, through which `serve deploy` brings new settings. Raises ArtifactError for what cannot be
-    served.
+    dashboard: also Ray's, through which `serve deploy` brings new settings. deployments: what a Serve config file says
+    of them. Raises ArtifactError for what cannot be served.
     """
     # Found out here at once; a replica would try to start again and again.
     Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
@@ -145,7 +161,13 @@ def start(config: ServeConfig, host: str, port: int, dashboard: bool = False) ->
     ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(build(config), name=APP_NAME)
+        if deployments:
+            graph = Graph(config.to_args(), list(deployments)).as_config()
+            client = _get_global_client()
+            assert client is not None
+            client.deploy_apps(ServeDeploySchema.model_validate(graph), _blocking=True)
+        else:
+            ray_serve.run(build(config), name=APP_NAME)
     except BaseException:
         stop()
         raise

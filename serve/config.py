@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, TypeAdapter
 
 from export.backend import Backend, Precision, Runtime
+from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.denoising.scheduler import Limits
 from serve.schemas import Preset
 
@@ -112,7 +113,8 @@ class ServeConfig(Config):
     that runs networks; with 0 they see none. api_keys: a file with a key a line; without it, and without
     FASHION_RAG_API_KEYS in the environment of the ingress, all may enter. catalogue_keys: the same, with
     FASHION_RAG_CATALOGUE_KEYS, for those who may change the catalogue; without, nobody may. drain_s: how long a replica
-    that is to stop may finish what it has; at least the longest edit.
+    that is to stop may finish what it has; at least the longest edit. wait_s: how long a replica waits at its start for
+    a bundle, a catalogue or compiled networks that are not there yet; `/readyz` names them.
 
     max_replicas: of a deployment; with more than one, each scales by its load. target_rows: UNet rows in flight in a
     denoiser before another is started. upscale_delay_s, downscale_delay_s: how long a load must last to tell.
@@ -131,6 +133,7 @@ class ServeConfig(Config):
     api_keys: str | None = None
     catalogue_keys: str | None = None
     drain_s: float = 300.0
+    wait_s: float = 0.0
     max_replicas: int = 1
     target_rows: int = 8
     upscale_delay_s: float = 10.0
@@ -147,9 +150,13 @@ class ServeConfig(Config):
                 raise ValueError(f"{name}: got ''; must be a folder")
         self._at_least(1, "num_threads", "max_replicas", "target_rows")
         self._at_least(0.01, "replica_cpus", "drain_s")
-        self._at_least(0, "replica_gpus", "upscale_delay_s", "downscale_delay_s")
+        self._at_least(0, "replica_gpus", "wait_s", "upscale_delay_s", "downscale_delay_s")
 
     @property
     def runtime(self) -> Runtime:
         """What runs the networks."""
-        return Runtime(self.bundle, self.backend, self.precision, self.compiled, self.num_threads)
+        return Runtime(self.bundle, self.backend, self.precision, self.compiled, self.num_threads, self.wait_s)
+
+    def missing(self) -> list[str]:
+        """What the graph opens at its start and is not there (yet)."""
+        return self.runtime.missing() + missing_catalogue(self.catalogue)

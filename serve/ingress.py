@@ -26,11 +26,12 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.encoding import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
-from fashion_rag.errors import InvalidRequest
+from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.pipeline import finish
 from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest
 from serve import metrics
@@ -51,6 +52,7 @@ from serve.schemas import (
     Model,
     ModelList,
     PictureForm,
+    Readiness,
     edit_completed,
     edit_reply,
     form_document,
@@ -124,9 +126,10 @@ class Ingress:
     """The HTTP side of the graph. Several replicas may run; each counts the edits that it has let in."""
 
     def __init__(self, config: ServeConfig, stages: dict[str, DeploymentHandle]) -> None:
+        self.config = config
+        wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Bundle.open(Path(config.bundle)).manifest
-        self.keys = ApiKeys.load(config.api_keys, API_KEYS, os.environ)
-        self.editors = ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
+        self._load_keys()
         self.door = Door(config.ingress)
         self.stages = stages
         self.retriever, self.conditioner, self.vae = stages["retriever"], stages["conditioner"], stages["vae"]
@@ -136,6 +139,17 @@ class Ingress:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new IngressSettings."""
         self.door.settings = IngressSettings.from_args(user_config)
+
+    def _load_keys(self) -> None:
+        self.keys = ApiKeys.load(self.config.api_keys, API_KEYS, os.environ)
+        self.editors = ApiKeys.load(self.config.catalogue_keys, CATALOGUE_KEYS, os.environ)
+
+    def check_health(self) -> None:
+        """Takes on files of keys that have changed: Serve calls every second. Where they are no good, the old stay."""
+        try:
+            self._load_keys()
+        except ArtifactError as error:
+            logger.error("the API keys stay as they are: %s", error)
 
     def _key_name(self, http: Request) -> str | None:
         return self.keys.check(http.headers.get("authorization")) if self.keys else None
@@ -324,9 +338,12 @@ class Ingress:
         return {"status": "alive"}
 
     @api.get("/readyz")
-    async def readyz(self, response: Response) -> dict[str, bool]:
-        """Which stages answer; 503 unless all do."""
+    async def readyz(self, response: Response) -> Readiness:
+        """Which stages answer, and the files that those which do not may be waiting for; 503 unless all answer."""
         answers = await asyncio.gather(*map(_answers, self.stages.values()))
-        ready = dict(zip(self.stages, answers, strict=True))
-        response.status_code = 200 if all(ready.values()) else 503
-        return ready
+        if all(answers):
+            missing = []
+        else:
+            response.status_code = 503
+            missing = await asyncio.to_thread(self.config.missing)
+        return Readiness(stages=dict(zip(self.stages, answers, strict=True)), missing=missing)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from export.backend import Runtime
 from fashion_rag import pipeline
+from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Filter
 from fashion_rag.catalogue.changes import Added, Deleted, append, put_image
@@ -26,6 +27,7 @@ from fashion_rag.catalogue.index import Catalogue, Match
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION
 from fashion_rag.catalogue.table import GarmentRow
+from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError
 from fashion_rag.request import EditRequest
@@ -47,6 +49,7 @@ class Retriever:
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
         torch.set_num_threads(runtime.num_threads)
+        wait_for(lambda: runtime.missing() + missing_catalogue(catalogue), runtime.wait_s)
         bundle = Bundle.open(Path(runtime.bundle))
         self.root = Root.at(catalogue)
         self.fingerprints = bundle.fingerprints()

@@ -276,6 +276,13 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class Readiness(BaseModel):
+    """The reply to GET /readyz: which stages answer, and which files are not there that they may be waiting for."""
+
+    stages: dict[str, bool]
+    missing: list[str]
+
+
 class GarmentFound(BaseModel):
     """A garment in the catalogue; `score` is the cosine with the words that found it, null where its id did."""
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from fashion_rag.artifacts import MANIFEST_FILE, load_strict, read_config, read_state, write_state, written_aside
+from fashion_rag import artifacts
+from fashion_rag.artifacts import (
+    MANIFEST_FILE,
+    load_strict,
+    read_config,
+    read_state,
+    wait_for,
+    write_state,
+    written_aside,
+)
 from fashion_rag.errors import ArtifactError
 
 
@@ -92,3 +101,18 @@ def test_a_long_list_of_faults_is_cut() -> None:
     state = {f"layer{index}": torch.zeros(1) for index in range(20)}
     with pytest.raises(ArtifactError, match=r"; and 18 more$"):
         load_strict(nn.Linear(3, 2), state, Path("some.file"))
+
+
+def test_waiting_ends_when_nothing_is_missing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "LOOK_EVERY_S", 0.01)
+    answers = iter([["a", "b"], ["b"], []])
+    wait_for(lambda: next(answers), 60)
+    assert next(answers, None) is None
+    assert [record.getMessage() for record in caplog.records] == ["waiting, at most 60 s in all, for a, b"]
+
+
+def test_waiting_ends_after_its_time() -> None:
+    wait_for(lambda: ["a"], 0.02)
+    wait_for(lambda: ["a"], 0)

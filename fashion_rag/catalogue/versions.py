@@ -74,6 +74,12 @@ def current(root: Root) -> str | None:
     return name
 
 
+def missing_catalogue(path: str) -> list[str]:
+    """The file that says which version is live, at a path or URL, if it is not there (yet); else nothing."""
+    root = Root.at(path)
+    return [] if current(root) else [root.full(CURRENT)]
+
+
 def live(root: Root, digests: bool = False) -> Version:
     """The version that CURRENT names, checked as by `open_version`. Raises ArtifactError if there is none."""
     name = current(root)

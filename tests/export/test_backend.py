@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,25 @@ def test_on_a_gpu_engines_are_taken_where_there_are_some(
 def test_tensorrt_needs_a_gpu(tiny_bundle: Path, onnx_folder: Path) -> None:
     with pytest.raises(ArtifactError, match="tensorrt, which needs a GPU"):
         Runtime(str(tiny_bundle), "tensorrt", compiled=str(onnx_folder)).open()
+
+
+def test_what_is_missing_is_named(tiny_bundle: Path, onnx_folder: Path, tmp_path: Path) -> None:
+    assert Runtime(str(tiny_bundle), compiled=str(onnx_folder)).missing() == []
+    engines = [str(onnx_folder / "engines/manifest.json")]
+    assert Runtime(str(tiny_bundle), "tensorrt", compiled=str(onnx_folder)).missing() == engines
+    nothing = Runtime(str(tmp_path), "onnx", compiled=str(tmp_path / "compiled"))
+    assert nothing.missing() == [str(tmp_path / "manifest.json"), str(tmp_path / "compiled/manifest.json")]
+
+
+def test_networks_that_are_still_being_exported_are_waited_for(
+    tiny_bundle: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "compiled"
+
+    def export() -> None:
+        shutil.copytree(onnx_folder, tmp_path / "new")
+        (tmp_path / "new").rename(folder)
+
+    Timer(0.2, export).start()
+    parts = Runtime(str(tiny_bundle), "onnx", compiled=str(folder), wait_s=60).open()
+    assert isinstance(parts.load_unet(), OnnxModule)

@@ -205,3 +205,32 @@ def test_versions_are_replaced_under_load_and_no_request_is_lost(
     # A build without it, and with nothing else, gives back what was there.
     assert delete(url, "new-dress").status_code == 204
     assert current(root) is not None
+
+
+def test_keys_change_without_a_restart(url: str, config: ServeConfig) -> None:
+    assert config.catalogue_keys is not None
+    keys = Path(config.catalogue_keys)
+
+    def status(key: str) -> int:
+        return httpx.delete(f"{url}/v1/garments/nobody", headers={"authorization": f"Bearer {key}"}).status_code
+
+    def becomes(key: str, wanted: int) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while status(key) != wanted:
+            assert time.monotonic() < end, f"{key} never became {wanted}"
+            time.sleep(0.1)
+
+    assert (status(CATALOGUE_KEY), status("second-key")) == (404, 401)
+    try:
+        keys.write_text(f"{CATALOGUE_KEY}\nsecond-key\n")
+        becomes("second-key", 404)
+        assert status(CATALOGUE_KEY) == 404
+        # A mistake leaves the keys as they are.
+        keys.write_text("")
+        time.sleep(3)
+        assert (status(CATALOGUE_KEY), status("second-key")) == (404, 404)
+        keys.write_text("second-key\n")
+        becomes(CATALOGUE_KEY, 401)
+    finally:
+        keys.write_text(f"{CATALOGUE_KEY}\n")
+        becomes(CATALOGUE_KEY, 404)

@@ -1,0 +1,128 @@
+"""The claim: the number of denoisers follows the load, up and down, and no edit is lost on the way.
+
+Four Ray nodes on this machine, a head and three workers with a GPU each that only Ray counts; the Serve config of
+k8s/overlays/gpu with the demo model and shorter delays (tests/cluster/rehearsal.py says what differs from KubeRay). One
+caller asks for edits all the time, and many more join and leave. Needs root, for network namespaces.
+
+    python benchmarks/scaling.py --out benchmarks/results/scaling.json
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import typer
+from rich.console import Console
+
+from fashion_rag.pipeline import Pipeline
+from fashion_rag.provenance import provenance, write_result
+from tests.cluster import rehearsal
+from tests.cluster.load import Load
+from tests.cluster.nodes import Cluster, cluster
+from tests.serve.client import expected
+
+NUM_WORKERS = 3
+# Callers beside the first: rows in flight are twice as many, and a denoiser is to have 16 at most.
+NUM_MORE = 19
+LOW_S, HIGH_S, AFTER_S = 20.0, 75.0, 90.0
+STEPS = (4, 20, 9)
+EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At a time: callers, denoisers that run and that Serve wants, and edits answered so far."""
+
+    at_s: float
+    callers: int
+    running: int
+    wanted: int
+    done: int
+
+
+def main(out: Annotated[Path, typer.Option(help="Where to write the figures; the plot beside.")]) -> None:
+    """Measure, print, write."""
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        trace, load = measure(rehearsal.make_folders(Path(folder)))
+    console.print(f"{load.num_done} edits, {len(load.failed)} failed, sent again {dict(load.again)}")
+    console.print("denoisers:", " ".join(str(sample.running) for sample in trace))
+    result = {
+        "from": provenance(),
+        "settings": {"workers": NUM_WORKERS, "more_callers": NUM_MORE, "delays": rehearsal.DELAYS},
+        "edits": load.num_done,
+        "failed": load.failed,
+        "sent_again": dict(load.again),
+        "largest_difference": load.largest_difference,
+        "trace": [asdict(sample) for sample in trace],
+    }
+    write_result(out, result)
+    draw(trace).savefig(out.with_suffix(".png"), dpi=120)
+
+
+def measure(folders: dict[str, str]) -> tuple[list[Sample], Load]:
+    """What happened, second by second, and the load that was on it."""
+    graph, (group,) = rehearsal.read("gpu")
+    pipeline = Pipeline.load(Path(folders["bundle"]), folders["catalogue"])
+    edits = [{"seed": seed, "steps": steps} for seed, steps in enumerate(STEPS)]
+    wanted = [expected(pipeline, **edit) for edit in edits]
+    with cluster(rehearsal.ENVIRONMENT) as started:
+        workers = [rehearsal.add_node(started, f"worker {number}", group) for number in range(NUM_WORKERS)]
+        rehearsal.deploy(started, rehearsal.scaled_down(graph, folders, min_replicas=1))
+        urls = [rehearsal.url(worker) for worker in workers]
+        load = Load(urls, edits, wanted, rehearsal.HEADERS)
+        with sampled(started, load) as trace, load.running(1):
+            time.sleep(LOW_S)
+            with load.running(NUM_MORE):
+                time.sleep(HIGH_S)
+            time.sleep(AFTER_S)
+        return trace, load
+
+
+@contextmanager
+def sampled(started: Cluster, load: Load) -> Iterator[list[Sample]]:
+    """A list that grows by a sample a second while the block runs."""
+    trace: list[Sample] = []
+    over, start = Event(), time.monotonic()
+
+    def sample() -> None:
+        while not over.wait(EVERY_S):
+            denoiser = rehearsal.application(started)["deployments"]["Denoiser"]
+            running = sum(one["state"] == "RUNNING" for one in denoiser["replicas"])
+            at_s = round(time.monotonic() - start, 1)
+            trace.append(Sample(at_s, load.num_callers, running, denoiser["target_num_replicas"], load.num_done))
+
+    sampler = Thread(target=sample)
+    sampler.start()
+    try:
+        yield trace
+    finally:
+        over.set()
+        sampler.join()
+
+
+def draw(trace: Sequence[Sample]) -> Any:
+    """Callers, and denoisers, over time."""
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 4.5), layout="constrained")
+    at_s = [sample.at_s for sample in trace]
+    above.step(at_s, [sample.callers for sample in trace], where="post", color="tab:grey")
+    above.set_ylabel("callers")
+    below.step(at_s, [sample.wanted for sample in trace], where="post", color="tab:orange", label="wanted")
+    below.step(at_s, [sample.running for sample in trace], where="post", color="tab:blue", label="running")
+    below.set_ylabel("denoisers")
+    below.set_xlabel("seconds")
+    below.set_ylim(bottom=0)
+    below.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    typer.run(main)

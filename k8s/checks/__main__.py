@@ -1,0 +1,60 @@
+"""Checks all that `kubectl apply -k` is meant for: a line a folder, its faults below it; exits with their number."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from k8s.checks import capacity, monitoring, references, schemas, security, serving
+from k8s.checks.overlay import ROOT, Overlay
+
+RUNBOOK = ROOT / "README.md"
+
+
+def main() -> None:
+    """See above."""
+    number = 0
+    for folder in folders():
+        faults = list(faults_of(folder))
+        number += len(faults)
+        print(f"{folder.relative_to(ROOT)}: {'ok' if not faults else f'{len(faults)} faults'}")
+        for fault in faults:
+            print(f"  {fault}")
+    sys.exit(min(number, 100))
+
+
+def folders() -> list[Path]:
+    """What is applied: the overlays, what lies below them, and the loader."""
+    return [*sorted(path.parent for path in (ROOT / "overlays").rglob("kustomization.yaml")), ROOT / "jobs/loader"]
+
+
+def faults_of(folder: Path) -> Iterator[str]:
+    """What all checks find in a folder."""
+    try:
+        overlay = Overlay.render(folder)
+        # Jobs and the loader work for an overlay: the one that they lie in, or any.
+        above = folder.parent if (folder.parent / "kustomization.yaml").exists() else ROOT / "overlays/gpu"
+        parents = [] if overlay.ray_services else Overlay.render(above).documents
+    except ValueError as error:
+        yield str(error)
+        return
+    runbook = RUNBOOK.read_text("utf-8")
+    yield from schemas.check(overlay)
+    yield from serving.check(overlay)
+    yield from capacity.check(overlay)
+    yield from references.check(overlay, parents, runbook)
+    yield from security.check(overlay)
+    yield from monitoring.check(overlay.documents, dashboards(overlay), runbook)
+
+
+def dashboards(overlay: Overlay) -> list[dict[str, Any]]:
+    """The Grafana dashboards in an overlay's ConfigMaps."""
+    maps = overlay.of_kind("ConfigMap")
+    return [json.loads(text) for one in maps for name, text in one.get("data", {}).items() if name.endswith(".json")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""An overlay as Kubernetes would get it, and what of it the checks look at."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve.config_file import Graph, parse_graph
+
+Document = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+FACTORS |= {f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A worker group: what each of its pods offers to Ray, and how many there are."""
+
+    name: str
+    labels: dict[str, str]
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    object_store_bytes: float
+    min_pods: int
+    max_pods: int
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Rendered documents."""
+
+    name: str
+    documents: list[Document]
+
+    @classmethod
+    def render(cls, folder: Path) -> Overlay:
+        """What `kubectl kustomize` makes of a folder. Raises ValueError, with what it says, where it fails."""
+        installed = Path(sys.executable).with_name("kubectl")
+        kubectl = str(installed) if installed.exists() else "kubectl"
+        run = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
+        if run.returncode:
+            raise ValueError(f"{folder}: {run.stderr.strip()}")
+        return cls(str(folder.relative_to(ROOT)), list(yaml.safe_load_all(run.stdout)))
+
+    def of_kind(self, *kinds: str) -> list[Document]:
+        """The documents of these kinds."""
+        return [document for document in self.documents if document["kind"] in kinds]
+
+    @property
+    def ray_services(self) -> list[Document]:
+        """At most one, but in broken examples."""
+        return self.of_kind("RayService")
+
+    def pods(self) -> Iterator[tuple[str, Document]]:
+        """Where each pod is described, and its template (metadata and spec)."""
+        for document in self.documents:
+            name = f"{document['kind']} {document['metadata']['name']}"
+            if document["kind"] == "Pod":
+                yield name, document
+            elif document["kind"] == "RayService":
+                cluster = document["spec"]["rayClusterConfig"]
+                yield f"{name}, head", cluster["headGroupSpec"]["template"]
+                for group in cluster.get("workerGroupSpecs", []):
+                    yield f"{name}, group {group['groupName']}", group["template"]
+            elif "template" in document.get("spec", {}):
+                yield name, document["spec"]["template"]
+
+
+def graph_of(ray_service: Document) -> Graph:
+    """The graph that a RayService deploys. Raises ValueError, naming the fault."""
+    return parse_graph(ray_service["spec"].get("serveConfigV2", ""))
+
+
+def groups_of(ray_service: Document) -> list[Group]:
+    """The worker groups of a RayService, as KubeRay starts Ray in them: limits, unless rayStartParams say otherwise."""
+    groups = []
+    for spec in ray_service["spec"]["rayClusterConfig"].get("workerGroupSpecs", []):
+        limits = spec["template"]["spec"]["containers"][0]["resources"].get("limits", {})
+        start = spec.get("rayStartParams", {})
+        gpus = next((value for name, value in limits.items() if name.endswith("gpu")), 0)
+        groups.append(
+            Group(
+                name=spec["groupName"],
+                labels=spec.get("labels", {}),
+                cpus=quantity(start.get("num-cpus", limits.get("cpu", 0))),
+                gpus=quantity(start.get("num-gpus", gpus)),
+                memory_bytes=quantity(start.get("memory", limits.get("memory", 0))),
+                object_store_bytes=quantity(start.get("object-store-memory", 0)),
+                min_pods=spec.get("minReplicas", 0),
+                max_pods=spec.get("maxReplicas", spec.get("minReplicas", 0)),
+            )
+        )
+    return groups
+
+
+def quantity(value: str | int | float) -> float:
+    """A Kubernetes quantity as a number: "500m" is 0.5 and "2Gi" 2147483648. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", str(value))
+    if not match or match[2] not in FACTORS:
+        raise ValueError(f"got {value!r}; must be a quantity, as 500m or 2Gi")
+    return float(match[1]) * FACTORS[match[2]]

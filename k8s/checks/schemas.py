@@ -1,0 +1,101 @@
+"""Whether documents have the form that Kubernetes and KubeRay want: every field known, of its type.
+
+The schema of RayService v1 is KubeRay's own, of version 1.7.0 (Apache-2.0), out of its custom resource definition and
+without descriptions. Rules that it has in CEL, and what the operator checks in Go, are not looked at.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+
+from k8s.checks.overlay import Document, Overlay
+
+KUBERNETES = "1.32"
+RAY_SERVICE_SCHEMA = Path(__file__).with_name("rayservice-1.7.0.json.gz")
+# Custom resources whose form another module knows.
+ELSEWHERE = ("PodMonitor", "PrometheusRule")
+
+
+def check(overlay: Overlay) -> list[str]:
+    """Documents of a form, or a kind, that nobody knows."""
+    faults = []
+    for document in overlay.documents:
+        kind, name = document["kind"], document["metadata"]["name"]
+        if kind == "RayService":
+            faults += [f"RayService {name}: {fault}" for fault in ray_service_faults(document)]
+        elif kind not in ELSEWHERE:
+            faults += [f"{kind} {name}: {fault}" for fault in core_faults(document)]
+    return faults
+
+
+def core_faults(document: Document) -> list[str]:
+    """What kubernetes-validate says first of a document; nothing if all is well."""
+    try:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{_path(error)}: {error.message}"]
+    except kubernetes_validate.SchemaNotFoundError:
+        return [f"apiVersion {document['apiVersion']}: Kubernetes {KUBERNETES} has no such kind"]
+    return []
+
+
+def ray_service_faults(document: Document) -> list[str]:
+    """All that KubeRay's schema finds, with its defaults filled in."""
+    filled = _filled(document, _schema())
+    errors = jsonschema.Draft202012Validator(_schema()).iter_errors(filled)
+    return [f"{_path(error)}: {error.message}" for error in errors]
+
+
+def stored() -> dict[str, Any]:
+    """KubeRay's schema, as it is."""
+    schema: dict[str, Any] = json.loads(gzip.decompress(RAY_SERVICE_SCHEMA.read_bytes()))
+    return schema
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema = stored()
+    schema["properties"]["metadata"] = {"type": "object"}
+    return _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with unknown fields refused, and what Kubernetes says in words of its own in those of JSON Schema."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    if closed.pop("x-kubernetes-int-or-string", False):
+        closed["type"] = ["integer", "string"]
+    open_ended = closed.pop("x-kubernetes-preserve-unknown-fields", False)
+    if closed.get("type") == "object" and isinstance(closed.get("properties"), dict) and not open_ended:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _filled(value: Any, schema: dict[str, Any]) -> Any:
+    """The value as the API server keeps it: without nulls, and with the defaults of what is left out."""
+    if isinstance(value, list):
+        return [_filled(item, schema.get("items", {})) for item in value]
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties", {})
+    other = schema.get("additionalProperties")
+    inside = {
+        key: _filled(item, properties.get(key, other if isinstance(other, dict) else {}))
+        for key, item in value.items()
+        if item is not None
+    }
+    return {key: part["default"] for key, part in properties.items() if "default" in part} | inside
+
+
+def _path(error: Any) -> str:
+    return ".".join(map(str, error.absolute_path)) or "the document"

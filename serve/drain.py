@@ -1,0 +1,71 @@
+"""Empties the Ray node of this pod before it goes: the preStop hook of a worker.
+
+    python -m serve.drain --limit-s 330
+
+Serve starts the node's replicas elsewhere, and lets those here finish what they have. Without this, a pod that is
+evicted takes its edits with it, and each is computed again elsewhere. RAY_ADDRESS says where Ray's head is, as KubeRay
+sets it.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ray.util.state import list_actors, list_nodes
+from ray.util.state.exception import RayStateApiException
+
+LOOK_EVERY_S = 1.0
+# Of what the head is asked. Where it goes as well, there is nothing to wait for.
+TIMEOUT_S = 20
+
+
+def drain(address: str, node_ip: str, limit_s: float) -> int:
+    """How many replicas are left on the node; returns when there are none, and after `limit_s` at the latest.
+
+    address: of Ray's head, as host:port. Raises RuntimeError where it cannot be asked, or does not know the node.
+    """
+    end = time.monotonic() + limit_s
+    try:
+        nodes = list_nodes(address, [("node_ip", "=", node_ip), ("state", "=", "ALIVE")], timeout=TIMEOUT_S)
+        if not nodes:
+            raise RuntimeError(f"{address}: knows no node {node_ip}")
+        node = nodes[0].node_id
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "its pod is to end"]
+        remaining = ["--deadline-remaining-seconds", str(round(limit_s))]
+        command = ["ray", "drain-node", "--address", address, "--node-id", node, *reason, *remaining]
+        subprocess.run(command, check=True, timeout=TIMEOUT_S)
+        while (left := num_replicas(address, node)) and time.monotonic() < end:
+            time.sleep(LOOK_EVERY_S)
+    except (RayStateApiException, OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"{address}: {error}") from error
+    return left
+
+
+def num_replicas(address: str, node: str) -> int:
+    """How many replicas of deployments are on the node of this id."""
+    filters: list[Any] = [("node_id", "=", node), ("state", "=", "ALIVE")]
+    actors = list_actors(address, filters, limit=1000, timeout=TIMEOUT_S)
+    return sum(actor.class_name.startswith("ServeReplica:") for actor in actors)
+
+
+def main() -> None:
+    """Exits with 1, and says why, unless the node is empty."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit-s", type=float, default=330.0)
+    # In a pod, its own address.
+    parser.add_argument("--node-ip", default=socket.gethostbyname(socket.gethostname()))
+    args = parser.parse_args()
+    try:
+        left = drain(os.environ["RAY_ADDRESS"], args.node_ip, args.limit_s)
+    except RuntimeError as error:
+        sys.exit(f"cannot drain this node: {error}")
+    if left:
+        sys.exit(f"{left} replicas are left after {args.limit_s:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

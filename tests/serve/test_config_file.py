@@ -1,0 +1,87 @@
+"""Serve config files as operators write them, and how `fashion-rag serve` takes them on; without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fashion_rag.errors import ArtifactError
+from serve import app
+from serve.config import ServeConfig
+from serve.config_file import Graph, parse_graph, read_graph
+
+TEXT = """
+proxy_location: EveryNode
+applications:
+  - name: fashion-rag
+    import_path: serve.app:app
+    args: {bundle: /b, catalogue: /c, drain_s: 60}
+    deployments:
+      - {name: Denoiser, user_config: {max_rows: 4}}
+"""
+
+
+def test_a_file_has_arguments_and_deployments(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(TEXT)
+    graph = read_graph(tmp_path / "serve.yaml")
+    assert graph.args == {"bundle": "/b", "catalogue": "/c", "drain_s": 60}
+    assert graph.deployments == [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
+
+
+def test_what_is_deployed_is_read_back(tmp_path: Path) -> None:
+    graph = parse_graph(TEXT)
+    # JSON is YAML.
+    assert parse_graph(str(graph.as_config()).replace("'", '"')) == graph
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (TEXT, "a: [", "is not YAML"),
+        (TEXT, "- a", "must be a mapping"),
+        ("serve.app:app", "serve.app:run", "must be one, with import_path serve.app:app"),
+        ("drain_s: 60", "drain: 60", "drain"),
+        ("drain_s: 60", "drain_s: 0", "drain_s: got 0"),
+        ("proxy_location", "proxy_place", "the file: does not know proxy_place"),
+        ("deployments:", "deployment:", "application: does not know deployment"),
+        ("user_config:", "user_confg:", "deployment Denoiser: does not know user_confg"),
+        ("EveryNode", "Somewhere", "proxy_location"),
+    ],
+)
+def test_a_fault_in_a_file_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in TEXT
+    path = tmp_path / "serve.yaml"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(ArtifactError, match=words) as raised:
+        read_graph(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no Serve config file"):
+        read_graph(tmp_path / "no-such.yaml")
+
+
+def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[ServeConfig, Any]] = []
+
+    def start(config: ServeConfig, host: str, port: int, deployments: Any) -> None:
+        started.append((config, deployments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "start", start)
+    monkeypatch.setattr(app, "stop", lambda: None)
+    path = tmp_path / "serve.yaml"
+    path.write_text(TEXT)
+    app.run(None, None, "127.0.0.1", 8000, path)
+    app.run(tmp_path / "bundle", "memory://c", "127.0.0.1", 8000, path, backend="torch")
+    (as_told, deployments), (changed, _) = started
+    assert (as_told.bundle, as_told.catalogue, as_told.drain_s) == ("/b", "/c", 60)
+    assert deployments == [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
+    assert (changed.bundle, changed.catalogue) == (str(tmp_path / "bundle"), "memory://c")
+    assert (changed.backend, changed.drain_s) == ("torch", 60)
+
+
+def test_a_graph_names_the_application_that_the_code_serves() -> None:
+    (application,) = Graph({}, []).as_config()["applications"]
+    assert (application["name"], application["import_path"]) == ("fashion-rag", "serve.app:app")
