@@ -103,6 +103,15 @@ def test_demo_world_draws_pairs_and_shows_progress(tmp_path: Path) -> None:
     assert "3/3" in result.stderr
 
 
+def test_a_log_gets_lines_in_place_of_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("demo", "world", tmp_path / "rare", "--num-pairs", 1)
+    assert "drawing: 1 of 3\n" in result.stderr
+    assert "drawing: 2 of 3" not in result.stderr
+    monkeypatch.setattr("fashion_rag.cli.LINE_EVERY_S", 0.0)
+    result = run("demo", "world", tmp_path / "often", "--num-pairs", 1)
+    assert [f"drawing: {number} of 3\n" in result.stderr for number in (1, 2, 3)] == [True, True, True]
+
+
 def test_bundle_check_loads_every_part(tiny_bundle: Path) -> None:
     result = run("bundle", "check", tiny_bundle)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""Holds the README to what is there: its commands exist, its cheap blocks run, its links lead somewhere.
+"""Holds the README and the runbook to what is there: commands exist, cheap blocks run, links lead somewhere.
 
 Blocks whose fence says "```bash run" are run, in their order and in one folder that starts empty; "```bash run slow"
 only among the slow tests. Any other block is only checked.
@@ -18,18 +18,19 @@ import typer
 from fashion_rag.cli import app
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```bash([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "k8s/README.md")}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"^```bash([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 RUNNABLE = [
     pytest.param(block, id=block.split("\n")[0], marks=[pytest.mark.slow] if "slow" in info else [])
     for info, block in BLOCKS
     if "run" in info.split()
 ]
-SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
 
 
 def commands(program: str) -> list[list[str]]:
-    """The arguments of each call of `program` in the README's bash blocks and code spans."""
+    """The arguments of each call of `program` in the pages' bash blocks and code spans."""
     lines = [line for _, block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + SPANS
     words = [shlex.split(line, comments=True) for line in lines if re.match(rf"{program}( |$)", line.strip())]
     return [call[1:] for call in words]
@@ -54,6 +55,12 @@ def test_the_readme_has_examples() -> None:
     assert RUNNABLE
     assert commands("make")
     assert commands("fashion-rag")
+
+
+def test_manifests_that_are_applied_exist() -> None:
+    applied = re.findall(r"kubectl apply -[kf] (k8s/\S+)", TEXT)
+    assert applied
+    assert [path for path in applied if not (ROOT / path).exists()] == []
 
 
 def test_make_targets_exist() -> None:
@@ -86,6 +93,15 @@ def test_examples_run(block: str, folder: Path) -> None:
     assert run.returncode == 0, run.stderr.decode()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
-def test_links_lead_to_files(target: str) -> None:
-    assert (ROOT / target).exists()
+LINKS = sorted(
+    {(path, target) for path, text in PAGES.items() for target in re.findall(r"\]\((?!https?:)([^)]+)", text)}
+)
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_links_lead_to_files_and_headings(page: Path, target: str) -> None:
+    name, _, heading = target.partition("#")
+    assert (page.parent / name).exists()
+    titles = re.findall(r"^#+ (.*)$", PAGES.get((page.parent / name).resolve(), PAGES[page]), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    assert not heading or heading in anchors

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -85,6 +86,8 @@ class Cluster:
     folder: Path
     bridge: str
     nodes: list[Node] = field(default_factory=list)
+    # Of addresses, which a node that has gone does not give back; the first is this process's.
+    _numbers: Iterator[int] = field(default_factory=lambda: count(2))
 
     @property
     def head(self) -> Node:
@@ -101,17 +104,23 @@ class Cluster:
 
     def add(self, name: str, *options: str) -> Node:
         """A new node, ready; `options` are those of `ray start`."""
-        number = len(self.nodes) + 2
+        number = next(self._numbers)
         node = Node(name, f"{SUBNET}.{number}", f"{self.bridge}-{number}", self.folder / f"n{number}")
+        role = ["--address", f"{self.head.ip}:6379"] if self.nodes else ["--head", "--dashboard-host", "0.0.0.0"]
         self.nodes.append(node)
         self._plug_in(node, number)
-        role = ["--address", f"{self.head.ip}:6379"] if number > 2 else ["--head", "--dashboard-host", "0.0.0.0"]
         start = ["ray", "start", *role, "--node-ip-address", node.ip, "--temp-dir", str(node.folder)]
         memory = ["--object-store-memory", str(OBJECT_STORE_BYTES), "--metrics-export-port", "8080"]
         run = node.run(str(BIN / start[0]), *start[1:], *memory, *options, environment=self.environment)
         if run.returncode:
             raise RuntimeError(f"{name}: {run.stdout}{run.stderr}")
         return node
+
+    def remove(self, node: Node) -> None:
+        """The node dies, if it has not, and is no more."""
+        node.kill()
+        self.nodes.remove(node)
+        subprocess.run(["ip", "netns", "del", node.namespace], check=True)
 
     def _plug_in(self, node: Node, number: int) -> None:
         cable = f"{self.bridge}v{number}"
@@ -159,7 +168,7 @@ def cluster(environment: Mapping[str, str], head_options: Sequence[str] = ()) ->
             started.add("head", "--num-cpus", "0", "--num-gpus", "0", *head_options)
             yield started
         finally:
-            for node in started.nodes:
-                node.kill()
-                subprocess.run(["ip", "netns", "del", node.namespace], check=False)
+            # The head last: without it, the others would complain at length.
+            for node in reversed(started.nodes.copy()):
+                started.remove(node)
             subprocess.run(["ip", "link", "del", bridge], check=False)

@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).parents[2]
 # So that what takes minutes on a cluster takes seconds here. Metrics are pushed every 10 s otherwise.
 ENVIRONMENT = RAY_DEFAULTS | {
     "PYTHONPATH": str(REPOSITORY),
+    # What asks runs on this machine as well, and would starve those who answer.
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }

@@ -106,8 +106,7 @@ def test_a_node_that_is_drained_takes_nothing_with_it(gpu_cluster: Cluster, load
     address = {"RAY_ADDRESS": f"{gpu_cluster.head.ip}:6379"}
     run = leaving.run(*command, environment=gpu_cluster.environment | address)
     assert run.returncode == 0, run.stdout + run.stderr
-    leaving.kill()
-    gpu_cluster.nodes.remove(leaving)
+    gpu_cluster.remove(leaving)
     wait_for(settled(gpu_cluster, 2))
     assert leaving.name not in {name for where in places(gpu_cluster).values() for name in where}
     assert load.again == {}
@@ -116,8 +115,7 @@ def test_a_node_that_is_drained_takes_nothing_with_it(gpu_cluster: Cluster, load
 def test_a_node_that_dies_costs_no_edit(gpu_cluster: Cluster, load: Load) -> None:
     _, (group,) = rehearsal.read("gpu")
     dying = gpu_cluster.workers()[0]
-    dying.kill()
-    gpu_cluster.nodes.remove(dying)
+    gpu_cluster.remove(dying)
     load.wait_for(NUM_CALLERS)
     load.urls.remove(url(dying))
     add_node(gpu_cluster, "fourth", group)
