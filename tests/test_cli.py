@@ -306,22 +306,24 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: p
             ("serve", "--catalogue", "garments", "--port", 8123, "--api-keys", "/keys.txt", "--backend", "torch"),
             "serve.app.run",
             {
-                "bundle": DEMO_BUNDLE,
+                "bundle": None,
                 "catalogue": "garments",
                 "host": "127.0.0.1",
                 "port": 8123,
+                "file": None,
                 "settings": {"backend": "torch", "api_keys": "/keys.txt"},
             },
         ),
         (
-            ("serve",),
+            ("serve", "--config", "serve.yaml"),
             "serve.app.run",
             {
-                "bundle": DEMO_BUNDLE,
+                "bundle": None,
                 "catalogue": None,
                 "host": "127.0.0.1",
                 "port": 8000,
-                "settings": {"backend": "auto"},
+                "file": Path("serve.yaml"),
+                "settings": {},
             },
         ),
         (
