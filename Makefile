@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve k8s-check test test-slow lint clean
+.PHONY: demo serve bench-quick k8s-check test test-slow lint clean
 
 # Serve the packaged demo bundle, send it edits, write the pictures to out/demo.png.
 demo: .venv/.installed
@@ -10,6 +10,11 @@ demo: .venv/.installed
 # Serve the demo bundle on http://127.0.0.1:8000 until Ctrl-C.
 serve: .venv/.installed
 	$(BIN)/fashion-rag serve
+
+# Latency at two loads, for before and after a change; then `python benchmarks/compare.py OLD NEW`. Under 5 minutes.
+bench-quick: .venv/.installed
+	$(BIN)/fashion-rag bench --rate 0.5,1 --duration 60 --steps 10,20 --garments 0,1,3 --repeat-person 0.3 \
+	    --out out/bench.json --plot out/bench.png
 
 # The manifests, without a cluster.
 k8s-check: .venv/.installed

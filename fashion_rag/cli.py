@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.box import SIMPLE
@@ -30,12 +30,14 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.errors import FashionRAGError
-from fashion_rag.request import EditRequest, Template
+from fashion_rag.errors import FashionRAGError, InvalidRequest
+from fashion_rag.request import CATEGORIES, EditRequest, Template
 
 if TYPE_CHECKING:
     from fashion_rag.catalogue.build import Built
     from fashion_rag.demo.evaluate import Report
+    from serve.bench.load import Outcome
+    from serve.bench.report import Run
 
 
 LINE_EVERY_S = 10.0
@@ -93,6 +95,17 @@ BundleOption = Annotated[
 CatalogueOption = Annotated[str, typer.Option("--catalogue", help="Folder or URL written by `index build`.")]
 DeviceOption = Annotated[str, typer.Option(help="Where PyTorch runs: cpu, cuda, cuda:1, ...")]
 CategoryOption = Annotated[str, typer.Option(help="dresses, upper_body or lower_body.")]
+BackendOption = Annotated[
+    Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
+    typer.Option(
+        help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.", show_default="auto"
+    ),
+]
+CompiledOption = Annotated[
+    Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
+]
+
+Number = TypeVar("Number", int, float)
 
 
 @contextmanager
@@ -128,6 +141,20 @@ def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage)
             bar.update(tasks[stage], total=num_steps, completed=step, description=f"{stage}  loss {loss:.4f}")
+
+        yield report
+
+
+@contextmanager
+def load_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
+    counts = dict.fromkeys(("done", "refused", "failed"), 0)
+    with _bars() as bar:
+        task = bar.add_task("sending", total=total)
+
+        def report(outcome: Outcome) -> None:
+            counts[outcome.kind] += 1
+            bar.update(task, advance=1, description=", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
         yield report
 
@@ -365,25 +392,130 @@ def serve(
     catalogue_keys: Annotated[
         Path | None, typer.Option(help="File with a key a line, for those who may change the catalogue.")
     ] = None,
-    backend: Annotated[
-        Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
-        typer.Option(
-            help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.",
-            show_default="auto",
-        ),
-    ] = None,
-    compiled: Annotated[
-        Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
-    ] = None,
+    backend: BackendOption = None,
+    compiled: CompiledOption = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
     from serve.app import run
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
-    given = {name: str(path.resolve()) for name, path in paths.items() if path} | (
-        {"backend": backend} if backend else {}
-    )
+    given = {name: str(path.resolve()) for name, path in paths.items() if path}
+    if backend:
+        given["backend"] = backend
     run(bundle, catalogue, host, port, config, **given)
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="JSON to write the result to; its table goes beside it, as .md.")],
+    url: Annotated[str | None, typer.Option(help="Of a server, without /v1.", show_default="one is started")] = None,
+    catalogue: Annotated[
+        str | None, typer.Option(help="Of a server that is started.", show_default="drawn garments")
+    ] = None,
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            help="Of a server that is started, and whose size photos have.", show_default="the packaged demo bundle"
+        ),
+    ] = DEMO_BUNDLE,
+    backend: BackendOption = None,
+    compiled: CompiledOption = None,
+    rate: Annotated[str, typer.Option(help="Edits a second on average; 1,2,4: one rate after the other.")] = "1",
+    duration: Annotated[float, typer.Option(help="For how many seconds edits arrive, at each rate.")] = 60.0,
+    steps: Annotated[str, typer.Option(help="10,20,50: each as likely.")] = "20",
+    garments: Annotated[str, typer.Option(help="How many garments to look for; 0,1,3: each as likely.")] = "1",
+    categories: Annotated[str, typer.Option(help="Each as likely.")] = ",".join(CATEGORIES),
+    unguided: Annotated[float, typer.Option(help="Share of edits without guidance.")] = 0.0,
+    repeat_person: Annotated[float, typer.Option(help="Share of edits of a person who was there before.")] = 0.0,
+    stream: Annotated[float, typer.Option(help="Share of edits that are streamed, with previews.")] = 0.0,
+    deadline_s: Annotated[float | None, typer.Option(help="Of every edit.", show_default="the server's")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON: [PROMPT, ...] or {CATEGORY: [PROMPT, ...]}.", show_default="drawn ones")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same edits at the same times.")] = 0,
+    trace: Annotated[Path | None, typer.Option(help="Send the edits of this file, whatever is said above.")] = None,
+    save_trace: Annotated[Path | None, typer.Option(help="Write the edits to this file; needs a single rate.")] = None,
+    warm_up: Annotated[int, typer.Option(help="Edits sent before the clock starts.")] = 4,
+    objective_s: Annotated[float, typer.Option(help="What an edit may take to be good.")] = 5.0,
+    timeout_s: Annotated[float, typer.Option(help="When the client gives an edit up.")] = 300.0,
+    api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; edits use them in turn.")] = None,
+    metrics_url: Annotated[
+        list[str] | None, typer.Option(help="Metrics of a Ray node of the server; may be repeated.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw the latencies to; needs matplotlib.")] = None,
+) -> None:
+    """Send edits at random times, whether the server keeps up or not, and measure what becomes of them."""
+    from contextlib import nullcontext
+    from importlib.util import find_spec
+
+    from fashion_rag.bundle import Bundle
+    from serve.bench import drawn, measure, mix
+
+    if plot and find_spec("matplotlib") is None:
+        raise InvalidRequest("plot", str(plot), "needs matplotlib: pip install matplotlib")
+    if url and (catalogue or compiled or backend):
+        raise InvalidRequest("url", url, "must go without --catalogue, --backend and --compiled: nothing is started")
+    wanted = mix.Mix(
+        prompts=mix.read_prompts(prompts) if prompts else drawn.drawn_prompts(),
+        categories=categories.split(","),
+        steps=_numbers(int, "steps", steps),
+        num_garments=_numbers(int, "garments", garments),
+        unguided=unguided,
+        repeat_person=repeat_person,
+        stream=stream,
+        deadline_s=deadline_s,
+    )
+    if trace:
+        loads = [measure.Load(mix.read_trace(trace))]
+    else:
+        rates = _numbers(float, "rate", rate)
+        loads = [
+            measure.Load(mix.draw(wanted, mix.poisson(each, duration, seed), seed), each, duration) for each in rates
+        ]
+    if save_trace:
+        if len(loads) > 1:
+            raise InvalidRequest("rate", rate, "must be a single one with --save-trace")
+        mix.write_trace(save_trace, loads[0].planned)
+    edits = [edit for load in loads for edit in load.planned]
+    with progress("drawing photos", len({(edit.category, edit.person) for edit in edits})) as advance:
+        photos = drawn.draw_photos(edits, Bundle.open(bundle).manifest, advance)
+    keys = measure.read_keys(api_keys) if api_keys else ()
+    settings: dict[str, str] = {"backend": backend} if backend else {}
+    if compiled:
+        settings["compiled"] = str(compiled.resolve())
+    with nullcontext(measure.Target(url)) if url else measure.graph(bundle, catalogue, **settings) as started:
+        metrics_urls = metrics_url or started.metrics_urls
+        target = dataclasses.replace(started, metrics_urls=metrics_urls, keys=keys, timeout_s=timeout_s)
+        measure.warm_up(target, edits[:warm_up], photos)
+        with load_progress(len(edits)) as seen:
+            runs = measure.measure(target, loads, photos, objective_s, seen)
+    _show_runs(runs, url, out, plot)
+
+
+def _show_runs(runs: Sequence[Run], url: str | None, out: Path, plot: Path | None) -> None:
+    from fashion_rag.provenance import provenance, write_result
+    from serve.bench.report import markdown
+
+    write_result(out, {"from": provenance(), "server": url, "runs": [run.as_record() for run in runs]})
+    table = markdown(runs)
+    out.with_suffix(".md").write_text(table)
+    typer.echo(table, nl=False)
+    for run in runs:
+        if run.summary.late:
+            typer.echo(f"{run.name}: this client was late, so the latencies are in part its own", err=True)
+    if plot:
+        from serve.bench.plot import plot as draw
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        draw(runs).savefig(plot, dpi=150)
+
+
+def _numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:
+    """The numbers in an option such as 10,20,50."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidRequest(name, text, "must be numbers with commas between them") from None
 
 
 @export_commands.command("onnx")
