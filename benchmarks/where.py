@@ -1,17 +1,21 @@
-"""Where the time goes: what the processes of a loaded graph do, by samples of their stacks.
+"""Where the time goes: what the processes of a loaded graph do with their time on the processor.
 
-The demo model is served here and gets more edits than it can do. Meanwhile py-spy, which comes with Ray, looks at each
-replica and the proxy 100 times a second, and every sample in which a thread was at work counts for what it was at. The
-shares are of one core. The stages of a single edit, from the replies, are beside them.
+The demo model is served here and gets more edits than it can do. Meanwhile py-spy, which comes with Ray, looks 100
+times a second at what each replica and the proxy do in Python; what they compute beside, as networks and codecs do, is
+what the kernel has counted and Python was not there for. The shares are of one core. The stages of a single edit, from
+the replies, are beside them.
 
     python benchmarks/where.py --out benchmarks/results/where.json
 """
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +23,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
-import ray
 import typer
-from ray.util.state import list_actors
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +36,6 @@ RATE_HZ = 100
 NUM_CALLERS_WORTH = 8.0  # edits a second; far above what two cores do
 # The first of these that a stack has, from the innermost frame outwards, is what it is at.
 ACTIVITIES = {
-    "networks": ("onnx_module", "compiled_module", "trt_module"),
     "sampler": ("denoising/sampler", "denoising/runner", "denoising/guidance"),
     "scheduling": ("denoising/scheduler", "denoising/engine", "denoising/state"),
     "previews": ("denoising/preview",),
@@ -52,7 +53,9 @@ ACTIVITIES = {
     "Ray": ("ray/",),
     "HTTP": ("uvicorn/", "starlette/", "fastapi/", "multipart/", "h11/", "httptools/"),
 }
-ELSE = "else"
+ELSE, BESIDE = "else in Python", "beside Python: networks, codecs"
+SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE", "Proxy")
 
 
 def main(
@@ -71,11 +74,8 @@ def main(
         load = threading.Thread(target=target.send, args=(many, photos))
         load.start()
         threading.Event().wait(10)
-        samples = {name: activities(stacks) for name, stacks in look(seconds).items()}
+        shares = look(seconds)
         load.join()
-    shares = {
-        name: {what: count / (seconds * RATE_HZ) for what, count in counts.items()} for name, counts in samples.items()
-    }
     result = {
         "from": provenance(),
         "single_edit_ms": {stage: median(times[stage] for times in stages) for stage in stages[0]},
@@ -87,36 +87,57 @@ def main(
     draw(shares).savefig(out.with_suffix(".png"), dpi=120)
 
 
-def look(seconds: int) -> dict[str, list[tuple[tuple[str, ...], int]]]:
-    """The stacks seen in each process of the graph, outermost frame first, and how often each was seen."""
-    pids = {
-        actor.class_name.rpartition(":")[2].removesuffix("Actor"): actor.pid
-        for actor in list_actors(f"http://{ray._private.worker.get_dashboard_url()}", filters=[("state", "=", "ALIVE")])
-        if actor.class_name.startswith("ServeReplica:") or actor.class_name == "ProxyActor"
-    }
+def look(seconds: int) -> dict[str, dict[str, float]]:
+    """Of each process of the graph, what shares of a core it used for what."""
+    # A replica calls itself ray::ServeReplica:fashion-rag:Denoiser, or .method after it while it is at one.
+    names = {pid: re.match(r"ray::(?:ServeReplica:fashion-rag:)?(Proxy|\w+)", title) for pid, title in descendants()}
+    pids = {name[1]: pid for pid, name in names.items() if name and name[1] in PROCESSES}
+    before, start = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
+    shares = {}
     with tempfile.TemporaryDirectory() as folder:
-        running = []
-        for name, pid in pids.items():
-            path = Path(folder) / name
-            options = ["--format", "raw", "--full-filenames", "--threads", "--rate", str(RATE_HZ)]
-            command = [
-                "py-spy",
-                "record",
-                "--pid",
-                str(pid),
-                "--duration",
-                str(seconds),
-                "--output",
-                str(path),
-                *options,
-            ]
-            running.append(
-                (name, path, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        options = [
+            "--format",
+            "raw",
+            "--full-filenames",
+            "--gil",
+            "--nonblocking",
+            "--rate",
+            str(RATE_HZ),
+            "--duration",
+            str(seconds),
+        ]
+        running = [
+            subprocess.Popen(
+                ["py-spy", "record", "--pid", str(pid), "--output", f"{folder}/{name}", *options], **SILENT
             )
-        found = {}
-        for name, path, process in running:
+            for name, pid in pids.items()
+        ]
+        for process in running:
             process.wait()
-            found[name] = [parsed(line) for line in path.read_text().splitlines()]
+        after, took_s = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic() - start
+        for name in pids:
+            stacks = [parsed(line) for line in Path(folder, name).read_text().splitlines()]
+            share = {what: number / (seconds * RATE_HZ) for what, number in activities(stacks).items()}
+            used = (after[name] - before[name]) / took_s
+            shares[name] = {BESIDE: max(0.0, used - sum(share.values()))} | share
+    return shares
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds on the processor that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants() -> list[tuple[int, str]]:
+    """The processes that this one has started, directly or not, and what they call themselves."""
+    run = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=2) for line in run.stdout.splitlines()]
+    ours, found = {os.getpid()}, []
+    # Parents come before their children, or are met in another round.
+    while fresh := [(int(pid), title) for pid, parent, title in lines if int(parent) in ours and int(pid) not in ours]:
+        ours |= {pid for pid, _ in fresh}
+        found += fresh
     return found
 
 
@@ -146,7 +167,7 @@ def activity(frames: Sequence[str]) -> str:
 def table(shares: Mapping[str, Mapping[str, float]]) -> Table:
     """A row an activity, a column a process."""
     found = Table("share of a core", *shares, title="A loaded graph")
-    for what in (*ACTIVITIES, ELSE):
+    for what in (BESIDE, *ACTIVITIES, ELSE):
         if any(what in share for share in shares.values()):
             found.add_row(what, *(f"{share.get(what, 0):.1%}" for share in shares.values()))
     return found
@@ -156,7 +177,7 @@ def draw(shares: Mapping[str, Mapping[str, float]]) -> Any:
     """A bar a process."""
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     left = dict.fromkeys(shares, 0.0)
-    for what in (*ACTIVITIES, ELSE):
+    for what in (BESIDE, *ACTIVITIES, ELSE):
         widths = [100 * share.get(what, 0.0) for share in shares.values()]
         if any(widths):
             axes.barh(list(shares), widths, left=list(left.values()), label=what)
