@@ -253,6 +253,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Picture to write.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One short round, to see that everything runs.")] = False,
+    rounds: Annotated[int | None, typer.Option(help="How many.", show_default="3, or 1 with --quick")] = None,
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
     threads: Annotated[int | None, typer.Option(help="Of our networks.", show_default="one a core")] = None,
 ) -> None:
@@ -260,6 +261,7 @@ def main(
     from fashion_rag.provenance import provenance, write_result
 
     settings, threads = QUICK if quick else Settings(), threads or os.cpu_count() or 1
+    settings = replace(settings, num_rounds=rounds or settings.num_rounds)
     started = time.monotonic()
     turns = run(
         settings, bundle, threads, lambda what: print(f"{time.monotonic() - started:5.0f} s  {what}", file=sys.stderr)
