@@ -1,4 +1,4 @@
-"""Holds the README and the runbook to what is there: commands exist, cheap blocks run, links lead somewhere.
+"""Holds README, runbook and claims to what is there: commands exist, cheap blocks run, links lead somewhere.
 
 Blocks whose fence says "```bash run" are run, in their order and in one folder that starts empty; "```bash run slow"
 only among the slow tests. Any other block is only checked.
@@ -18,7 +18,7 @@ import typer
 from fashion_rag.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "k8s/README.md")}
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "k8s/README.md", ROOT / "benchmarks/README.md")}
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```bash([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 RUNNABLE = [
