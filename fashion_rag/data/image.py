@@ -122,10 +122,17 @@ def paste_outside(
     height, width = mask.shape
     if picture.shape != original.shape:
         picture = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
-    inside = mask != 0
-    weight = _ramp(mask, feather_px)[inside][:, None]
     edited = original.copy()
-    edited[inside] = (weight * picture[inside] + (1 - weight) * original[inside]).round()
+    if not mask.any():
+        return edited
+    # Large photos are mostly outside. One pixel more, as the ramp begins at the mask's edge.
+    area = tuple(
+        slice(max(0, int(marked[0]) - 1), int(marked[-1]) + 2)
+        for marked in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
+    )
+    inside = mask[area] != 0
+    weight = _ramp(mask[area], feather_px)[inside][:, None]
+    edited[area][inside] = (weight * picture[area][inside] + (1 - weight) * original[area][inside]).round()
     return edited
 
 

@@ -339,3 +339,17 @@ def test_a_small_picture_is_enlarged_to_the_original():
     mask = np.ones((40, 30), np.uint8)
     edited = paste_outside(np.zeros((40, 30, 3), np.uint8), mask, np.full((8, 6, 3), 77, np.uint8), 0)
     assert (edited == 77).all()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (5, 9), (23, 17)])
+def test_what_lies_far_from_the_mask_makes_no_difference(corner: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    large, picture = rng.integers(0, 256, (2, 60, 50, 3), dtype=np.uint8)
+    mask = np.zeros((60, 50), np.uint8)
+    top, left = corner
+    mask[top : top + 20, left : left + 15] = 1
+    pasted = paste_outside(large, mask, picture, feather_px=3)
+    # With a margin of two pixels, or the picture's own border.
+    area = slice(max(0, top - 2), top + 22), slice(max(0, left - 2), left + 17)
+    assert np.array_equal(pasted[area], paste_outside(large[area], mask[area], picture[area], feather_px=3))
+    assert np.array_equal(pasted[mask == 0], large[mask == 0])
