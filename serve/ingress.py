@@ -130,6 +130,7 @@ class Ingress:
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Bundle.open(Path(config.bundle)).manifest
         self._load_keys()
+        self.complaint = ""
         self.door = Door(config.ingress)
         self.stages = stages
         self.retriever, self.conditioner, self.vae = stages["retriever"], stages["conditioner"], stages["vae"]
@@ -146,10 +147,14 @@ class Ingress:
 
     def check_health(self) -> None:
         """Takes on files of keys that have changed: Serve calls every second. Where they are no good, the old stay."""
+        complaint = ""
         try:
             self._load_keys()
         except ArtifactError as error:
-            logger.error("the API keys stay as they are: %s", error)
+            complaint = str(error)
+        if complaint and complaint != self.complaint:
+            logger.error("the API keys stay as they are: %s", complaint)
+        self.complaint = complaint
 
     def _key_name(self, http: Request) -> str | None:
         return self.keys.check(http.headers.get("authorization")) if self.keys else None

@@ -24,7 +24,7 @@ LAYERS = (
     ("fashion_rag.bundle",),
     ("fashion_rag.bundle_import",),
     ("fashion_rag.pipeline",),
-    ("fashion_rag.evaluation",),
+    ("fashion_rag.evaluation", "fashion_rag.training"),
     ("fashion_rag.demo",),
     ("export",),
     ("serve",),
