@@ -59,7 +59,6 @@ def figures(result: Result, edits: Sequence[Served], from_s: float, until_s: flo
         throughput=answered / (until_s - from_s),
         refused=sum(each.refused for each in edits),
         rows_per_call=rows / max(1, result.calls.total()),
-        rows_in_flight=result.row_seconds / (3600 * result.replica_hours),
     )
 
 
@@ -204,8 +203,8 @@ def capacity(
     max_waiting: Annotated[int, typer.Option(help="Edits, in a denoiser.")] = 64,
     max_edits: Annotated[int, typer.Option(help="In an ingress.")] = 100,
     choices: Annotated[int, typer.Option(help="At how many queues a router looks.")] = 2,
-    target_rows: Annotated[
-        int | None, typer.Option(help="Of the autoscaling rule; else as many as are in flight.")
+    target_load: Annotated[
+        float | None, typer.Option(help="Of the autoscaling rule.", show_default="that of the busiest hour's replicas")
     ] = None,
     start_s: Annotated[float, typer.Option(help="Until a new replica takes edits.")] = 60.0,
     num_edits: Annotated[int, typer.Option(help="In a simulation.")] = 8000,
@@ -227,7 +226,7 @@ def capacity(
     within_reach = [each for each in result["capacity"] if each["rate"] == rates[-1] and each["replicas"]]
     if within_reach:
         busiest = within_reach[0]
-        scaling = Scaling(target_rows or max(1, int(busiest["rows_in_flight"])), start_s=start_s)
+        scaling = Scaling(target_load or busiest["rate"] / busiest["replicas"] / planner.most, start_s=start_s)
         result["day"] = day(planner, scaling, busiest, gpu_dollars_hour)
     Console().print(capacity_table(result))
     if out:

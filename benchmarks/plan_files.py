@@ -88,7 +88,7 @@ class Server:
 @dataclass(frozen=True)
 class Figures:
     """Seconds from intended arrival to answer, edits answered a second within the time that edits came, and how many
-    were refused; and, where it is known, mean rows of a UNet call, and mean rows in flight in a denoiser."""
+    were refused; and, where it is known, mean rows of a UNet call."""
 
     p50_s: float
     p95_s: float
@@ -96,7 +96,6 @@ class Figures:
     throughput: float
     refused: int
     rows_per_call: float | None = None
-    rows_in_flight: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from itertools import count
 
 from fashion_rag.denoising.pace import Pace
 from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
-from fashion_rag.errors import DeadlineExceeded
+from fashion_rag.errors import DeadlineExceeded, Overloaded
+from serve.autoscaling import WorkMeter
 
 Action = Callable[[], None]
 
@@ -160,12 +161,16 @@ class SteadyPace(Pace):
         for num_rows in rows:
             super().record(num_rows, call_s[num_rows])
         self._known = [0.0, *map(super().step_time_s, rows)]
+        self._row_time_s = super().row_time_s()
 
     def record(self, num_rows: int, seconds: float) -> None:
         """Tells nothing new."""
 
     def forget(self) -> None:
         """It would be learned again."""
+
+    def row_time_s(self) -> float:
+        return self._row_time_s
 
     def step_time_s(self, num_rows: int) -> float:
         return self._known[num_rows]
@@ -183,6 +188,7 @@ class Denoiser:
         self.processor, self.call_s, self.pace, self.calls = processor, call_s, pace, calls
         self.scheduler: Scheduler[Edit] = Scheduler(limits, pace.step_time_s)
         self._busy_until, self._busy = -math.inf, False
+        self.meter = WorkMeter(lambda: processor.clock.now)
 
     @property
     def num_ongoing(self) -> int:
@@ -191,12 +197,17 @@ class Denoiser:
 
     def add(self, edit: Edit) -> None:
         """Raises as `Engine.add`."""
+        work_s = edit.num_steps * edit.num_rows * self.pace.row_time_s()
         try:
             self.scheduler.add(edit, max(edit.arrived, self._busy_until))
         except DeadlineExceeded:
             if not len(self.scheduler):
                 self.pace.forget()
             raise
+        except Overloaded:
+            self.meter.add(work_s)
+            raise
+        self.meter.add(work_s)
 
     def provide(self, edit: Edit, then: Action) -> None:
         """The stages before have finished; `then` is called when the edit is denoised, or refused after all."""

@@ -55,8 +55,8 @@ def capacity_table(result: Record) -> Table:
     caption = f"{steps} steps, {guided:.0%} guided; ${settings['gpu_dollars_hour']:g} a GPU-hour"
     if played:
         hours = ", ".join(f"{each:,.0f} {name}" for name, each in played["gpu_hours"].items())
-        caption += f"\na day of up to {played['highest_rate']:g} edits/s, target_rows "
-        caption += f"{played['scaling']['target_rows']}: GPU-hours {hours}; "
+        caption += f"\na day of up to {played['highest_rate']:g} edits/s, target_load "
+        caption += f"{played['scaling']['target_load']:.2f}: GPU-hours {hours}; "
         caption += f"p95 within {played['objective_s']:g} s in {played['kept']:.0%} of half hours; "
         caption += f"{played['refused']:.2%} refused"
     names = ("edits/s", "p95 at most, s", "replicas", "$ per 1000", "p50, s", "p95, s", "rows a call")
@@ -106,7 +106,7 @@ def _draw_day(axes: Axes, day: Record) -> None:
     replicas = [num for _, num in day["replicas"]]
     axes.step([*hours, 24], [*replicas, replicas[-1]], where="post", label="replicas (left)")
     axes.set(
-        title=f"a day of {day['edits']:,} edits, replicas by rows in flight",
+        title=f"a day of {day['edits']:,} edits, replicas by the work that arrives",
         xlabel="hour",
         ylabel="replicas, those on the way up included",
     )

@@ -13,9 +13,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.autoscaling_policy import _apply_delay_logic
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from serve.autoscaling import ROWS, RowsPolicy
+from serve.autoscaling import LOAD, LoadPolicy
 
-# Serve's defaults: a replica notes its rows, and sends its notes of the look-back period; the controller decides. It
+# Serve's defaults: a replica notes its load, and sends its notes of the look-back period; the controller decides. It
 # does so ten times a second, which makes no difference to delays of seconds.
 RECORD_S, REPORT_S, LOOK_BACK_S, DECIDE_S = 6.0, 10.0, 30.0, 1.0
 NOTES = round(LOOK_BACK_S / RECORD_S)
@@ -27,7 +27,7 @@ DENOISER = DeploymentID("Denoiser")
 class Scaling:
     """Fields of ServeConfig, with its defaults; and start_s: from the decision for a replica until it takes edits."""
 
-    target_rows: float = 8
+    target_load: float = 0.7
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
     start_s: float = 60.0
@@ -37,7 +37,7 @@ class Scaler:
     """The target of one deployment, from 1 to `max_replicas`."""
 
     def __init__(self, scaling: Scaling, max_replicas: int) -> None:
-        self.policy = RowsPolicy(scaling.target_rows)
+        self.policy = LoadPolicy(scaling.target_load)
         self.config = AutoscalingConfig(
             max_replicas=max_replicas,
             upscale_delay_s=scaling.upscale_delay_s,
@@ -46,18 +46,18 @@ class Scaler:
         self.start_s = scaling.start_s
         self._state: dict[str, Any] = {}
 
-    def target(self, now: float, rows: Mapping[int, float], num_running: int, num_wanted: int) -> int:
+    def target(self, now: float, loads: Mapping[int, float], num_running: int, num_wanted: int) -> int:
         """How many replicas are wanted, where `num_wanted` were until now.
 
-        rows: the mean of what each replica has noted, by its number; those that have not reported are missing.
+        loads: the mean of what each replica has noted, by its number; those that have not reported are missing.
         """
-        context = self._context(now, rows, num_running, num_wanted)
+        context = self._context(now, loads, num_running, num_wanted)
         wanted, _ = self.policy(context)
         delayed, self._state = _apply_delay_logic(wanted, num_wanted, self.config, self._state, now)
         return min(max(1, delayed), self.config.max_replicas)
 
-    def _context(self, now: float, rows: Mapping[int, float], num_running: int, num_wanted: int) -> AutoscalingContext:
-        reports: Any = dict(rows)  # by number, where Serve has longer names
+    def _context(self, now: float, loads: Mapping[int, float], num_running: int, num_wanted: int) -> AutoscalingContext:
+        reports: Any = dict(loads)  # by number, where Serve has longer names
         return AutoscalingContext(
             deployment_id=DENOISER,
             deployment_name=DENOISER.name,
@@ -68,7 +68,7 @@ class Scaler:
             total_num_requests=0.0,
             # A replica may have far more calls than it takes edits, so none waits at a router.
             total_queued_requests=0.0,
-            aggregated_metrics={ROWS: reports},
+            aggregated_metrics={LOAD: reports},
             raw_metrics={},
             capacity_adjusted_min_replicas=1,
             capacity_adjusted_max_replicas=self.config.max_replicas,

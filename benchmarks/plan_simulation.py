@@ -1,7 +1,7 @@
 """The served graph on a virtual clock: what becomes of edits that arrive, without a network, a server or a GPU.
 
 `plan.py` calls it. Who shares a step, who is refused, how long a call is expected to take and how many replicas there
-should be, the server's own Scheduler, Pace and RowsPolicy decide; how long a call takes is looked up.
+should be, the server's own Scheduler, Pace and LoadPolicy decide; how long a call takes is looked up.
 
     arrival ─► parse ─► [door, admission] ─► retrieve, condition ─► shared steps ─► decode ─► reply
                                         └──► encode ──────────────────┘
@@ -80,14 +80,13 @@ class Served(NamedTuple):
 @dataclass
 class Result:
     """edits: in the order of arrival. calls: UNet calls by their rows. replicas: from when on how many were there or on
-    the way. ended_s: when the last edit left, or the end. row_seconds: of the edits' rows in a denoiser.
+    the way. ended_s: when the last edit left, or the end.
     """
 
     edits: list[Served]
     calls: Counter[int] = field(default_factory=Counter)
     replicas: list[tuple[float, int]] = field(default_factory=list)
     ended_s: float = 0.0
-    row_seconds: float = 0.0
 
     @property
     def replica_hours(self) -> float:
@@ -130,7 +129,7 @@ class Replica:
         # On a cluster the calls are steady but for other stages' on the GPU, which are short.
         pace = _warm_pace(call_s) if machine else SteadyPace(call_s)
         self.denoiser = Denoiser(gpu, system.limits, call_s, pace, calls)
-        self.notes: deque[int] = deque(maxlen=NOTES)
+        self.notes: deque[float] = deque(maxlen=NOTES)
 
     def _batches(self, processor: Processor) -> Batches:
         return Batches(processor, self.system.max_batch, self.rng)
@@ -229,7 +228,6 @@ class Graph:
             else:
                 yield _both(self._condition(), self._call("encode"))
                 yield partial(denoiser.provide, edit)
-                self.result.row_seconds += edit.num_rows * (self.clock.now - edit.arrived)
             if not edit.failed:
                 yield home.hop
                 yield from self._call("decode")
@@ -255,13 +253,13 @@ class Graph:
 
     def _note(self) -> None:
         for replica in self.replicas.values():
-            replica.notes.append(replica.denoiser.scheduler.num_rows)
+            replica.notes.append(replica.denoiser.meter.read())
 
     def _report(self) -> None:
         self.reports = {number: mean(each.notes) for number, each in self.replicas.items() if each.notes}
 
     def _scale(self, scaler: Scaler) -> None:
-        reports = {number: rows for number, rows in self.reports.items() if number in self.replicas}
+        reports = {number: load for number, load in self.reports.items() if number in self.replicas}
         wanted = scaler.target(self.clock.now, reports, len(self.replicas), self.num_wanted)
         if wanted == self.num_wanted:
             return

@@ -1,8 +1,9 @@
 """The claim: the number of denoisers follows the load, up and down, and no edit is lost on the way.
 
 Four Ray nodes on this machine, a head and three workers with a GPU each that only Ray counts; the Serve config of
-k8s/overlays/gpu with the demo model and shorter delays (tests/cluster/rehearsal.py says what differs from KubeRay). One
-caller asks for edits all the time, and many more join and leave. Needs root, for network namespaces.
+k8s/overlays/gpu with the demo model and shorter delays (tests/cluster/rehearsal.py says what differs from KubeRay).
+Callers pause between their edits, so that what comes is less than two cores can do; the target is so low that it takes
+three denoisers all the same. Needs root, for network namespaces.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 """
@@ -30,8 +31,10 @@ from tests.cluster.nodes import Cluster, cluster
 from tests.serve.client import expected
 
 NUM_WORKERS = 3
-# Callers beside the first: rows in flight are twice as many, and a denoiser is to have 16 at most.
+# Callers beside the first.
 NUM_MORE = 19
+FIRST_PAUSE_S, MORE_PAUSE_S = 4.0, 12.0
+TARGET_LOAD = 0.25
 LOW_S, HIGH_S, AFTER_S = 20.0, 75.0, 90.0
 STEPS = (4, 20, 9)
 EVERY_S = 1.0
@@ -57,7 +60,13 @@ def main(out: Annotated[Path, typer.Option(help="Where to write the figures; the
     console.print("denoisers:", " ".join(str(sample.running) for sample in trace))
     result = {
         "from": provenance(),
-        "settings": {"workers": NUM_WORKERS, "more_callers": NUM_MORE, "delays": rehearsal.DELAYS},
+        "settings": {
+            "workers": NUM_WORKERS,
+            "more_callers": NUM_MORE,
+            "pauses_s": [FIRST_PAUSE_S, MORE_PAUSE_S],
+            "target_load": TARGET_LOAD,
+            "delays": rehearsal.DELAYS,
+        },
         "edits": load.num_done,
         "failed": load.failed,
         "sent_again": dict(load.again),
@@ -76,12 +85,12 @@ def measure(folders: dict[str, str]) -> tuple[list[Sample], Load]:
     wanted = [expected(pipeline, **edit) for edit in edits]
     with cluster(rehearsal.ENVIRONMENT) as started:
         workers = [rehearsal.add_node(started, f"worker {number}", group) for number in range(NUM_WORKERS)]
-        rehearsal.deploy(started, rehearsal.scaled_down(graph, folders, min_replicas=1))
+        rehearsal.deploy(started, rehearsal.scaled_down(graph, folders, min_replicas=1, target_load=TARGET_LOAD))
         urls = [rehearsal.url(worker) for worker in workers]
         load = Load(urls, edits, wanted, rehearsal.HEADERS)
-        with sampled(started, load) as trace, load.running(1):
+        with sampled(started, load) as trace, load.running(1, FIRST_PAUSE_S):
             time.sleep(LOW_S)
-            with load.running(NUM_MORE):
+            with load.running(NUM_MORE, MORE_PAUSE_S):
                 time.sleep(HIGH_S)
             time.sleep(AFTER_S)
         return trace, load

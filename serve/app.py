@@ -29,7 +29,7 @@ from ray.serve.schema import LoggingConfig, ServeDeploySchema
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
-from serve.autoscaling import RowsPolicy
+from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
@@ -59,12 +59,12 @@ RAY_DEFAULTS = {
 def build(config: ServeConfig) -> ray_serve.Application:
     """The graph: one replica a deployment, or as many as its load asks for."""
     runtime = config.runtime
-    by_rows = AutoscalingPolicy(policy_function=RowsPolicy, policy_kwargs={"target_rows": config.target_rows})
+    by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
     retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
     on_gpu = {"num_gpus": config.replica_gpus}
     conditioner = Conditioner.options(**_options(config, config.conditioner, on_gpu)).bind(runtime, retriever)
     vae = VAE.options(**_options(config, config.vae, on_gpu)).bind(runtime)
-    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_rows)).bind(
+    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_load)).bind(
         runtime, conditioner, vae
     )
     stages = {"retriever": retriever, "conditioner": conditioner, "denoiser": denoiser, "vae": vae}

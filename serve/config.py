@@ -116,8 +116,9 @@ class ServeConfig(Config):
     that is to stop may finish what it has; at least the longest edit. wait_s: how long a replica waits at its start for
     a bundle, a catalogue or compiled networks that are not there yet; `/readyz` names them.
 
-    max_replicas: of a deployment; with more than one, each scales by its load. target_rows: UNet rows in flight in a
-    denoiser before another is started. upscale_delay_s, downscale_delay_s: how long a load must last to tell.
+    max_replicas: of a deployment; with more than one, each scales by its load. target_load: how much of what a
+    denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how long a load
+    must last to tell.
 
     Raises ValueError, naming the field, for anything outside its range.
     """
@@ -135,7 +136,7 @@ class ServeConfig(Config):
     drain_s: float = 300.0
     wait_s: float = 0.0
     max_replicas: int = 1
-    target_rows: int = 8
+    target_load: float = 0.7
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
     ingress: IngressSettings = IngressSettings()
@@ -148,7 +149,9 @@ class ServeConfig(Config):
         for name in ("bundle", "catalogue"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got ''; must be a folder")
-        self._at_least(1, "num_threads", "max_replicas", "target_rows")
+        self._at_least(1, "num_threads", "max_replicas")
+        if not 0 < self.target_load <= 1:
+            raise ValueError(f"target_load: got {self.target_load}; must be more than 0 and at most 1")
         self._at_least(0.01, "replica_cpus", "drain_s")
         self._at_least(0, "replica_gpus", "wait_s", "upscale_delay_s", "downscale_delay_s")
 

@@ -24,7 +24,7 @@ from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.state import total_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve import metrics
-from serve.autoscaling import ROWS
+from serve.autoscaling import LOAD, WorkMeter
 from serve.calls import answer
 from serve.config import DenoiserSettings
 from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
@@ -50,6 +50,7 @@ class Denoiser:
         self.vae = vae
         preview = Preview.of(bundle.manifest.preview) if bundle.manifest.preview else None
         self.engine = Engine(parts.load_unet(), DenoiserSettings(), preview)
+        self.meter = WorkMeter()
         self.num_steps_done = 0
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._thread = ThreadPoolExecutor(1, "denoise")
@@ -72,7 +73,7 @@ class Denoiser:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy adds up over the replicas."""
-        return {ROWS: self.engine.num_rows}
+        return {LOAD: self.meter.read()}
 
     def check_health(self) -> None:
         """Raises RuntimeError if the replica should be replaced."""
@@ -100,9 +101,13 @@ class Denoiser:
         )
         try:
             self.engine.add(edit)
-        except (Overloaded, DeadlineExceeded):
+        except (Overloaded, DeadlineExceeded) as error:
+            if isinstance(error, Overloaded):
+                # Another replica might have had room.
+                self.meter.add(self.engine.work_s(edit))
             metrics.refusals().inc(tags={"stage": "denoise"})
             raise
+        self.meter.add(self.engine.work_s(edit))
         events = self._events[edit_id] = asyncio.Queue()
         try:
             yield Admitted()

@@ -205,7 +205,11 @@ def requirements() -> dict[str, list[str]]:
 
 
 def test_every_package_we_import_is_a_dependency() -> None:
-    declared = {re.split(r"[\[=]", requirement)[0] for extra in ("", "evaluate", "gpu", "train") for requirement in requirements()[extra]}
+    declared = {
+        re.split(r"[\[=]", requirement)[0]
+        for extra in ("", "evaluate", "gpu", "train")
+        for requirement in requirements()[extra]
+    }
     # To draw is for who develops.
     trees = [tree for module, tree in TREES.items() if module != HOMES["matplotlib"]]
     imported = {target.split(".")[0] for tree in trees for target in imports(tree)}

@@ -121,6 +121,10 @@ class Engine:
     def limits(self, limits: Limits) -> None:
         self.scheduler.limits = limits
 
+    def work_s(self, edit: Edit) -> float:
+        """Seconds of full UNet calls that `edit` takes: what it costs where there is always enough to do."""
+        return edit.num_inference_steps * edit.num_rows * self.pace.row_time_s()
+
     def warm_up(self, inputs: Inputs) -> None:
         """Run the UNet at 1, 2, 4, ... `max_rows` rows, so that it is compiled and its pace known before any edit.
 

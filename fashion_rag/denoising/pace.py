@@ -22,6 +22,10 @@ class Pace:
         """Know nothing again: for when a few slow calls have everything refused, and no call would correct them."""
         self._seconds.clear()
 
+    def row_time_s(self) -> float:
+        """How long a row takes in the calls that serve rows best, full ones as a rule; 0 while nothing is known."""
+        return min((median(seconds) / num_rows for num_rows, seconds in self._seconds.items()), default=0.0)
+
     def step_time_s(self, num_rows: int) -> float:
         """How long a call of `num_rows` rows is expected to take; 0 while nothing is known.
 

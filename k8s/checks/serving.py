@@ -51,8 +51,8 @@ def _graph_faults(graph: Graph) -> list[str]:
             faults.append(f"deployment {name}: user_config: {error}")
         scaling = told.get("autoscaling_config", {})
         policy = scaling.get("policy", {}).get("policy_function")
-        if name == "Denoiser" and scaling and policy != "serve.autoscaling:RowsPolicy":
-            faults.append("deployment Denoiser: autoscaling_config: must have the policy serve.autoscaling:RowsPolicy")
+        if name == "Denoiser" and scaling and policy != "serve.autoscaling:LoadPolicy":
+            faults.append("deployment Denoiser: autoscaling_config: must have the policy serve.autoscaling:LoadPolicy")
     return faults
 
 

@@ -178,38 +178,51 @@ def test_a_day_has_its_busiest_hour_in_the_evening() -> None:
 
 
 def scaler(**others: float) -> Scaler:
-    return Scaler(replace(Scaling(target_rows=8, upscale_delay_s=10, downscale_delay_s=30, start_s=5), **others), 4)
+    return Scaler(replace(Scaling(target_load=0.5, upscale_delay_s=10, downscale_delay_s=30, start_s=5), **others), 4)
 
 
 def test_the_count_is_that_of_the_rule_after_its_delay() -> None:
     rule = scaler()
-    wanted = [rule.target(float(now), {0: 10.0, 1: 7.0}, 2, 2) for now in range(12)]
+    wanted = [rule.target(float(now), {0: 0.6, 1: 0.5}, 2, 2) for now in range(12)]
     assert wanted == [2] * 10 + [3, 2]
     # A replica that has not reported may be full; and there are bounds.
-    assert scaler(downscale_delay_s=0.0).target(0.0, {0: 1.0}, 2, 2) == 2
+    assert scaler(downscale_delay_s=0.0).target(0.0, {0: 0.1}, 2, 2) == 2
     assert scaler(downscale_delay_s=0.0).target(0.0, {0: 0.0, 1: 0.0}, 2, 2) == 1
-    assert scaler(upscale_delay_s=0.0).target(0.0, {0: 800.0}, 1, 1) == 4
+    assert scaler(upscale_delay_s=0.0).target(0.0, {0: 50.0}, 1, 1) == 4
+
+
+# A call of 32 rows does 32 row-steps a second: of 50 guided steps, such a replica does 0.32 edits a second.
+WIDE = replace(QUEUE, step_time_s={2: 1.0, 32: 1.0}, limits=Limits(32, NEVER_FULL))
 
 
 def test_replicas_come_after_their_start_and_go_when_there_is_nothing_left() -> None:
-    # 9 guided edits of 100 s, 18 rows, then one long edit alone that keeps the graph going.
-    system = replace(QUEUE, step_time_s={2: 1.0, 32: 1.0}, limits=Limits(32, NEVER_FULL))
-    coming = [Arrival(0.0, 100, 7.5)] * 9 + [Arrival(99.0, 300, 7.5)]
-    result = simulate(system, coming, 1, 0, scaler())
-    # Reported at 10 s, and 10 s later decided; all edits are where they were.
+    # For 200 s 1.2 of what a replica can do, and then one long edit alone that keeps the graph going.
+    coming = [Arrival(2.6 * number, 50, 7.5) for number in range(77)] + [Arrival(201.0, 200, 7.5)]
+    result = simulate(WIDE, coming, 1, 0, scaler())
+    # Reported at 10 s, and 10 s later decided.
     assert result.replicas[:2] == [(0.0, 1), (20.0, 3)]
-    # The rows of the nine leave the look-back period within 30 s of their end, and 30 s after that it is decided.
+    # It leaves the look-back period within 40 s of its end, and 30 s after that it is decided.
     assert [num for _, num in result.replicas[2:]][-1] == 1
-    assert 130 < result.replicas[-1][0] <= 170
+    assert 230 < result.replicas[-1][0] <= 280
     ends = [at_s for at_s, _ in result.replicas[1:]] + [result.ended_s]
     hours = sum(num * (end - at_s) for (at_s, num), end in zip(result.replicas, ends, strict=True)) / 3600
     assert result.replica_hours == pytest.approx(hours)
-    assert result.ended_s == pytest.approx(399.0)
+    assert result.ended_s == pytest.approx(401.5, abs=0.6)
+
+
+def test_the_number_is_steady_under_a_steady_load() -> None:
+    # At 18 replicas each has what it should. In 30 s 86 edits come, 11 % more or less.
+    coming = poisson(Mix((50,)), 18 * 0.5 * 0.32, 4000, seed=1)
+    many = Scaler(Scaling(target_load=0.5, start_s=5), 40)
+    result = simulate(WIDE, coming, 20, 0, many)
+    numbers = [num for at_s, num in result.replicas if at_s > 100]
+    assert numbers and all(18 <= num <= 25 for num in numbers)
+    assert len(numbers) <= 8
 
 
 def test_a_replica_takes_edits_once_it_has_started() -> None:
-    # 20 rows at once keep one replica busy; what comes later is served by another, or not.
-    system = replace(QUEUE, step_time_s={2: 1.0, 32: 16.0}, limits=Limits(32, NEVER_FULL))
+    # Edits at once that keep one replica busy; what comes later is served by another, or not.
+    system = replace(WIDE, step_time_s={2: 1.0, 32: 16.0})
     coming = [Arrival(0.0, 100, 7.5)] * 10 + [Arrival(at_s, 1, 7.5) for at_s in (24.0, 30.0)]
     *_, before, after = simulate(system, coming, 1, 0, scaler()).edits
     assert before.latency_s is not None and before.latency_s > 5

@@ -1,6 +1,7 @@
 """Edits that keep coming while something happens to the cluster, and what became of each."""
 
 import itertools
+import random
 import threading
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ TIMEOUT_S = 300.0
 
 @dataclass
 class Load:
-    """A few callers, each of whom asks for the next edit when it has got the last.
+    """A few callers, each of whom asks for the next edit when it has got the last and paused.
 
     edits: what they ask for, in turn; wanted: the picture of each. Every attempt goes to the next of `urls`, as a
     service spreads connections.
@@ -44,11 +45,11 @@ class Load:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def running(self, num_callers: int) -> Iterator["Load"]:
+    def running(self, num_callers: int, pause_s: float = 0.0) -> Iterator["Load"]:
         """So many more callers for as long as the block runs; then what they have asked for is waited for."""
         over = threading.Event()
         with ThreadPoolExecutor(num_callers) as callers:
-            calls = [callers.submit(self._call, over) for _ in range(num_callers)]
+            calls = [callers.submit(self._call, over, pause_s) for _ in range(num_callers)]
             self.num_callers += num_callers
             try:
                 yield self
@@ -65,8 +66,8 @@ class Load:
             assert time.monotonic() < end, f"{self.num_done} of {wanted} edits answered; {self.failed}, {self.again}"
             time.sleep(0.1)
 
-    def _call(self, over: threading.Event) -> None:
-        while not over.is_set():
+    def _call(self, over: threading.Event, pause_s: float) -> None:
+        while not over.wait(pause_s * random.uniform(0.5, 1.5)):
             turn = next(self._turns)
             number = turn % len(self.edits)
             reply = self._ask(turn, self.edits[number])

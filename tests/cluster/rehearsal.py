@@ -50,13 +50,18 @@ def read(overlay: str) -> tuple[Graph, list[Group]]:
     return graph_of(service), groups_of(service)
 
 
-def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int) -> Graph:
-    """The graph on the demo model: other folders, ONNX Runtime, `min_replicas` of each, and shorter delays."""
+def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int, target_load: float | None = None) -> Graph:
+    """The graph on the demo model: other folders, ONNX Runtime, `min_replicas` of each, and shorter delays.
+
+    target_load: of the denoisers, in place of the overlay's.
+    """
     args = graph.args | {"backend": "onnx", "wait_s": 60, "drain_s": 60} | folders
     deployments = []
     for deployment in graph.deployments:
         scaling = deployment["autoscaling_config"] | DELAYS | {"min_replicas": min_replicas}
         scaling["max_replicas"] = max(scaling["max_replicas"], min_replicas)
+        if target_load and deployment["name"] == "Denoiser":
+            scaling["policy"] = scaling["policy"] | {"policy_kwargs": {"target_load": target_load}}
         deployments.append(deployment | {"autoscaling_config": scaling})
     return Graph(args, deployments)
 

@@ -43,3 +43,8 @@ def test_old_figures_give_way_to_newer_ones_of_more_rows() -> None:
     pace.record(2, 0.5)
     pace.record(8, 0.2)
     assert (pace.step_time_s(2), pace.step_time_s(8)) == (0.2, 0.2)
+
+
+def test_a_row_takes_what_it_takes_in_the_calls_that_serve_rows_best() -> None:
+    assert Pace().row_time_s() == 0
+    assert pace_of(rows_1=[3.0], rows_4=[4.0, 8.0, 4.0], rows_8=[16.0]).row_time_s() == 1.0

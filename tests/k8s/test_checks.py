@@ -212,7 +212,7 @@ SERVING_FAULTS: dict[str, tuple[Break, str]] = {
     ),
     "unknown setting": (deployment("Denoiser", user_config={"max_row": 8}), "max_row"),
     "wrong setting": (deployment("Denoiser", user_config={"max_rows": 1}), "max_rows: got 1"),
-    "scaling by requests": (deployment("Denoiser", autoscaling_config={"policy": {}}), "RowsPolicy"),
+    "scaling by requests": (deployment("Denoiser", autoscaling_config={"policy": {}}), "LoadPolicy"),
     "long name": (lambda one: service(one)["metadata"].update(name="x" * 48), "at most 47"),
     "grace shorter than preStop": (
         lambda one: worker(one)["template"]["spec"].update(terminationGracePeriodSeconds=300),

@@ -378,8 +378,10 @@ def test_settings_change_while_edits_run(roomy: str, deploy: Deploy, config: Ser
 
 
 @contextmanager
-def load(url: str, asked: Sequence[Changes], num_clients: int) -> Iterator[list[tuple[int, httpx.Response]]]:
-    """Clients who send the edits `asked` over and over, without pause; each reply comes with the number of its edit."""
+def load(
+    url: str, asked: Sequence[Changes], num_clients: int, pause_s: float = 0.0
+) -> Iterator[list[tuple[int, httpx.Response]]]:
+    """Clients who send the edits `asked` over and over; each reply comes with the number of its edit."""
     replies: list[tuple[int, httpx.Response]] = []
     enough = threading.Event()
 
@@ -387,6 +389,7 @@ def load(url: str, asked: Sequence[Changes], num_clients: int) -> Iterator[list[
         while not enough.is_set():
             replies.append((number, client.post(f"{url}/v1/images/edits", **form(**asked[number]))))
             number = (number + num_clients) % len(asked)
+            time.sleep(pause_s)
 
     with httpx.Client(timeout=PATIENCE_S) as client, ThreadPoolExecutor(num_clients) as pool:
         asks = [pool.submit(ask, number) for number in range(num_clients)]
@@ -429,12 +432,12 @@ def test_denoisers_come_and_go_with_the_load(
         states = ray_serve.status().applications[app.APP_NAME].deployments["Denoiser"].replica_states
         return states.get("RUNNING", 0)
 
-    deploy(replace(config, max_replicas=2, target_rows=4, upscale_delay_s=1.0, downscale_delay_s=2.0), ROOMY)
+    deploy(replace(config, max_replicas=2, target_load=0.1, upscale_delay_s=1.0, downscale_delay_s=2.0), ROOMY)
     assert num_denoisers() == 1
     with load(url, mixed_edits(), num_clients=8) as replies:
         wait_for(lambda: num_denoisers() == 2)
         num_then = len(replies)
         wait_for(lambda: len(replies) >= num_then + MANY_EDITS)
-    with load(url, mixed_edits(), num_clients=1) as few:
+    with load(url, mixed_edits(), num_clients=1, pause_s=2.0) as few:
         wait_for(lambda: num_denoisers() == 1)
     assert all(same(outcome(reply), wanted[number]) for number, reply in replies + few)
