@@ -27,14 +27,15 @@ from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
+from fashion_rag.denoising.plan import combine, plan
 from fashion_rag.denoising.runner import Inputs, UNetCall
-from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, previous_timesteps, timesteps
+from fashion_rag.denoising.sampler import SamplerConfig, guide
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.models.unet import LATENT_CHANNELS, unet_input
-from fashion_rag.request import EditRequest, EditResult, Template
+from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Template
 
 
 class Photo(NamedTuple):
@@ -195,27 +196,42 @@ def denoise(
     conditioning: Conditioning,
     num_inference_steps: int,
     guidance_scale: float,
+    shortcuts: Shortcuts = PLAIN,
 ) -> Iterator[Tensor]:
     """Yield the latents [B, 4, h, w] after each step; the caller shows progress, or stops early.
 
     Guided steps run two halves, unconditional first: the empty prompt and no pose, but the same mask and photo. A
-    `guidance_scale` of 1 or less runs the conditional half alone.
+    `guidance_scale` of 1 or less runs the conditional half alone. shortcuts: a UNet that runs its outermost layers
+    alone must be a `DeepUNet`.
     """
-    guided = guidance_scale > 1
-    mask, masked_image_latents, pose_map = person.mask, person.masked_image_latents, person.pose_map
-    prompt_embeds = conditioning.prompt_embeds
-    if guided:
-        mask, masked_image_latents = torch.cat([mask] * 2), torch.cat([masked_image_latents] * 2)
-        pose_map = torch.cat([torch.zeros_like(pose_map), pose_map])
-        prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
-    steps = torch.stack([timesteps(sampler, num_inference_steps), previous_timesteps(sampler, num_inference_steps)])
-    for t, t_prev in steps.to(latents.device).T:
-        sample = unet_input(torch.cat([latents] * 2) if guided else latents, mask, masked_image_latents, pose_map)
-        noise_pred = unet(sample, t.expand(len(sample)), prompt_embeds)
-        if guided:
+    no_pose = torch.zeros_like(person.pose_map)
+    features = torch.empty(0)
+    earlier = [torch.zeros_like(latents)] * 3
+    for step in plan(sampler, num_inference_steps, guidance_scale, shortcuts):
+        halves = 2 if step.guided else 1
+        poses = [no_pose, person.pose_map][-halves:]
+        texts = [conditioning.negative_prompt_embeds, conditioning.prompt_embeds][-halves:]
+        latents_seen, mask, photo = (
+            torch.cat([each] * halves) for each in (latents, person.mask, person.masked_image_latents)
+        )
+        sample = unet_input(latents_seen, mask, photo, torch.cat(poses))
+        t = torch.full((len(latents),), step.t, device=latents.device)
+        inputs = (sample, t.repeat(halves), torch.cat(texts))
+        if not step.deep:
+            noise_pred = unet.shallow(*inputs, features[-len(sample) :])  # type: ignore[union-attr]
+        elif step.keeps:
+            noise_pred, features = unet.deep(*inputs)  # type: ignore[union-attr]
+        else:
+            noise_pred = unet(*inputs)
+        if step.guided:
             uncond, cond = noise_pred.chunk(2)
             noise_pred = guide(uncond, cond, guidance_scale)
-        latents = ddim_step(sampler, noise_pred, latents, t.expand(len(latents)), t_prev.expand(len(latents)))
+        x0 = combine([step.x0] * len(latents), [latents, noise_pred])
+        terms = [latents, x0, *earlier]
+        latents = combine([step.onward] * len(latents), terms)
+        if any(step.anchor):
+            earlier[2] = combine([step.anchor] * len(latents), terms)
+        earlier[:2] = x0, earlier[0]
         yield latents
 
 
@@ -278,7 +294,8 @@ class Pipeline:
             ((latents, person),) = encode(self.vae, [request], self.manifest, self.device)
         with self._timed("denoise", timings):
             steps, scale = request.num_inference_steps, request.guidance_scale
-            *_, latents = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale)
+            walk = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale, request.shortcuts)
+            *_, latents = walk
         with self._timed("decode", timings):
             edited = finish(request, decode(self.vae, latents)[0])
         return EditResult(edited, tuple(garment.id for garment in garments), request.seed, timings)

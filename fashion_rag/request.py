@@ -18,6 +18,7 @@ CATEGORIES = ("dresses", "lower_body", "upper_body")
 MAX_GARMENTS = 3
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 50
+MAX_CACHE_INTERVAL = 10
 MAX_PROMPT_CHARS = 2000
 MAX_SEED = 2**63 - 1
 
@@ -30,6 +31,14 @@ class Template(StrEnum):
     CAPTION = "caption"
 
 
+class Solver(StrEnum):
+    """How latents are led from step to step (`denoising/plan.py` has the maths). DDIM is the paper's."""
+
+    DDIM = "ddim"
+    DPMPP_2M = "dpmpp_2m"
+    UNIPC = "unipc"
+
+
 def _require(ok: bool, field_name: str, value: object, rule: str) -> None:
     if not ok:
         raise InvalidRequest(field_name, value, rule)
@@ -37,6 +46,39 @@ def _require(ok: bool, field_name: str, value: object, rule: str) -> None:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to compute less, all off by default.
+
+    solver: those of second order come as far in fewer steps. guidance_start, guidance_end: in which part of the steps,
+    as shares of them, there is guidance; in the others an edit takes one row. cache_interval: every so many steps the
+    whole UNet runs, and in those between only its outermost layers, on deep features kept from the last (DeepCache,
+    arXiv 2312.00858).
+
+    Raises InvalidRequest, naming the field, for anything outside these rules.
+    """
+
+    solver: Solver = Solver.DDIM
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    cache_interval: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.solver in set(Solver), "solver", self.solver, f"must be one of {', '.join(Solver)}")
+        start, end = self.guidance_start, self.guidance_end
+        _require(0 <= start <= 1, "guidance_start", start, "must be a number from 0 to 1")
+        _require(start <= end <= 1, "guidance_end", end, f"must be a number from guidance_start, {start}, to 1")
+        _require(
+            _is_int(self.cache_interval) and 1 <= self.cache_interval <= MAX_CACHE_INTERVAL,
+            "cache_interval",
+            self.cache_interval,
+            f"must be a whole number from 1 to {MAX_CACHE_INTERVAL}",
+        )
+
+
+PLAIN = Shortcuts()
 
 
 @dataclass(frozen=True)
@@ -66,6 +108,7 @@ class EditRequest:
     seed: int = 0
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    shortcuts: Shortcuts = PLAIN
     deadline: float = math.inf
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -21,7 +21,7 @@ from export.backend import Runtime
 from fashion_rag import pipeline
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
 from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.state import total_rows
+from fashion_rag.denoising.state import running_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve import metrics
 from serve.autoscaling import LOAD, WorkMeter
@@ -165,7 +165,7 @@ class Denoiser:
             if batch:
                 outcome = await loop.run_in_executor(self._thread, self.engine.run, batch)
                 metrics.step_seconds().observe(outcome.seconds)
-                metrics.rows_per_step().observe(total_rows(batch))
+                metrics.rows_per_step().observe(running_rows(batch).total)
                 self.num_steps_done += 1
                 events += self.engine.postprocess(batch, outcome)
             for event in events:

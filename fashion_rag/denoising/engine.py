@@ -1,4 +1,4 @@
-"""Many edits denoised at once: every step is one UNet call, and edits join and leave between two steps.
+"""Many edits denoised at once: they share every step, and join and leave between two.
 
 Owns the edits in progress; whoever owns the engine drives it, from one thread. There are no locks: `run` touches
 nothing but what it is given, so it may run in a thread of its own while `add`, `provide` and `cancel` are called.
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from fashion_rag.data.image import to_uint8
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.runner import Edit, Inputs, Runner, UNetCall
+from fashion_rag.denoising.plan import plan
+from fashion_rag.denoising.runner import Edit, Inputs, Position, Runner, UNetCall
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits, Scheduler
-from fashion_rag.denoising.state import EditState, Outcome, total_rows
-from fashion_rag.errors import DeadlineExceeded, FashionRAGError
+from fashion_rag.denoising.state import EditState, Outcome, running_rows
+from fashion_rag.errors import DeadlineExceeded, FashionRAGError, InvalidRequest
+from fashion_rag.request import Shortcuts
 
 WARM_UP_CALLS = 3  # of each row count, so that the median is not that of the first, which may compile
 
@@ -123,33 +125,47 @@ class Engine:
 
     def work_s(self, edit: Edit) -> float:
         """Seconds of full UNet calls that `edit` takes: what it costs where there is always enough to do."""
-        return edit.num_inference_steps * edit.num_rows * self.pace.row_time_s()
+        steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
+        return sum(self.pace.row_time_s(step.rows) for step in steps)
 
     def warm_up(self, inputs: Inputs) -> None:
         """Run the UNet at 1, 2, 4, ... `max_rows` rows, so that it is compiled and its pace known before any edit.
 
-        inputs: of any edit; the text of those to come must have the same shape. Raises what the UNet raises.
+        Its outermost layers alone, too, where it can be called so. inputs: of any edit; the text of those to come must
+        have the same shape. Raises what the UNet raises.
         """
         height, width = inputs.latents.shape[-2:]
-        state = EditState.of(Edit("warm up", (height, width), 1, 1.0, SamplerConfig()), arrived=0.0)
-        state.start(inputs)
-        state.num_begun = 1
+        shortcuts = Shortcuts(cache_interval=2 if self._keeps_features else 1)
+        state = EditState.of(Edit("warm up", (height, width), 2, 1.0, SamplerConfig(), shortcuts=shortcuts), 0.0)
         max_rows = self.limits.max_rows
         for num_rows in sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}):
             for _ in range(WARM_UP_CALLS):
-                outcome = self.run([state] * num_rows)
-                if outcome.error:
-                    raise outcome.error
-                self.pace.record(num_rows, outcome.seconds)
+                state.start(inputs)
+                for step in range(state.num_steps):
+                    state.num_begun = step + 1
+                    batch = [state] * num_rows
+                    outcome = self.run(batch)
+                    if outcome.error:
+                        raise outcome.error
+                    self.pace.record(running_rows(batch), outcome.seconds)
+                    assert outcome.positions[0]
+                    state.position = outcome.positions[0]
         self._text_shape = inputs.prompt_embeds.shape
+
+    @property
+    def _keeps_features(self) -> bool:
+        return hasattr(self.runner.unet, "shallow")
 
     def add(self, edit: Edit, inputs: Inputs | None = None) -> None:
         """Let `edit` take part from the next step on, or from when its inputs are provided.
 
-        Raises InvalidRequest for an id in use or for steps that the schedule has not, Overloaded if too many wait, or
-        if its deadline or that of an edit here could not be kept, and DeadlineExceeded if no engine could keep its own.
-        Raises as `provide` for inputs that do not fit.
+        Raises InvalidRequest for an id in use, for steps that the schedule has not, or for a cache interval where the
+        UNet cannot run its outermost layers alone; Overloaded if too many wait, or if its deadline or that of an edit
+        here could not be kept, and DeadlineExceeded if no engine could keep its own. Raises as `provide` for inputs
+        that do not fit.
         """
+        if edit.shortcuts.cache_interval > 1 and not self._keeps_features:
+            raise InvalidRequest("cache_interval", edit.shortcuts.cache_interval, "must be 1 on this server")
         state = EditState.of(edit, self.clock())
         try:
             self.scheduler.add(state, max(state.arrived, self._busy_until))
@@ -195,7 +211,7 @@ class Engine:
         events: list[Event] = [Failed(state.id, error) for state, error in self.scheduler.refuse(now)]
         batch = self.scheduler.schedule()
         if batch:
-            self._busy_until = now + self.pace.step_time_s(total_rows(batch))
+            self._busy_until = now + self.pace.step_time_s(running_rows(batch))
         elif events:
             self.pace.forget()
         return batch, events
@@ -204,26 +220,25 @@ class Engine:
         """What a UNet call makes of `batch`. Never raises; all tensor work is here."""
         started = self.clock()
         error: Exception | None = None
-        rows: list[Tensor | None] = [None] * len(batch)
+        positions: list[Position | None] = [None] * len(batch)
         previews: list[NDArray[np.uint8] | None] = [None] * len(batch)
         try:
-            latents, x0 = self.runner.run(
+            after, x0 = self.runner.run(
                 [state.edit for state in batch],
                 [state.inputs for state in batch],
-                [state.latents for state in batch],
+                [state.position for state in batch],
                 [state.steps[state.num_begun - 1] for state in batch],
             )
             wanted = [row for row, state in enumerate(batch) if state.num_begun in state.edit.preview_steps]
             if self.preview and wanted:
                 for row, picture in zip(wanted, self.preview(x0[wanted]), strict=True):
                     previews[row] = picture
-            # Reading `finite` waits for the device, so the time is the call's.
-            finite = latents.isfinite().flatten(1).all(1).tolist()
-            # Copies, because a view would keep the latents of the whole batch, and take them along when it is sent.
-            rows = [row[None].clone() if ok else None for row, ok in zip(latents, finite, strict=True)]
+            # Reading `finite` waits for the device, so the time is the step's.
+            finite = torch.cat([position.latents for position in after]).isfinite().flatten(1).all(1).tolist()
+            positions = [each.alone() if ok else None for each, ok in zip(after, finite, strict=True)]
         except Exception as failure:
             error = failure
-        return Outcome(rows, previews, self.clock() - started, error)
+        return Outcome(positions, previews, self.clock() - started, error)
 
     def postprocess(self, batch: Sequence[EditState], outcome: Outcome) -> list[Event]:
         """What became of the edits of `batch`; nothing is said of those cancelled while the call ran."""
@@ -232,21 +247,21 @@ class Engine:
             self.num_failed_calls += 1
         else:
             self.num_failed_calls = 0
-            self.pace.record(total_rows(batch), outcome.seconds)
+            self.pace.record(running_rows(batch), outcome.seconds)
         reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
-        for state, latents, preview in zip(batch, outcome.latents, outcome.previews, strict=True):
+        for state, position, preview in zip(batch, outcome.positions, outcome.previews, strict=True):
             if self.scheduler.get(state.id) is not state:  # the id may be in use again
                 continue
-            if latents is None:
+            if position is None:
                 error = FashionRAGError(f"step {state.num_begun} of {state.num_steps}: {reason}")
                 error.__cause__ = outcome.error
                 events.append(Failed(state.id, error))
             else:
-                state.latents = latents
+                state.position = position
                 events.append(Progress(state.id, state.num_begun, state.num_steps, preview))
                 if not state.num_left:
-                    events.append(Finished(state.id, latents))
-            if latents is None or not state.num_left:
+                    events.append(Finished(state.id, state.latents))
+            if position is None or not state.num_left:
                 self.scheduler.remove(state.id)
         return events

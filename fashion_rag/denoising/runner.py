@@ -1,23 +1,26 @@
-"""One UNet call shared by many edits, each at its own timestep. Called by the engine; keeps nothing between calls.
+"""One step of many edits, each at its own timestep: a UNet call, or two where some edits skip the inner layers.
 
-What comes out for an edit equals `pipeline.denoise` of that edit alone.
+Called by the engine; keeps nothing between calls. What comes out for an edit equals `pipeline.denoise` of it alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from fashion_rag.denoising.sampler import SamplerConfig, ddim_step, guide, predict
+from fashion_rag.denoising.plan import Step, combine
+from fashion_rag.denoising.sampler import SamplerConfig, guide
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.prompt import MAX_TOKENS
-from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS, unet_input
+from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS, DeepUNet, unet_input
+from fashion_rag.request import PLAIN, Shortcuts, Solver
 
-UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A plain one will do where no edit keeps features.
+UNetCall = Callable[[Tensor, Tensor, Tensor], Tensor] | DeepUNet
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,7 @@ class Edit:
     sampler: SamplerConfig
     deadline: float = math.inf
     preview_steps: frozenset[int] = frozenset()
-
-    @property
-    def guided(self) -> bool:
-        """Whether a step takes a second row: the empty prompt and no pose, but the same mask and photo."""
-        return self.guidance_scale > 1
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows of a UNet call the edit takes."""
-        return 2 if self.guided else 1
+    shortcuts: Shortcuts = PLAIN
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,34 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where an edit stands between two steps.
+
+    latents: [1, 4, h, w]. earlier: three such for a solver of second order: the x0 of the last step, that of the one
+    before, and the anchor. features: [R, C, h, w] from the last deep step, of the row without condition first where
+    there was one; None where the next step does not need them.
+    """
+
+    latents: Tensor
+    earlier: tuple[Tensor, ...] | None = None
+    features: Tensor | None = None
+
+    @classmethod
+    def first(cls, latents: Tensor, solver: Solver) -> Position:
+        """Before the first step."""
+        if solver == Solver.DDIM:
+            return cls(latents)
+        nothing = torch.zeros_like(latents)
+        return cls(latents, (nothing, nothing, nothing))
+
+    def alone(self) -> Position:
+        """A copy that shares no memory: a view would keep a whole batch, and take it along when it is sent."""
+        earlier = self.earlier and tuple(each.clone() for each in self.earlier)
+        features = None if self.features is None else self.features.clone()
+        return Position(self.latents.clone(), earlier, features)
+
+
+@dataclass(frozen=True)
 class Runner:
     """The UNet, or a compiled one that is called the same way."""
 
@@ -98,36 +120,81 @@ class Runner:
 
     @torch.inference_mode()
     def run(
-        self,
-        edits: Sequence[Edit],
-        inputs: Sequence[Inputs],
-        latents: Sequence[Tensor],
-        steps: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, Tensor]:
-        """Latents after one step of B edits of one size, and what they are heading for (x0), both [B, 4, h, w].
+        self, edits: Sequence[Edit], inputs: Sequence[Inputs], positions: Sequence[Position], steps: Sequence[Step]
+    ) -> tuple[list[Position], Tensor]:
+        """Where B edits of one size stand after one step of each, and what they are heading for (x0), [B, 4, h, w]."""
+        scales = torch.tensor([edit.guidance_scale for edit in edits], device=positions[0].latents.device)
+        t = torch.tensor([step.t for step in steps], device=scales.device)
+        current = torch.cat([position.latents for position in positions])
+        noise_pred = torch.empty_like(current)
+        features = [position.features for position in positions]
+        for deep in (True, False):
+            if rows := [row for row, step in enumerate(steps) if step.deep is deep]:
+                noise_pred[rows] = self._predict(rows, inputs, positions, steps, t, scales, features)
+        x0 = combine([step.x0 for step in steps], [current, noise_pred])
+        after = _advanced(current, x0, positions, steps)
+        kept = [each if step.keeps else None for each, step in zip(features, steps, strict=True)]
+        return [replace(each, features=own) for each, own in zip(after, kept, strict=True)], x0
 
-        Row i comes from `latents[i]` [1, 4, h, w]. steps: of each edit, its timestep and where the step leads; see
-        `previous_timesteps`. The UNet sees an unconditional row for each guided edit, then B conditional ones.
+    def _predict(
+        self,
+        rows: Sequence[int],
+        inputs: Sequence[Inputs],
+        positions: Sequence[Position],
+        steps: Sequence[Step],
+        t: Tensor,
+        scales: Tensor,
+        features: list[Tensor | None],
+    ) -> Tensor:
+        """The guided noise of `rows`, whose steps are all deep or all shallow; new features replace those there.
+
+        The UNet sees an unconditional row for each guided edit, then the conditional ones.
         """
-        guided = [row for row, edit in enumerate(edits) if edit.guided]
-        rows = [*guided, *range(len(edits))]
+        guided = [row for row in rows if steps[row].guided]
+        order = [*guided, *rows]
+        poses = [torch.zeros_like(inputs[row].pose_map) for row in guided] + [inputs[row].pose_map for row in rows]
         sample = unet_input(
-            torch.cat([latents[row] for row in rows]),
-            torch.cat([inputs[row].mask for row in rows]),
-            torch.cat([inputs[row].masked_image_latents for row in rows]),
-            torch.cat([torch.zeros_like(inputs[row].pose_map) for row in guided] + [each.pose_map for each in inputs]),
+            torch.cat([positions[row].latents for row in order]),
+            torch.cat([inputs[row].mask for row in order]),
+            torch.cat([inputs[row].masked_image_latents for row in order]),
+            torch.cat(poses),
         )
-        prompts = [inputs[row].negative_prompt_embeds for row in guided] + [each.prompt_embeds for each in inputs]
-        t, t_prev = torch.tensor(steps, device=sample.device).T
-        uncond, cond = self.unet(sample, t[rows], torch.cat(prompts)).split([len(guided), len(edits)])
+        prompts = torch.cat(
+            [inputs[row].negative_prompt_embeds for row in guided] + [inputs[row].prompt_embeds for row in rows]
+        )
+        if not steps[rows[0]].deep:
+            # Without condition first, where there is one; see Position.
+            kept = [features[row][:1] for row in guided] + [features[row][-1:] for row in rows]  # type: ignore[index]
+            noise_pred = self.unet.shallow(sample, t[order], prompts, torch.cat(kept))  # type: ignore[union-attr]
+        elif any(steps[row].keeps for row in rows):
+            noise_pred, made = self.unet.deep(sample, t[order], prompts)  # type: ignore[union-attr]
+            for place, row in enumerate(rows, start=len(guided)):
+                own = [guided.index(row), place] if steps[row].guided else [place]
+                features[row] = made[own]
+        else:
+            noise_pred = self.unet(sample, t[order], prompts)
+        uncond, cond = noise_pred.split([len(guided), len(rows)])
         # An edit without guidance is guided from its own prediction, which changes nothing.
         base = cond.clone()
-        base[guided] = uncond
-        noise_pred = guide(base, cond, torch.tensor([edit.guidance_scale for edit in edits], device=sample.device))
-        current = torch.cat(list(latents))
-        after, x0 = torch.empty_like(current), torch.empty_like(current)
-        for sampler in {edit.sampler for edit in edits}:
-            own = [row for row, edit in enumerate(edits) if edit.sampler == sampler]
-            after[own] = ddim_step(sampler, noise_pred[own], current[own], t[own], t_prev[own])
-            x0[own], _ = predict(sampler, noise_pred[own], current[own], t[own])
-        return after, x0
+        base[[rows.index(row) for row in guided]] = uncond
+        return guide(base, cond, scales[rows])
+
+
+def _advanced(current: Tensor, x0: Tensor, positions: Sequence[Position], steps: Sequence[Step]) -> list[Position]:
+    """Where the edits stand after their solvers' sums, without features."""
+    terms: list[Tensor | None] = [current, x0, None, None, None]
+    if any(position.earlier for position in positions):
+        blank = torch.zeros_like(positions[0].latents)
+        for place in range(3):
+            own = [position.earlier[place] if position.earlier else blank for position in positions]
+            terms[2 + place] = torch.cat(own)
+    onward = combine([step.onward for step in steps], terms)
+    anchored = [step.anchor for step in steps]
+    anchor = combine(anchored, terms) if any(any(weights) for weights in anchored) else current
+    return [
+        Position(
+            onward[row : row + 1],
+            position.earlier and (x0[row : row + 1], position.earlier[0], anchor[row : row + 1]),
+        )
+        for row, position in enumerate(positions)
+    ]

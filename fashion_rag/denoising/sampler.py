@@ -1,7 +1,7 @@
-"""DDIM's maths, row by row: rows of one batch may stand at different timesteps. No state, no model.
+"""The noise schedule, and guidance. No state, no model.
 
-The pipeline, the denoising engine and training call it. Source: DDIM (arXiv 2010.02502, eq. 12 with eta 0); zero
-terminal SNR and trailing spacing: arXiv 2305.08891. Numbers equal diffusers' `DDIMScheduler`.
+The pipeline, the denoising engine and training call it; `plan.py` says how the schedule is walked. Source: DDIM (arXiv
+2010.02502); zero terminal SNR and trailing spacing: arXiv 2305.08891. Numbers equal diffusers' `DDIMScheduler`.
 """
 
 from __future__ import annotations
@@ -107,25 +107,6 @@ def previous_timesteps(config: SamplerConfig, num_inference_steps: int) -> Tenso
     """
     stride = config.num_train_timesteps // num_inference_steps
     return (timesteps(config, num_inference_steps) - stride).clamp(min=FINAL)
-
-
-def predict(config: SamplerConfig, noise_pred: Tensor, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The finished latents x0 and the noise epsilon, both [B, 4, h, w], that the model sees in `latents` at `t` [B]."""
-    alpha = alphas_cumprod(config, latents.device)[t][:, None, None, None]
-    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
-    if config.prediction_type == "epsilon":
-        return (latents - noise * noise_pred) / signal, noise_pred
-    return signal * latents - noise * noise_pred, signal * noise_pred + noise * latents
-
-
-def ddim_step(config: SamplerConfig, noise_pred: Tensor, latents: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
-    """Latents [B, 4, h, w] at `t_prev` [B], from `latents` at `t` [B] and the model's `noise_pred` there.
-
-    `t_prev` of `FINAL` (-1) is the end of the schedule. The result has the dtype of `latents`: keep it float32.
-    """
-    x0, epsilon = predict(config, noise_pred, latents, t)
-    alpha_prev = alphas_cumprod(config, latents.device)[t_prev][:, None, None, None]
-    return (alpha_prev.sqrt() * x0 + (1 - alpha_prev).sqrt() * epsilon).to(latents.dtype)
 
 
 def guide(uncond: Tensor, cond: Tensor, guidance_scale: float | Tensor) -> Tensor:

@@ -5,25 +5,43 @@ the edit that is due first runs in every step, with others of its size as far as
 what arrives after an edit is due is due later than it, and what arrived before is finite work.
 
 The rule leaves nothing to chance, so the door plays the steps to come through in advance, at the pace that calls have:
-what could not be kept is not promised.
+what could not be kept is not promised. An edit may take more rows in some steps than in others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
+
+
+class Rows(NamedTuple):
+    """Of a step: rows of the whole UNet, and rows of its outermost layers alone."""
+
+    deep: int
+    shallow: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of both kinds."""
+        return self.deep + self.shallow
+
+
+def sum_rows(several: Iterable[Rows]) -> Rows:
+    """The rows of a step that several edits share."""
+    return Rows(*(sum(kind) for kind in zip(*several, strict=True)))
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much is taken on, and how long it may be passed over.
 
-    max_rows: of one UNet call. max_waiting: edits that wait, see `Scheduler.num_waiting`; more are refused. patience_s:
+    max_rows: of one step. max_waiting: edits that wait, see `Scheduler.num_waiting`; more are refused. patience_s:
     an edit this long after its arrival goes before all that arrive from then on, whatever their deadlines. margin_s:
     time kept free before each deadline for what comes after denoising.
 
@@ -49,23 +67,39 @@ class Limits:
 class Ticket:
     """What the scheduler knows of an edit. Times are seconds on one clock.
 
-    ready: whether it can run; one that cannot counts as load all the same. num_begun: steps done, the one that is
-    running included; the scheduler counts it up.
+    rows: of each of its steps. ready: whether it can run; one that cannot counts as load all the same. num_begun: steps
+    done, the one that is running included; the scheduler counts it up.
     """
 
     id: str
     size: tuple[int, int]
-    num_rows: int
-    num_steps: int
+    rows: Sequence[Rows]
     arrived: float
     deadline: float = math.inf
     ready: bool = False
     num_begun: int = 0
 
     @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return len(self.rows)
+
+    @property
     def num_left(self) -> int:
         """Steps that are still to be begun."""
         return self.num_steps - self.num_begun
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of the next step, or of the last."""
+        return self.rows[min(self.num_begun, self.num_steps - 1)].total
+
+    def until_change(self, begun: int) -> int:
+        """After how many steps, when `begun` have been begun, the edit takes other rows, or is done."""
+        rows = self.rows[begun]
+        return next(
+            (step - begun for step in range(begun, self.num_steps) if self.rows[step] != rows), self.num_steps - begun
+        )
 
 
 T = TypeVar("T", bound=Ticket)
@@ -74,10 +108,10 @@ T = TypeVar("T", bound=Ticket)
 class Scheduler(Generic[T]):
     """The edits in progress, from `add` to `remove`, in the order of arrival. `limits` may be replaced at any time.
 
-    step_time_s: how long a call of so many rows is expected to take.
+    step_time_s: how long a step of such rows is expected to take.
     """
 
-    def __init__(self, limits: Limits, step_time_s: Callable[[int], float]) -> None:
+    def __init__(self, limits: Limits, step_time_s: Callable[[Rows], float]) -> None:
         self.limits = limits
         self.step_time_s = step_time_s
         self._tickets: dict[str, T] = {}
@@ -139,7 +173,8 @@ class Scheduler(Generic[T]):
 
         The step counts as begun.
         """
-        batch = self._next(sorted((ticket for ticket in self if ticket.ready), key=self._due))
+        ready = sorted((ticket for ticket in self if ticket.ready), key=self._due)
+        batch = self._next({ticket: ticket.num_begun for ticket in ready})
         for ticket in batch:
             ticket.num_begun += 1
         return batch
@@ -148,29 +183,30 @@ class Scheduler(Generic[T]):
         # Sorting is stable, so edits that are due together stay in the order of arrival.
         return min(ticket.deadline, ticket.arrived + self.limits.patience_s)
 
-    def _next(self, tickets: Iterable[T]) -> list[T]:
-        """Of `tickets`, in the order in which they are due, those that share the next call."""
+    def _next(self, begun: Mapping[T, int]) -> list[T]:
+        """Those that share the next step. begun: the steps that each has begun, in the order in which they are due."""
         batch: list[T] = []
         room = self.limits.max_rows
-        for ticket in tickets:
-            if ticket.num_rows <= room and (not batch or ticket.size == batch[0].size):
+        for ticket, step in begun.items():
+            num_rows = ticket.rows[step].total
+            if num_rows <= room and (not batch or ticket.size == batch[0].size):
                 batch.append(ticket)
-                room -= ticket.num_rows
+                room -= num_rows
         return batch
 
     def _finished(self, tickets: Iterable[T], now: float) -> dict[T, float]:
         """When each of `tickets` will be done if no other comes, and those not ready are ready `now`."""
-        left = {ticket: ticket.num_left for ticket in sorted(tickets, key=self._due)}
+        begun = {ticket: ticket.num_begun for ticket in sorted(tickets, key=self._due) if ticket.num_left}
         finished: dict[T, float] = {}
-        while left:
-            batch = self._next(left)
-            # Until one of them is done, the same edits share every call.
-            num_steps = min(left[ticket] for ticket in batch)
-            now += num_steps * self.step_time_s(sum(ticket.num_rows for ticket in batch))
+        while begun:
+            batch = self._next(begun)
+            # Until one of them is done or takes other rows, the same edits share every step.
+            num_steps = min(ticket.until_change(begun[ticket]) for ticket in batch)
+            now += num_steps * self.step_time_s(sum_rows(ticket.rows[begun[ticket]] for ticket in batch))
             for ticket in batch:
-                left[ticket] -= num_steps
-                if not left[ticket]:
-                    del left[ticket]
+                begun[ticket] += num_steps
+                if begun[ticket] == ticket.num_steps:
+                    del begun[ticket]
                     finished[ticket] = now
         return finished
 
@@ -182,9 +218,12 @@ class Scheduler(Generic[T]):
         return {ticket: seconds for ticket, seconds in late_by.items() if seconds > 0}
 
     def _too_late(self, ticket: T, now: float) -> DeadlineExceeded | None:
-        step_time_s = self.step_time_s(ticket.num_rows)
         left_s = ticket.deadline - self.limits.margin_s - now
-        if ticket.num_left * step_time_s <= left_s:
+        if left_s == math.inf:
             return None
-        todo = f"{ticket.num_left} of {ticket.num_steps} steps at {step_time_s:.3g} s each are left"
-        return DeadlineExceeded(f"{todo}, and {left_s:.3g} s for them before the deadline")
+        steps = Counter(ticket.rows[ticket.num_begun :])
+        todo_s = sum(num_steps * self.step_time_s(rows) for rows, num_steps in steps.items())
+        if todo_s <= left_s:
+            return None
+        todo = f"{ticket.num_left} of {ticket.num_steps} steps are left, which take {todo_s:.3g} s"
+        return DeadlineExceeded(f"{todo}, and there are {left_s:.3g} s for them before the deadline")

@@ -9,57 +9,61 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.sampler import previous_timesteps, timesteps
-from fashion_rag.denoising.scheduler import Ticket
+from fashion_rag.denoising.plan import Step, plan
+from fashion_rag.denoising.runner import Edit, Inputs, Position
+from fashion_rag.denoising.scheduler import Rows, Ticket, sum_rows
 
 
 @dataclass(kw_only=True, eq=False)
 class EditState(Ticket):
-    """An edit and its latents after the steps done. Nothing in it changes while a call with it runs.
+    """An edit and where it stands after the steps done. Nothing in it changes while a call with it runs.
 
-    steps: every timestep with the one it leads to. inputs, latents: there once the edit is ready.
+    steps: what is planned. inputs, position: there once the edit is ready.
     """
 
     edit: Edit
-    steps: list[tuple[int, int]]
+    steps: tuple[Step, ...]
     inputs: Inputs = field(init=False, repr=False)
-    latents: Tensor = field(init=False, repr=False)
+    position: Position = field(init=False, repr=False)
 
     @classmethod
     def of(cls, edit: Edit, arrived: float) -> EditState:
         """The state of an edit before its first step. Raises InvalidRequest for steps that its schedule has not."""
-        num_steps = edit.num_inference_steps
-        visited, led_to = timesteps(edit.sampler, num_steps), previous_timesteps(edit.sampler, num_steps)
+        steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
         return cls(
             id=edit.id,
             size=edit.size,
-            num_rows=edit.num_rows,
-            num_steps=num_steps,
+            rows=[step.rows for step in steps],
             arrived=arrived,
             deadline=edit.deadline,
             edit=edit,
-            steps=list(zip(visited.tolist(), led_to.tolist(), strict=True)),
+            steps=steps,
         )
 
     def start(self, inputs: Inputs) -> None:
         """Make the edit ready to run."""
-        self.inputs, self.latents, self.ready = inputs, inputs.latents, True
+        self.inputs, self.ready = inputs, True
+        self.position = Position.first(inputs.latents, self.edit.shortcuts.solver)
+
+    @property
+    def latents(self) -> Tensor:
+        """The latents [1, 4, h, w] after the steps done."""
+        return self.position.latents
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a UNet call made of each edit: its latents [1, 4, h, w], None where useless, and its preview if wanted.
+    """Where each edit stands after a step, None where that is useless, and its preview if wanted.
 
-    seconds: how long the call took. error: why it failed, if it did.
+    seconds: how long the step took. error: why it failed, if it did.
     """
 
-    latents: Sequence[Tensor | None]
+    positions: Sequence[Position | None]
     previews: Sequence[NDArray[np.uint8] | None]
     seconds: float
     error: Exception | None = None
 
 
-def total_rows(batch: Sequence[EditState]) -> int:
-    """The rows of a UNet call with these edits."""
-    return sum(state.num_rows for state in batch)
+def running_rows(batch: Sequence[EditState]) -> Rows:
+    """The rows of the step that these edits have begun."""
+    return sum_rows(state.steps[state.num_begun - 1].rows for state in batch)

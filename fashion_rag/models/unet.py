@@ -1,6 +1,13 @@
-"""The inpainting UNet with 27 input channels, and how its input is put together."""
+"""The inpainting UNet with 27 input channels, and how its input is put together.
+
+From one step to the next, most of what the UNet computes hardly changes (DeepCache, arXiv 2312.00858). So it can also
+be called in two ways that belong together: `deep` runs all of it and gives, beside the prediction, the features that
+enter its last layers; `shallow` runs only the outermost layers, on features of an earlier call.
+"""
 
 from __future__ import annotations
+
+from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,18 +19,104 @@ POSE_CHANNELS = 18
 IN_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS + POSE_CHANNELS
 
 
+# How many layers of the last block `shallow` runs; the first of the network that lead to them by skip connections, too.
+SHALLOW_LAYERS = 2
+
+
+class DeepUNet(Protocol):
+    """A UNet, or a compiled one, that may be called in all three ways; shapes as of `UNet`."""
+
+    def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The predicted noise."""
+
+    def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The predicted noise, and features for `shallow`."""
+
+    def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
+        """The predicted noise, nearly, from features of the same edit's earlier step."""
+
+
 class UNet(nn.Module):
-    """Noise prediction as a plain tensor: the call that every compiled UNet answers too."""
+    """Noise prediction as plain tensors: the calls that every compiled UNet answers too."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
+
+    @property
+    def feature_channels(self) -> int:
+        """The channels C of the features."""
+        unet: Any = self.unet
+        skipped = [unet.conv_in.out_channels, *(layer.out_channels for layer in unet.down_blocks[0].resnets)]
+        channels: int = unet.up_blocks[-1].resnets[-SHALLOW_LAYERS].in_channels - skipped[SHALLOW_LAYERS - 1]
+        return channels
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Predicted noise [B, 4, h, w] for `sample` [B, 27, h, w] at timesteps `t` [B] int64, text [B, 77, D]."""
         dtype = self.unet.conv_in.weight.dtype
         noise_pred: Tensor = self.unet(sample.to(dtype), t, encoder_hidden_states=prompt_embeds.to(dtype)).sample
         return noise_pred.float()
+
+    def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The same noise, and the features float32 [B, C, h, w] that enter the last `SHALLOW_LAYERS` layers."""
+        unet: Any = self.unet
+        hidden, temb, text = self._enter(sample, t, prompt_embeds)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            hidden, kept = _block(block, hidden, temb, text)
+            skips += kept
+        if unet.mid_block is not None:
+            hidden = unet.mid_block(hidden, temb, encoder_hidden_states=text)
+        for block in unet.up_blocks[:-1]:
+            count = len(block.resnets)
+            own, skips = tuple(skips[-count:]), skips[:-count]
+            hidden = _block(block, hidden, temb, text, res_hidden_states_tuple=own, upsample_size=skips[-1].shape[2:])
+        last = unet.up_blocks[-1]
+        inner = len(last.resnets) - SHALLOW_LAYERS
+        for number in range(inner):
+            hidden = _layer(last, number, torch.cat([hidden, skips.pop()], dim=1), temb, text)
+        features = hidden
+        return self._leave(hidden, skips, temb, text), features.float()
+
+    def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
+        """The noise that the outermost layers predict from `features` [B, C, h, w] of an earlier step."""
+        unet: Any = self.unet
+        hidden, temb, text = self._enter(sample, t, prompt_embeds)
+        skips = [hidden]
+        for number in range(SHALLOW_LAYERS - 1):
+            hidden = _layer(unet.down_blocks[0], number, hidden, temb, text)
+            skips.append(hidden)
+        return self._leave(features.to(hidden.dtype), skips, temb, text)
+
+    def _enter(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states after the first convolution, the timestep's embedding, and the text."""
+        unet: Any = self.unet
+        dtype = unet.conv_in.weight.dtype
+        temb = unet.time_embedding(unet.time_proj(t).to(dtype))
+        return unet.conv_in(sample.to(dtype)), temb, prompt_embeds.to(dtype)
+
+    def _leave(self, hidden: Tensor, skips: list[Tensor], temb: Tensor, text: Tensor) -> Tensor:
+        """The last layers and the way out, from `features` on."""
+        unet: Any = self.unet
+        last = unet.up_blocks[-1]
+        for number in range(-SHALLOW_LAYERS, 0):
+            hidden = _layer(last, number, torch.cat([hidden, skips.pop()], dim=1), temb, text)
+        noise_pred: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return noise_pred.float()
+
+
+def _block(block: Any, hidden: Tensor, temb: Tensor, text: Tensor, **others: Any) -> Any:
+    """A whole block of diffusers' UNet, with attention to the text where it has any."""
+    attended = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+    return block(hidden, temb=temb, **attended, **others)
+
+
+def _layer(block: Any, number: int, hidden: Tensor, temb: Tensor, text: Tensor) -> Tensor:
+    """One layer of a block: a residual block, and attention where it has any."""
+    hidden = block.resnets[number](hidden, temb)
+    if getattr(block, "has_cross_attention", False):
+        hidden = block.attentions[number](hidden, encoder_hidden_states=text, return_dict=False)[0]
+    return hidden
 
 
 def unet_input(latents: Tensor, mask: Tensor, masked_image_latents: Tensor, pose_map: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ from torch import Tensor
 from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview, Progress
 from fashion_rag.denoising.runner import Inputs, UNetCall
-from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.denoising.scheduler import Limits, Rows
+from fashion_rag.denoising.state import running_rows
 from fashion_rag.errors import DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
+from fashion_rag.request import PLAIN, Shortcuts, Solver
 from tests.denoising import toy
-from tests.denoising.toy import DEFAULT, LEADING, SIZES, TRAILING, FakeUNet, Spec
+from tests.denoising.toy import DEFAULT, LEADING, SIZES, TRAILING, DeepFakeUNet, FakeUNet, Spec
 from tests.tiny import TEXT_WIDTH
 
 
@@ -76,6 +78,15 @@ specs = st.builds(
     st.sampled_from([0.0, 1.0, 2.5, 7.5]),
     st.sampled_from(SIZES),
     st.sampled_from([LEADING, TRAILING]),
+    st.sampled_from(
+        [
+            PLAIN,
+            Shortcuts(Solver.UNIPC),
+            Shortcuts(Solver.DPMPP_2M, 0.3, 0.8),
+            Shortcuts(cache_interval=2),
+            Shortcuts(Solver.DPMPP_2M, 0.0, 0.6, 3),
+        ]
+    ),
 )
 # One step: edits that arrive before it, with deadlines and with or without their inputs; numbers of edits whose inputs
 # come while it runs; and numbers of edits that are cancelled before it, and while it runs.
@@ -92,13 +103,7 @@ turns = st.tuples(
 @given(turns=st.lists(turns, min_size=1, max_size=5), max_rows=st.integers(2, 7))
 def test_a_picture_is_the_same_whatever_it_was_batched_with(pictures: Any, turns: Any, max_rows: int) -> None:
     unet, decode, decoded_alone = pictures
-    rows: list[int] = []
-
-    def counting(sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        rows.append(len(sample))
-        return unet(sample, t, prompt_embeds)
-
-    engine = Engine(counting, Limits(max_rows, max_waiting=100), clock=lambda: 0.0)
+    engine = Engine(unet, Limits(max_rows, max_waiting=100), clock=lambda: 0.0)
     added: dict[str, Spec] = {}
     cancelled: set[str] = set()
     events: list[Event] = []
@@ -120,6 +125,7 @@ def test_a_picture_is_the_same_whatever_it_was_batched_with(pictures: Any, turns
             engine.add(toy.edit(edit_id, spec, deadline=deadline), toy.inputs(spec) if at_once else None)
         cancel(leaving)
         batch, happened = engine.schedule()
+        assert not batch or running_rows(batch).total <= max_rows
         outcome = engine.run(batch)
         cancel(leaving_late)
         provide(map(str, provided))
@@ -134,7 +140,6 @@ def test_a_picture_is_the_same_whatever_it_was_batched_with(pictures: Any, turns
     steps = Counter(event.id for event in progress(events))
     assert len(events) == steps.total() + len(results)
     assert all(steps[edit_id] == added[edit_id].num_inference_steps for edit_id in results)
-    assert max(rows, default=0) <= max_rows
     for edit_id, latents in results.items():
         # A hundredth of a level of the 255 that the picture will have.
         torch.testing.assert_close(decode(latents), decoded_alone(added[edit_id]), rtol=0, atol=0.01 / 255)
@@ -274,7 +279,7 @@ def test_warming_up_tells_the_pace_and_the_text_s_width_and_takes_no_edit() -> N
     engine = engine_of(unet, max_rows=6)
     engine.warm_up(toy.inputs())
     assert sorted(set(unet.rows)) == [1, 2, 4, 6]
-    assert [engine.pace.step_time_s(num_rows) for num_rows in (1, 2, 4, 6, 12)] == [1, 2, 4, 6, 12]
+    assert [engine.pace.step_time_s(Rows(num_rows)) for num_rows in (1, 2, 4, 6, 12)] == [1, 2, 4, 6, 12]
     assert len(engine) == 0
     with pytest.raises(FashionRAGError, match="prompt_embeds"):
         engine.add(toy.edit("a"), toy.inputs(text_width=8))
@@ -292,7 +297,7 @@ def test_compiling_is_no_part_of_the_pace() -> None:
     unet.call_s = call_s
     engine = engine_of(unet, max_rows=2)
     engine.warm_up(toy.inputs())
-    assert engine.pace.step_time_s(1) == engine.pace.step_time_s(2) == 1
+    assert engine.pace.step_time_s(Rows(1)) == engine.pace.step_time_s(Rows(2)) == 1
 
 
 def test_a_unet_that_fails_to_warm_up_says_so() -> None:
@@ -394,7 +399,7 @@ def test_an_edit_that_cannot_meet_its_deadline_is_refused_before_it_runs_on() ->
     events = run(engine)
     (error,) = failures(events).values()
     assert isinstance(error, DeadlineExceeded)
-    assert str(error) == "9 of 10 steps at 1 s each are left, and 8.5 s for them before the deadline"
+    assert str(error) == "9 of 10 steps are left, which take 9 s, and there are 8.5 s for them before the deadline"
     assert unet.rows == [4] + [2] * 9
     assert finished(events).keys() == {"in time"}
 
@@ -420,7 +425,7 @@ def test_the_call_that_is_running_is_part_of_what_an_edit_waits_for() -> None:
     unet.now = start + 1  # the call ends in 3 s
     with pytest.raises(DeadlineExceeded):
         add(engine, "b", spec=Spec(num_inference_steps=1), deadline=start + 7.5)
-    assert engine.pace.step_time_s(2) == 4.0  # there is a call to correct it, so it is kept
+    assert engine.pace.step_time_s(Rows(2)) == 4.0  # there is a call to correct it, so it is kept
     add(engine, "b", spec=Spec(num_inference_steps=1), deadline=start + 8)
     unet.now = start
     assert finished(engine.postprocess(batch, engine.run(batch))).keys() == {"a"}
@@ -434,7 +439,7 @@ def test_one_slow_step_refuses_nobody() -> None:
     add(engine, "warm up")
     for unet.call_s in (1.0, 1000.0, 3.0):
         engine.step()
-    assert engine.pace.step_time_s(2) == 3.0
+    assert engine.pace.step_time_s(Rows(2)) == 3.0
     add(engine, "a", deadline=unet.now + 10)
     assert finished(run(engine)).keys() == {"a"}
 
@@ -463,7 +468,7 @@ def test_a_slow_spell_does_not_refuse_everything_after_it_in_the_queue() -> None
     engine.step()
     batch, events = engine.schedule()
     assert failures(events).keys() == {"a"}
-    assert engine.pace.step_time_s(2) == 1000.0  # a call will run and correct it
+    assert engine.pace.step_time_s(Rows(2)) == 1000.0  # a call will run and correct it
     engine.postprocess(batch, engine.run(batch))
     assert failures(engine.step()).keys() == {"b"}
     unet.call_s = 1.0
@@ -540,3 +545,30 @@ def test_an_idle_engine_does_nothing() -> None:
     unet = FakeUNet()
     assert engine_of(unet).step() == []
     assert unet.rows == []
+
+
+def test_warming_up_tells_the_pace_of_both_ways_to_call_the_unet() -> None:
+    unet = DeepFakeUNet()
+    engine = engine_of(unet, max_rows=4)
+    engine.warm_up(toy.inputs())
+    assert set(unet.rows) == set(unet.shallow_rows) == {1, 2, 4}
+    # Only the deep calls take time on this clock.
+    assert engine.pace.step_time_s(Rows(4)) == 1.0 and engine.pace.step_time_s(Rows(0, 4)) == 0.0
+
+
+def test_what_an_edit_costs_is_told_by_its_plan() -> None:
+    unet = DeepFakeUNet()
+    unet.call_s = lambda num_rows: float(num_rows)
+    engine = engine_of(unet, max_rows=4)
+    engine.warm_up(toy.inputs())
+    spec = Spec(num_inference_steps=10)
+    assert engine.work_s(toy.edit("plain", spec)) == 20.0
+    assert engine.work_s(toy.edit("half", spec, shortcuts=Shortcuts(guidance_end=0.5))) == 15.0
+    assert engine.work_s(toy.edit("cached", spec, shortcuts=Shortcuts(cache_interval=5))) == 4.0
+
+
+def test_features_are_not_to_be_had_of_a_unet_that_cannot_run_its_outermost_layers_alone() -> None:
+    engine = engine_of(FakeUNet())
+    with pytest.raises(InvalidRequest, match="cache_interval: got 2; must be 1 on this server"):
+        add(engine, "a", shortcuts=Shortcuts(cache_interval=2))
+    assert len(engine) == 0

@@ -1,11 +1,13 @@
 import pytest
 import torch
 
-from fashion_rag.denoising.runner import Inputs, Runner
-from fashion_rag.denoising.sampler import SamplerConfig, previous_timesteps, timesteps
+from fashion_rag.denoising.plan import Step, plan
+from fashion_rag.denoising.runner import Inputs, Position, Runner
+from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import FashionRAGError
+from fashion_rag.request import Shortcuts, Solver
 from tests.denoising import toy
-from tests.denoising.toy import LEADING, SIZES, TRAILING, FakeUNet, Spec
+from tests.denoising.toy import LEADING, SIZES, TRAILING, DeepFakeUNet, FakeUNet, Spec
 
 
 def constant(value: float) -> Inputs:
@@ -14,9 +16,8 @@ def constant(value: float) -> Inputs:
     return Inputs(*maps, *prompts)
 
 
-def steps_of(spec: Spec) -> list[tuple[int, int]]:
-    walk = (spec.sampler, spec.num_inference_steps)
-    return list(zip(timesteps(*walk).tolist(), previous_timesteps(*walk).tolist(), strict=True))
+def steps_of(spec: Spec) -> tuple[Step, ...]:
+    return plan(spec.sampler, spec.num_inference_steps, spec.guidance_scale, spec.shortcuts)
 
 
 def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_each() -> None:
@@ -24,9 +25,11 @@ def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_ea
     edits = [
         toy.edit(edit_id, guidance_scale=scale, size=(2, 2)) for edit_id, scale in (("a", 2.0), ("b", 1.0), ("c", 5.0))
     ]
-    latents = [torch.full((1, 4, 2, 2), value) for value in (7.0, 8.0, 9.0)]
+    positions = [Position(torch.full((1, 4, 2, 2), value)) for value in (7.0, 8.0, 9.0)]
     inputs = [constant(value) for value in (1, 2, 3)]
-    after, x0 = Runner(unet).run(edits, inputs, latents, [(750, 500), (0, -1), (250, 0)])
+    # Of four steps at 750, 500, 250 and 0.
+    steps = [steps_of(Spec(0, 4, edit.guidance_scale))[number] for edit, number in zip(edits, (0, 3, 2), strict=True)]
+    after, x0 = Runner(unet).run(edits, inputs, positions, steps)
     ((sample, t, prompt_embeds),) = unet.calls
     assert t.tolist() == [750, 250, 750, 0, 250]
     torch.testing.assert_close(prompt_embeds[:, 0, 0], torch.tensor([1.6, 3.6, 1.5, 2.5, 3.5]))
@@ -35,7 +38,8 @@ def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_ea
         for latent, value, pose in [(7, 1, 0), (9, 3, 0), (7, 1, 1.3), (8, 2, 2.3), (9, 3, 3.3)]
     ]
     torch.testing.assert_close(sample[..., 0, 0], torch.tensor(expected))
-    assert after.shape == x0.shape == (3, 4, 2, 2)
+    assert x0.shape == (3, 4, 2, 2)
+    assert [each.latents.shape for each in after] == [(1, 4, 2, 2)] * 3
 
 
 @pytest.mark.parametrize("guidance_scales", [(7.5, 1.0, 3.0, 0.0), (0.5, 1.0), (7.5, 2.0), (30.0,)])
@@ -49,10 +53,12 @@ def test_a_shared_step_is_the_pipeline_s_step_of_each_edit(
     together, _ = Runner(FakeUNet()).run(
         [toy.edit("", spec) for spec in specs],
         [toy.inputs(spec) for spec in specs],
-        [done[row] for row, done in enumerate(alone)],
+        [Position(done[row]) for row, done in enumerate(alone)],
         [steps_of(spec)[row] for row, spec in enumerate(specs)],
     )
-    torch.testing.assert_close(together, torch.cat([done[row + 1] for row, done in enumerate(alone)]))
+    torch.testing.assert_close(
+        torch.cat([each.latents for each in together]), torch.cat([done[row + 1] for row, done in enumerate(alone)])
+    )
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.3, 7.5])
@@ -60,19 +66,68 @@ def test_the_call_of_a_lone_edit_is_the_pipeline_s_to_the_bit(guidance_scale: fl
     spec = Spec(num_inference_steps=1, guidance_scale=guidance_scale)
     own, theirs = FakeUNet(), FakeUNet()
     start, end = toy.alone(theirs, spec)
-    after, _ = Runner(own).run([toy.edit("a", spec)], [toy.inputs(spec)], [start], steps_of(spec))
+    (after,), _ = Runner(own).run([toy.edit("a", spec)], [toy.inputs(spec)], [Position(start)], steps_of(spec))
     for mine, other in zip(own.calls[0], theirs.calls[0], strict=True):
         assert torch.equal(mine, other)
-    assert torch.equal(after, end)
+    assert torch.equal(after.latents, end)
 
 
-def test_the_prediction_is_where_the_last_step_would_lead() -> None:
+def test_the_prediction_is_where_the_last_step_leads() -> None:
     specs = [Spec(0, 4, sampler=TRAILING), Spec(1, 4, 1.0, sampler=TRAILING)]
+    positions = [Position(toy.inputs(spec).latents) for spec in specs]
+    last = [steps_of(spec)[-1] for spec in specs]
+    after, x0 = Runner(FakeUNet()).run(
+        [toy.edit("", spec) for spec in specs], [toy.inputs(spec) for spec in specs], positions, last
+    )
+    torch.testing.assert_close(x0, torch.cat([each.latents for each in after]))
+
+
+MANY = [
+    Shortcuts(),
+    Shortcuts(Solver.DPMPP_2M),
+    Shortcuts(Solver.UNIPC),
+    Shortcuts(guidance_start=0.2, guidance_end=0.7),
+    Shortcuts(cache_interval=3),
+    Shortcuts(Solver.UNIPC, 0.5, 1.0, cache_interval=2),
+    Shortcuts(Solver.DPMPP_2M, 0.0, 0.4, cache_interval=4),
+]
+
+
+def test_edits_of_all_shortcuts_share_steps_and_come_out_as_alone() -> None:
+    specs = [Spec(row, 9, 5.0, sampler=(LEADING, TRAILING)[row % 2], shortcuts=one) for row, one in enumerate(MANY)]
+    alone = [toy.alone(DeepFakeUNet(), spec) for spec in specs]
     edits, inputs = [toy.edit("", spec) for spec in specs], [toy.inputs(spec) for spec in specs]
-    latents = [own.latents for own in inputs]
-    _, x0 = Runner(FakeUNet()).run(edits, inputs, latents, [(499, 249), (749, 499)])
-    end, _ = Runner(FakeUNet()).run(edits, inputs, latents, [(499, -1), (749, -1)])
-    torch.testing.assert_close(x0, end)
+    plans = [steps_of(spec) for spec in specs]
+    unet = DeepFakeUNet()
+    at = [Position.first(own.latents, spec.shortcuts.solver) for own, spec in zip(inputs, specs, strict=True)]
+    # Edit number n begins n steps later, so that they stand at different steps.
+    for turn in range(9 + len(specs)):
+        here = [row for row in range(len(specs)) if 0 <= turn - row < 9]
+        if here:
+            taken = [[those[row] for row in here] for those in (edits, inputs, at)]
+            after, _ = Runner(unet).run(*taken, [plans[row][turn - row] for row in here])
+            for row, position in zip(here, after, strict=True):
+                at[row] = position.alone()
+                torch.testing.assert_close(position.latents, alone[row][turn - row + 1], rtol=1e-5, atol=1e-5)
+    assert sum(unet.rows) == sum(step.rows.deep for one in plans for step in one)
+    assert sum(unet.shallow_rows) == sum(step.rows.shallow for one in plans for step in one) > 0
+
+
+def test_features_are_kept_only_as_long_as_they_are_needed() -> None:
+    spec = Spec(0, 4, 5.0, shortcuts=Shortcuts(cache_interval=3))
+    position, kept = Position(toy.inputs(spec).latents), []
+    for step in steps_of(spec):
+        (position,), _ = Runner(DeepFakeUNet()).run([toy.edit("", spec)], [toy.inputs(spec)], [position], [step])
+        kept.append(position.features is not None)
+    assert kept == [True, True, False, False]
+
+
+def test_a_copy_of_a_position_shares_no_memory() -> None:
+    batch = torch.zeros(3, 4, 2, 2)
+    copy = Position(batch[:1], (batch[1:2], batch[2:], batch[:1]), batch[:2]).alone()
+    assert copy.earlier is not None and copy.features is not None
+    for tensor in (copy.latents, *copy.earlier, copy.features):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from fashion_rag.denoising.sampler import (
-    FINAL,
     SamplerConfig,
     alphas_cumprod,
-    ddim_step,
     guide,
-    predict,
-    previous_timesteps,
     timesteps,
 )
 from fashion_rag.errors import ArtifactError, InvalidRequest
@@ -51,48 +47,6 @@ def test_timesteps_are_those_of_diffusers(options: dict[str, Any], num_inference
     config, scheduler = both(options)
     scheduler.set_timesteps(num_inference_steps)
     assert torch.equal(timesteps(config, num_inference_steps), scheduler.timesteps)
-
-
-@pytest.mark.parametrize("num_inference_steps", [1, 4, 7, 10, 50])
-@pytest.mark.parametrize("options", CONFIGS)
-def test_a_whole_run_equals_diffusers(options: dict[str, Any], num_inference_steps: int) -> None:
-    config, scheduler = both(options)
-    scheduler.set_timesteps(num_inference_steps)
-    latents = expected = noise(0, rows=2)
-    steps = zip(timesteps(config, num_inference_steps), previous_timesteps(config, num_inference_steps), strict=True)
-    for number, (t, t_prev) in enumerate(steps):
-        noise_pred = noise(number + 1, rows=2)
-        latents = ddim_step(config, noise_pred, latents, t.expand(2), t_prev.expand(2))
-        expected = scheduler.step(noise_pred, int(t), expected).prev_sample
-        torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
-    assert torch.isfinite(latents).all()
-
-
-@pytest.mark.parametrize("options", CONFIGS)
-def test_rows_at_different_timesteps_equal_rows_alone(options: dict[str, Any]) -> None:
-    config, _ = both(options)
-    t = torch.tensor([999, 501, 21, 1])
-    t_prev = torch.tensor([979, 451, 1, FINAL])
-    noise_pred, latents = noise(0, rows=4), noise(1, rows=4)
-    together = ddim_step(config, noise_pred, latents, t, t_prev)
-    for row in range(4):
-        one = slice(row, row + 1)
-        assert torch.equal(together[one], ddim_step(config, noise_pred[one], latents[one], t[one], t_prev[one]))
-
-
-@pytest.mark.parametrize("options", CONFIGS)
-def test_the_true_noise_leads_back_to_the_picture(options: dict[str, Any]) -> None:
-    config, _ = both(options | {"set_alpha_to_one": True})
-    x0, epsilon = noise(0, rows=3), noise(1, rows=3)
-    t = torch.tensor([900, 500, 1])
-    alpha = alphas_cumprod(config, torch.device("cpu"))[t].view(-1, 1, 1, 1)
-    latents = alpha.sqrt() * x0 + (1 - alpha).sqrt() * epsilon
-    velocity = alpha.sqrt() * epsilon - (1 - alpha).sqrt() * x0
-    noise_pred = epsilon if config.prediction_type == "epsilon" else velocity
-    for found, true in zip(predict(config, noise_pred, latents, t), (x0, epsilon), strict=True):
-        torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-4)
-    final = ddim_step(config, noise_pred, latents, t, torch.full((3,), FINAL))
-    torch.testing.assert_close(final, x0, rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_scales_may_differ_by_row() -> None:

@@ -8,19 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
+from fashion_rag.denoising.scheduler import Limits, Rows, Scheduler, Ticket, sum_rows
 from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 SMALL, LARGE = (8, 6), (16, 12)
 
 
 def ticket(edit_id: str, **changes: Any) -> Ticket:
-    options: dict[str, Any] = {"size": SMALL, "num_rows": 2, "num_steps": 4, "arrived": 0.0, "ready": True}
-    return Ticket(id=edit_id, **options | changes)
+    """An edit of `num_steps` steps of `num_rows` rows of the whole UNet, unless `rows` says of each step."""
+    options: dict[str, Any] = {"size": SMALL, "arrived": 0.0, "ready": True, **changes}
+    rows = [Rows(options.pop("num_rows", 2))] * options.pop("num_steps", 4)
+    return Ticket(id=edit_id, **{"rows": rows} | options)
 
 
 def scheduler_of(
-    *tickets: Ticket, step_time_s: float | Callable[[int], float] = 0.0, **limits: Any
+    *tickets: Ticket, step_time_s: float | Callable[[Rows], float] = 0.0, **limits: Any
 ) -> Scheduler[Ticket]:
     """A scheduler with `tickets`, all let in; a step takes `step_time_s` from then on."""
     scheduler: Scheduler[Ticket] = Scheduler(Limits(**{"max_waiting": 1000} | limits), lambda _: 0.0)
@@ -83,6 +85,9 @@ def test_urgent_newcomers_cannot_pass_an_edit_for_ever(size: tuple[int, int]) ->
     assert steps == [*(f"new {now}" for now in range(9)), "old", *(f"new {now}" for now in range(10, 20))]
 
 
+ONE, TWO, SHALLOW = Rows(1), Rows(2), Rows(0, 2)
+
+
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[Ticket]:
     """Edits in the order of arrival, about one in each step of a second; more than can be done, most of them urgent."""
@@ -93,8 +98,7 @@ def arrivals(draw: st.DrawFn) -> list[Ticket]:
             ticket(
                 str(number),
                 arrived=now,
-                num_steps=num_steps,
-                num_rows=draw(st.integers(1, 2)),
+                rows=draw(st.lists(st.sampled_from([ONE, TWO, SHALLOW]), min_size=num_steps, max_size=num_steps)),
                 size=draw(st.sampled_from([SMALL, LARGE])),
                 deadline=now + num_steps + slack,
             )
@@ -126,7 +130,7 @@ def test_whatever_arrives_every_step_is_full_and_no_edit_starves(
             each.ready = now >= ready_at[each]
         here -= {each for each, _ in scheduler.refuse(now)}
         batch = scheduler.schedule()
-        room = max_rows - sum(each.num_rows for each in batch)
+        room = max_rows - sum(each.rows[each.num_begun - 1].total for each in batch)
         runnable = {each for each in here if each.ready}
         assert room >= 0 and len(set(batch)) == len(batch) and set(batch) <= runnable
         assert len({each.size for each in batch}) == (1 if runnable else 0)
@@ -145,6 +149,10 @@ def test_whatever_arrives_every_step_is_full_and_no_edit_starves(
         assert passed_over[each] <= sum(other.num_steps for other in before)
 
 
+def begun(batch: list[Ticket]) -> Rows:
+    return sum_rows(each.rows[each.num_begun - 1] for each in batch)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     tickets=arrivals(),
@@ -156,14 +164,14 @@ def test_whatever_arrives_every_step_is_full_and_no_edit_starves(
 def test_what_is_let_in_is_done_before_its_deadline(
     tickets: list[Ticket], max_rows: int, patience_s: int, margin_s: float, row_s: float
 ) -> None:
-    def step_time_s(num_rows: int) -> float:
-        return 0.5 + row_s * num_rows
+    def step_time_s(rows: Rows) -> float:
+        return 0.5 + row_s * (rows.deep + rows.shallow / 2)
 
     scheduler = scheduler_of(max_rows=max_rows, patience_s=patience_s, margin_s=margin_s, step_time_s=step_time_s)
     now, queue = 0.0, tickets.copy()
     while queue or len(scheduler):
         batch = scheduler.schedule()
-        now = now + step_time_s(sum(each.num_rows for each in batch)) if batch else queue[0].arrived
+        now = now + step_time_s(begun(batch)) if batch else queue[0].arrived
         while queue and queue[0].arrived <= now:  # some arrive while the call runs
             with suppress(Overloaded, DeadlineExceeded):
                 scheduler.add(queue[0], now)
@@ -225,12 +233,16 @@ def test_a_step_that_is_running_is_not_counted_again() -> None:
 
 @pytest.mark.parametrize(("margin_s", "deadline"), [(0.0, 4), (2.5, 6.5)])
 def test_an_edit_too_late_even_alone_is_told_so_at_the_door(margin_s: float, deadline: float) -> None:
-    scheduler = scheduler_of(ticket("a", num_rows=1), max_rows=2, margin_s=margin_s, step_time_s=float)
+    scheduler = scheduler_of(
+        ticket("a", num_rows=1), max_rows=2, margin_s=margin_s, step_time_s=lambda rows: rows.total
+    )
     late = ticket("b", num_rows=1, deadline=deadline - 0.5)
-    with pytest.raises(DeadlineExceeded, match=r"^4 of 4 steps at 1 s each are left, and 3.5 s for them before the"):
+    with pytest.raises(
+        DeadlineExceeded, match=r"^4 of 4 steps are left, which take 4 s, and there are 3.5 s for them before the"
+    ):
         scheduler.add(late, now=0)
     assert len(scheduler) == 1
-    Scheduler[Ticket](scheduler.limits, float).add(ticket("b", num_rows=1, deadline=deadline), now=0)
+    Scheduler[Ticket](scheduler.limits, lambda rows: rows.total).add(ticket("b", num_rows=1, deadline=deadline), now=0)
 
 
 def test_an_edit_is_refused_as_soon_as_its_steps_take_longer_than_it_has() -> None:
@@ -241,7 +253,7 @@ def test_an_edit_is_refused_as_soon_as_its_steps_take_longer_than_it_has() -> No
     scheduler.step_time_s = lambda _: 2.0
     ((refused, error),) = scheduler.refuse(now=0)
     assert refused is tight
-    assert str(error) == "4 of 4 steps at 2 s each are left, and 7.9 s for them before the deadline"
+    assert str(error) == "4 of 4 steps are left, which take 8 s, and there are 7.9 s for them before the deadline"
     assert scheduler.schedule() == [started, never]
     scheduler.step_time_s = lambda _: 0.0
     assert scheduler.refuse(now=7.8) == []
@@ -311,3 +323,24 @@ def test_limits_may_change_between_steps() -> None:
 def test_limits_that_cannot_work_are_refused(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limit))}: got"):
         Limits(**limit)
+
+
+def test_rows_that_a_step_does_not_take_go_to_others() -> None:
+    scheduler = scheduler_of(ticket("a", rows=[TWO, ONE, ONE, TWO]), ticket("b", num_steps=3, num_rows=1), max_rows=2)
+    assert [ids(scheduler.schedule()) for _ in range(4)] == [["a"], ["a", "b"], ["a", "b"], ["a"]]
+
+
+def test_the_door_knows_what_each_step_will_take() -> None:
+    def step_time_s(rows: Rows) -> float:
+        return 2.0 * rows.deep + rows.shallow
+
+    here = ticket("here", rows=[TWO, SHALLOW, SHALLOW], deadline=8.0)
+    scheduler = scheduler_of(here, max_rows=2, step_time_s=step_time_s)
+    assert scheduler.refuse(now=0.0) == []
+    assert [each for each, _ in scheduler.refuse(now=0.1)] == [here]
+    scheduler = scheduler_of(here, max_rows=2, step_time_s=step_time_s)
+    with pytest.raises(Overloaded) as refusal:
+        scheduler.add(ticket("more", rows=[ONE, SHALLOW], deadline=10.5), now=0.0)
+    # After 4 + 2 + 2 come 2 + 2.
+    assert refusal.value.retry_after_s == 1.5
+    scheduler.add(ticket("more", rows=[ONE, SHALLOW], deadline=12.0), now=0.0)

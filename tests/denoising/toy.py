@@ -10,6 +10,7 @@ from torch import Tensor
 from fashion_rag.denoising.runner import Edit, Inputs, UNetCall
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.pipeline import Conditioning, Person, denoise
+from fashion_rag.request import PLAIN, Shortcuts
 from tests.tiny import TEXT_WIDTH
 
 LEADING = SamplerConfig(beta_schedule="scaled_linear")
@@ -23,13 +24,16 @@ class Spec(NamedTuple):
     guidance_scale: float = 7.5
     size: tuple[int, int] = SIZES[0]
     sampler: SamplerConfig = LEADING
+    shortcuts: Shortcuts = PLAIN
 
 
 DEFAULT = Spec()
 
 
 def edit(edit_id: str, spec: Spec = DEFAULT, **changes: Any) -> Edit:
-    known = Edit(edit_id, spec.size, spec.num_inference_steps, spec.guidance_scale, spec.sampler)
+    known = Edit(
+        edit_id, spec.size, spec.num_inference_steps, spec.guidance_scale, spec.sampler, shortcuts=spec.shortcuts
+    )
     return dataclasses.replace(known, **changes)
 
 
@@ -49,7 +53,8 @@ def alone(unet: UNetCall, spec: Spec = DEFAULT) -> list[Tensor]:
     person = Person(own.mask, own.masked_image_latents, own.pose_map)
     conditioning = Conditioning(own.prompt_embeds, own.negative_prompt_embeds)
     steps, scale = spec.num_inference_steps, spec.guidance_scale
-    return [own.latents, *denoise(unet, spec.sampler, own.latents, person, conditioning, steps, scale)]
+    walk = denoise(unet, spec.sampler, own.latents, person, conditioning, steps, scale, spec.shortcuts)
+    return [own.latents, *walk]
 
 
 class FakeUNet:
@@ -79,3 +84,21 @@ class FakeUNet:
         weights = torch.linspace(-1, 1, sample.shape[1])[:, None, None]
         row = prompt_embeds.mean((1, 2)) + t / 1000
         return torch.sin(sample[:, :4] + (weights * sample).sum(1, keepdim=True) + row[:, None, None, None])
+
+
+class DeepFakeUNet(FakeUNet):
+    """The same, with features that tell it of the call they were made in; `shallow_rows` are of its shallow calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shallow_rows: list[int] = []
+
+    def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        noise_pred = self(sample, t, prompt_embeds)
+        return noise_pred, torch.cat([noise_pred, sample[:, 9:12]], dim=1)
+
+    def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
+        self.shallow_rows.append(len(sample))
+        return torch.sin(
+            sample[:, :4] + features[:, :4] + features[:, 4:].mean(1, keepdim=True) + t[:, None, None, None]
+        )
