@@ -104,8 +104,8 @@ def _folder(source: str, files: list[str]) -> Path:
         raise ArtifactError(f"{source}: no such folder, nor could it be fetched from the hub: {error}") from error
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict that a `.pth` file holds."""
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """The state dict that a `.pth` file holds. Raises ArtifactError, naming the path."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -122,12 +122,12 @@ def _read_unet(path: Path, config_path: Path) -> UNet2DConditionModel:
             raise ArtifactError(f"{config_path}: in_channels is {found}; an inpainting UNet has {BASE_IN_CHANNELS}")
         return UNet2DConditionModel.from_config(raw | {"in_channels": IN_CHANNELS})
 
-    return fill(build(widened, config_path), _read_pth(path), path)
+    return fill(build(widened, config_path), read_pth(path), path)
 
 
 def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) -> InversionAdapter:
     """The adapter in a released file, whose shapes say its sizes."""
-    state = _read_pth(path)
+    state = read_pth(path)
     for key in ("layers.0.weight", "layers.6.weight"):
         if key not in state:
             raise ArtifactError(f"{path}: {key} is missing; not an inversion adapter")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,10 @@ from fashion_rag.request import CATEGORIES, EditRequest, Template
 
 if TYPE_CHECKING:
     from fashion_rag.catalogue.build import Built
+    from fashion_rag.data.dresscode import Order
     from fashion_rag.demo.evaluate import Report
+    from fashion_rag.evaluation.editors import Editor
     from serve.bench.load import Outcome
-    from serve.bench.report import Run
 
 
 LINE_EVERY_S = 10.0
@@ -375,6 +376,134 @@ def edit(
 
 
 @app.command()
+def evaluate(
+    root: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for edits, table and contact sheets; an earlier run in it goes on.")
+    ],
+    bundle: BundleOption = DEMO_BUNDLE,
+    catalogue: Annotated[str | None, typer.Option(help="Where to look for garments.")] = None,
+    retrieval: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's retrieval files, to look there instead.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="URL, without /v1, of a server of the bundle, which edits with its own catalogue."),
+    ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File whose first line is an API key of the server.")] = None,
+    layout: Annotated[Literal["dresscode", "vitonhd"], typer.Option(help="Of the data set.")] = "dresscode",
+    order: Annotated[
+        Literal["paired", "unpaired", "both"], typer.Option(help="Whether a person gets the garment of the photo.")
+    ] = "paired",
+    categories: Annotated[str, typer.Option(help="dresses,upper_body: only these.")] = ",".join(CATEGORIES),
+    num_retrieved: Annotated[str, typer.Option(help="Garments an edit, 0 to 3; 0,1,3: one after the other.")] = "1",
+    num_chunks: Annotated[str, typer.Option(help="Noun chunks a caption, 1 to 3; 1,3: one after the other.")] = "3",
+    mask_type: Annotated[
+        Literal["bounding_box", "mask"], typer.Option(help="Repaint the garment's box, or its outline.")
+    ] = "bounding_box",
+    template: Annotated[Template, typer.Option(help="How text and garments make the prompt.")] = Template.GARMENTS,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the bundle's")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.", show_default="the bundle's")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many samples of each category.", show_default="all")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="fid,kid,ssim,lpips,clip_score,clip_i,cmmd: only these.", show_default="all that can be had"),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of an OpenCLIP model to measure with.", show_default="the bundle's own")
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for fid and kid.")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth, for lpips.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples that are edited, and measured, together.")] = 16,
+    sheet_rows: Annotated[int, typer.Option(min=1, help="Samples that each contact sheet shows.")] = 12,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="What the networks that edit compute in.")
+    ] = "float32",
+) -> None:
+    """Edit the samples of a data set and measure the pictures: the paper's table, as Markdown and JSON."""
+    from importlib.util import find_spec
+    from itertools import product
+
+    from fashion_rag.bundle import Bundle
+
+    if find_spec("torchmetrics") is None:
+        raise InvalidRequest("metrics", metrics, "need more packages: pip install 'fashion-rag[evaluate]'")
+
+    from fashion_rag.demo.agreement import judge_of
+    from fashion_rag.evaluation import run
+    from fashion_rag.evaluation.edits import Settings
+    from fashion_rag.evaluation.networks import Networks
+
+    manifest = Bundle.open(bundle).manifest
+    networks = Networks.load(clip or bundle / "retrieval", inception_weights, lpips_weights, device)
+    with _editor(bundle, catalogue, server, api_keys, device, dtype) as (editor, model, garments_from):
+        common = Settings(
+            root=str(root.resolve()),
+            model=model,
+            catalogue=garments_from,
+            layout=layout,
+            retrieval=str(retrieval.resolve()) if retrieval else None,
+            mask_type=mask_type,
+            template=template,
+            steps=manifest.num_inference_steps if steps is None else steps,
+            guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
+            seed=seed,
+        )
+        orders: list[Order] = ["paired", "unpaired"] if order == "both" else [order]
+        counts = (_numbers(int, "num_retrieved", num_retrieved), _numbers(int, "num_chunks", num_chunks))
+        plan = run.Plan(
+            settings=[
+                dataclasses.replace(common, order=each, num_retrieved=garments, num_chunks=chunks)
+                for each, garments, chunks in product(orders, *counts)
+            ],
+            categories=categories.split(","),
+            limit=limit,
+            metrics=metrics.split(",") if metrics else None,
+            batch_size=batch_size,
+            sheet_rows=sheet_rows,
+        )
+        with build_progress() as report:
+            table = run.evaluate(out, plan, manifest, editor, networks, judge_of(root), report)
+    typer.echo(table, nl=False)
+
+
+@contextmanager
+def _editor(
+    bundle: Path, catalogue: str | None, server: str | None, api_keys: Path | None, device: str, dtype: str
+) -> Iterator[tuple[Editor, str, str | None]]:
+    """What edits for `evaluate`, and what its settings say of the model and the catalogue."""
+    import httpx
+    import torch
+
+    from fashion_rag.bundle import Bundle
+    from fashion_rag.evaluation.editors import PipelineEditor, ServerEditor
+    from fashion_rag.pipeline import Pipeline
+    from serve.auth import read_keys
+
+    if server is None:
+        pipeline = Pipeline.load(bundle, catalogue, device, getattr(torch, dtype))
+        parts = Bundle.open(bundle).fingerprint("unet", "vae", "text_encoder", "vision_encoder", "inversion_adapter")
+        version = f"{catalogue} {pipeline.catalogue.version}" if pipeline.catalogue else None
+        yield PipelineEditor(pipeline), f"{parts} {dtype}", version
+        return
+    if catalogue:
+        raise InvalidRequest("server", server, "must go without --catalogue: it has its own")
+    headers = {"authorization": f"Bearer {read_keys(api_keys)[0]}"} if api_keys else {}
+    with httpx.Client(base_url=server, headers=headers, timeout=300.0) as client:
+        yield ServerEditor(client), server, None
+
+
+@app.command()
 def serve(
     catalogue: Annotated[
         str | None, typer.Option(help="Folder or URL written by `index build`.", show_default="drawn garments")
@@ -445,16 +574,9 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw the latencies to; needs matplotlib.")] = None,
 ) -> None:
     """Send edits at random times, whether the server keeps up or not, and measure what becomes of them."""
-    from contextlib import nullcontext
-    from importlib.util import find_spec
+    from serve.bench import drawn, mix
+    from serve.bench.run import Settings, run, write
 
-    from fashion_rag.bundle import Bundle
-    from serve.bench import drawn, measure, mix
-
-    if plot and find_spec("matplotlib") is None:
-        raise InvalidRequest("plot", str(plot), "needs matplotlib: pip install matplotlib")
-    if url and (catalogue or compiled or backend):
-        raise InvalidRequest("url", url, "must go without --catalogue, --backend and --compiled: nothing is started")
     wanted = mix.Mix(
         prompts=mix.read_prompts(prompts) if prompts else drawn.drawn_prompts(),
         categories=categories.split(","),
@@ -465,49 +587,31 @@ def bench(
         stream=stream,
         deadline_s=deadline_s,
     )
-    if trace:
-        loads = [measure.Load(mix.read_trace(trace))]
-    else:
-        rates = _numbers(float, "rate", rate)
-        loads = [
-            measure.Load(mix.draw(wanted, mix.poisson(each, duration, seed), seed), each, duration) for each in rates
-        ]
-    if save_trace:
-        if len(loads) > 1:
-            raise InvalidRequest("rate", rate, "must be a single one with --save-trace")
-        mix.write_trace(save_trace, loads[0].planned)
-    edits = [edit for load in loads for edit in load.planned]
-    with progress("drawing photos", len({(edit.category, edit.person) for edit in edits})) as advance:
-        photos = drawn.draw_photos(edits, Bundle.open(bundle).manifest, advance)
-    keys = measure.read_keys(api_keys) if api_keys else ()
-    settings: dict[str, str] = {"backend": backend} if backend else {}
-    if compiled:
-        settings["compiled"] = str(compiled.resolve())
-    with nullcontext(measure.Target(url)) if url else measure.graph(bundle, catalogue, **settings) as started:
-        metrics_urls = metrics_url or started.metrics_urls
-        target = dataclasses.replace(started, metrics_urls=metrics_urls, keys=keys, timeout_s=timeout_s)
-        measure.warm_up(target, edits[:warm_up], photos)
-        with load_progress(len(edits)) as seen:
-            runs = measure.measure(target, loads, photos, objective_s, seen)
-    _show_runs(runs, url, out, plot)
-
-
-def _show_runs(runs: Sequence[Run], url: str | None, out: Path, plot: Path | None) -> None:
-    from fashion_rag.provenance import provenance, write_result
-    from serve.bench.report import markdown
-
-    write_result(out, {"from": provenance(), "server": url, "runs": [run.as_record() for run in runs]})
-    table = markdown(runs)
-    out.with_suffix(".md").write_text(table)
-    typer.echo(table, nl=False)
-    for run in runs:
-        if run.summary.late:
-            typer.echo(f"{run.name}: this client was late, so the latencies are in part its own", err=True)
-    if plot:
-        from serve.bench.plot import plot as draw
-
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        draw(runs).savefig(plot, dpi=150)
+    settings = Settings(
+        out,
+        bundle,
+        wanted,
+        rates=_numbers(float, "rate", rate),
+        duration_s=duration,
+        seed=seed,
+        num_warm_up=warm_up,
+        objective_s=objective_s,
+        timeout_s=timeout_s,
+        url=url,
+        catalogue=catalogue,
+        backend=backend,
+        compiled=compiled,
+        trace=trace,
+        save_trace=save_trace,
+        api_keys=api_keys,
+        metrics_urls=metrics_url or (),
+        plot=plot,
+    )
+    runs = run(settings, partial(progress, "drawing photos"), load_progress)
+    typer.echo(write(settings, runs), nl=False)
+    for each in runs:
+        if each.summary.late:
+            typer.echo(f"{each.name}: this client was late, so the latencies are in part its own", err=True)
 
 
 def _numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:

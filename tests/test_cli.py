@@ -238,6 +238,39 @@ def test_edit_names_the_option_that_is_wrong(tiny_bundle: Path, photo: dict[str,
     assert not (tmp_path / "edited.png").exists()
 
 
+def test_evaluate_prints_the_table_and_goes_on_where_it_stood(
+    world: Path, tiny_bundle: Path, tiny_catalogue: Path, tmp_path: Path
+) -> None:
+    options = ("--out", tmp_path, "--bundle", tiny_bundle, "--catalogue", tiny_catalogue, "--steps", 2)
+    more = ("--order", "both", "--num-retrieved", "0,2", "--categories", "dresses,upper_body", "--limit", 1)
+    result = run("evaluate", world, *options, *more)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (tmp_path / "table.md").read_text()
+    assert result.stdout.count("| all | 2 |") == 4
+    assert "| kind | colour | pattern |" in result.stdout
+    edits = sorted(tmp_path.glob("*/*/*.png"))
+    assert len(edits) == 8
+    written = [path.stat().st_mtime_ns for path in edits]
+    assert run("evaluate", world, *options, *more).stdout == result.stdout
+    assert [path.stat().st_mtime_ns for path in edits] == written
+    refused = run("evaluate", world, *options, *more, "--seed", 1)
+    assert refused.exit_code == 2 and "seed is 0 there" in refused.stderr
+
+
+def test_evaluate_says_what_cannot_be(world: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--out", tmp_path, "--bundle", tiny_bundle, "--num-retrieved", 0)
+    for wrong, message in (
+        (("--metrics", "ssim,fid"), "metrics: got 'fid'; needs a file of weights: give --inception-weights"),
+        (("--server", "http://127.0.0.1:9", "--catalogue", "any"), "server: "),
+        (("--num-chunks", "one"), "num_chunks: got 'one'"),
+        (("--categories", "hats"), "categories: "),
+    ):
+        result = run("evaluate", world, *options, *wrong)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert list(tmp_path.glob("*/*/*.png")) == []
+
+
 def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = Report(
         rows=[Row("one garment", 0.75, 1.0, 0.7, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)],

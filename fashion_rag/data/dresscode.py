@@ -1,5 +1,7 @@
 """Reads a data set in the Dress Code layout. Called by the evaluation, the catalogue's ingest and the demo's training.
 
+`vitonhd.py` gives the same samples of another layout with the readers from here.
+
 The layout, below the root but for the retrieval files:
 
     fine_captions.json, coarse_captions.json               garment id -> noun chunks
@@ -12,8 +14,7 @@ The layout, below the root but for the retrieval files:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
@@ -64,11 +66,51 @@ class Garment:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """Who is to wear what: a sample before its pictures are read."""
+
     person_id: str
     garment_id: str
     category: str
     caption: str
+
+
+class Retrieved:
+    """What the retrieval files say was found for a caption; nothing is opened for num_retrieved = 0.
+
+    retrieval: their folder. num_chunks: of the captions. Raises as DressCode.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        phase: Phase,
+        categories: Sequence[str],
+        num_chunks: int,
+        retrieval: Path | None,
+        num_retrieved: int,
+    ) -> None:
+        if num_retrieved and retrieval is None:
+            raise InvalidRequest("num_retrieved", num_retrieved, "must be 0 without a retrieval folder")
+        self.root = root
+        self.num_retrieved = num_retrieved
+        self._found: dict[str, dict[str, list[str]]] = {}
+        if retrieval is not None and num_retrieved:
+            for category in categories:
+                path = retrieval / RETRIEVAL_MODEL / f"{phase}_{category}_{CHUNK_NAMES[num_chunks]}.json"
+                self._found[category] = read_key(path, "pred_files")
+
+    def paths(self, pair: Pair) -> tuple[Path, ...]:
+        """The pictures of the `num_retrieved` garments for the pair's caption, best first."""
+        if not self.num_retrieved:
+            return ()
+        names = self._found[pair.category].get(pair.caption, [])[: self.num_retrieved]
+        if len(names) < self.num_retrieved:
+            raise ArtifactError(
+                f"retrieval file of {pair.category}: {len(names)} garments for {pair.caption!r}; "
+                f"{self.num_retrieved} are needed"
+            )
+        return tuple(_with_fallback(self.root / name) for name in names)
 
 
 class DressCode:
@@ -95,52 +137,36 @@ class DressCode:
         num_retrieved: int = 0,
     ) -> None:
         _check(num_chunks, categories)
-        if num_retrieved and retrieval is None:
-            raise InvalidRequest("num_retrieved", num_retrieved, "must be 0 without a retrieval folder")
+        categories = sorted(set(categories))
         self.root = root
         self.size = size
-        self.num_retrieved = num_retrieved
-        self._pairs: list[_Pair] = []
-        self._retrieved: dict[str, dict[str, list[str]]] = {}
+        self._retrieved = Retrieved(root, phase, categories, num_chunks, retrieval, num_retrieved)
         captions = _captions(root, num_chunks)
-        for category in sorted(set(categories)):
-            self._pairs += _captioned_pairs(root, category, phase, order, captions)
-            if retrieval is not None and num_retrieved:
-                path = retrieval / RETRIEVAL_MODEL / f"{phase}_{category}_{CHUNK_NAMES[num_chunks]}.json"
-                self._retrieved[category] = _read_key(path, "pred_files")
+        self.pairs: list[Pair] = []
+        for category in categories:
+            self.pairs += captioned_pairs(_pairs(root, category, phase, order), category, captions)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`, its pictures read from disk."""
-        pair = self._pairs[index]
+        pair = self.pairs[index]
         folder = self.root / pair.category
         return Sample(
             person_id=pair.person_id,
             garment_id=pair.garment_id,
             category=pair.category,
             caption=pair.caption,
-            image=_read_image(folder / "images" / f"{pair.person_id}_0.jpg", self.size),
-            label_map=_read_label_map(folder / "label_maps" / f"{pair.person_id}_4.png", self.size),
+            image=read_image(folder / "images" / f"{pair.person_id}_0.jpg", self.size),
+            label_map=read_label_map(folder / "label_maps" / f"{pair.person_id}_4.png", self.size),
             keypoints=_read_keypoints(folder / "keypoints" / f"{pair.person_id}_2.json"),
             garment_path=_garment_path(self.root, pair.category, pair.garment_id),
-            retrieved_paths=self._retrieved_paths(pair),
+            retrieved_paths=self._retrieved.paths(pair),
         )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
-
-    def _retrieved_paths(self, pair: _Pair) -> tuple[Path, ...]:
-        if not self.num_retrieved:
-            return ()
-        names = self._retrieved[pair.category].get(pair.caption, [])[: self.num_retrieved]
-        if len(names) < self.num_retrieved:
-            raise ArtifactError(
-                f"retrieval file of {pair.category}: {len(names)} garments for {pair.caption!r}; "
-                f"{self.num_retrieved} are needed"
-            )
-        return tuple(_with_fallback(self.root / name) for name in names)
 
 
 def garments(
@@ -164,14 +190,24 @@ def _check(num_chunks: int, categories: Sequence[str]) -> None:
 
 def _captions(root: Path, num_chunks: int) -> dict[str, str]:
     """Garment id -> caption: the first chunks in alphabetical order, joined by ", "."""
-    fine, coarse = (_read_json(root / f"{kind}_captions.json") for kind in ("fine", "coarse"))
+    fine, coarse = (read_config(root / f"{kind}_captions.json") for kind in ("fine", "coarse"))
     chunks = {key: value for key, value in fine.items() if len(value) >= MIN_FINE_CHUNKS} | coarse
-    return {key: ", ".join(sorted(value)[:num_chunks]) for key, value in chunks.items()}
+    return {key: caption(value, num_chunks) for key, value in chunks.items()}
+
+
+def caption(chunks: Sequence[str], num_chunks: int) -> str:
+    """The first chunks in alphabetical order, joined by ", "."""
+    return ", ".join(sorted(chunks)[:num_chunks])
 
 
 def _pairs(root: Path, category: str, phase: Phase, order: Order) -> Iterator[tuple[str, str]]:
     """Person and garment id of each line of a pairs file."""
-    path = root / category / ("train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt")
+    names = read_pairs(root / category / ("train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt"))
+    return ((person.split("_")[0], garment.split("_")[0]) for person, garment in names)
+
+
+def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """The person's and the garment's file name on each line. Raises ArtifactError for anything else."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -180,17 +216,16 @@ def _pairs(root: Path, category: str, phase: Phase, order: Order) -> Iterator[tu
         if names := line.split():
             if len(names) != 2:
                 raise ArtifactError(f"{path}, line {number}: {line!r}; must be a person's and a garment's file name")
-            yield names[0].split("_")[0], names[1].split("_")[0]
+            yield names[0], names[1]
 
 
-def _captioned_pairs(
-    root: Path, category: str, phase: Phase, order: Order, captions: dict[str, str]
-) -> Iterator[_Pair]:
+def captioned_pairs(pairs: Iterable[tuple[str, str]], category: str, captions: Mapping[str, str]) -> Iterator[Pair]:
+    """Of the person's and garment's ids those that are samples: with a caption, and of each person the first."""
     seen: set[str] = set()
-    for person_id, garment_id in _pairs(root, category, phase, order):
+    for person_id, garment_id in pairs:
         if captions.get(garment_id) and person_id not in seen:
             seen.add(person_id)
-            yield _Pair(person_id, garment_id, category, captions[garment_id])
+            yield Pair(person_id, garment_id, category, captions[garment_id])
 
 
 def _garment_path(root: Path, category: str, garment_id: str) -> Path:
@@ -207,31 +242,23 @@ def _with_fallback(path: Path) -> Path:
     raise ArtifactError(f"{path}: no such garment picture, nor {plain}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: holds a {type(content).__name__}; must be an object")
-    return content
-
-
-def _read_key(path: Path, key: str) -> Any:
-    content = _read_json(path)
+def read_key(path: Path, key: str) -> Any:
+    """What the object in a JSON file has under `key`. Raises ArtifactError if it has not."""
+    content = read_config(path)
     if key not in content:
         raise ArtifactError(f"{path}: the key {key!r} is missing")
     return content[key]
 
 
 def _read_keypoints(path: Path) -> NDArray[np.float64]:
-    rows = np.asarray(_read_key(path, "keypoints"), dtype=np.float64)
+    rows = np.asarray(read_key(path, "keypoints"), dtype=np.float64)
     if rows.shape != (18, 4):
         raise ArtifactError(f"{path}: key points of shape {rows.shape}; must be 18 rows of 4")
     return rows[:, :2]
 
 
-def _read_image(path: Path, size: tuple[int, int]) -> Image.Image:
+def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
+    """An RGB picture, bicubic to `size`. Raises ArtifactError, naming the path."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -239,7 +266,8 @@ def _read_image(path: Path, size: tuple[int, int]) -> Image.Image:
         raise ArtifactError(f"{path}: not a readable picture: {error}") from error
 
 
-def _read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A label map, uint8 [H, W], nearest to `size`. Raises ArtifactError, naming the path."""
     try:
         with Image.open(path) as image:
             # A palette picture is read as its indices, which are the labels.

@@ -6,7 +6,7 @@ combination of kind, colours and pattern that training never saw. Attributes are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,21 +20,13 @@ from fashion_rag.catalogue.encoder import RetrievalEncoder
 from fashion_rag.data.image import paste_outside
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.demo.agreement import read_edit
 from fashion_rag.demo.cases import sample_split
-from fashion_rag.demo.draw import pattern_maps, render, render_garment
-from fashion_rag.demo.measure import main_colour, main_colours, read_garment
+from fashion_rag.demo.draw import render, render_garment
 from fashion_rag.demo.world import Garment, Person, chunks, dressed, kind_caption, sample_person
+from fashion_rag.evaluation.editors import edit_together
 from fashion_rag.models.unet import LATENT_CHANNELS
-from fashion_rag.pipeline import (
-    Conditioning,
-    Pipeline,
-    condition,
-    decode,
-    denoise,
-    encode,
-    invert,
-)
-from fashion_rag.pipeline import Person as EncodedPerson
+from fashion_rag.pipeline import Pipeline, decode, invert
 from fashion_rag.request import CATEGORIES, EditRequest
 
 BATCH = 25
@@ -199,25 +191,12 @@ def paint(
     out: list[NDArray[np.uint8]] = []
     for start in range(0, len(cases), BATCH):
         batch = cases[start : start + BATCH]
-        requests = [case.request for case in batch]
-        encoded = encode(pipeline.vae, requests, pipeline.manifest, pipeline.device)
-        latents = torch.cat([one[0] for one in encoded])
-        people = EncodedPerson(*(torch.cat(parts) for parts in zip(*(_fields(one[1]) for one in encoded), strict=True)))
         words = [_pseudo_words(pipeline, worn) for worn in garments[start : start + BATCH]]
-        read = condition(pipeline.prompt_encoder, requests, words)
-        conditioning = Conditioning(
-            torch.cat([one.prompt_embeds for one in read]), torch.cat([one.negative_prompt_embeds for one in read])
-        )
-        steps, scale = requests[0].num_inference_steps, requests[0].guidance_scale
-        *_, latents = denoise(pipeline.unet, pipeline.sampler, latents, people, conditioning, steps, scale)
-        for case, picture in zip(batch, decode(pipeline.vae, latents), strict=True):
+        pictures = edit_together(pipeline, [case.request for case in batch], words)
+        for case, picture in zip(batch, pictures, strict=True):
             out.append(paste_outside(case.request.image, case.request.mask, picture, 0))
             progress()
     return out
-
-
-def _fields(person: EncodedPerson) -> Iterator[torch.Tensor]:
-    yield from (person.mask, person.masked_image_latents, person.pose_map)
 
 
 def _pseudo_words(pipeline: Pipeline, garments: Sequence[Garment]) -> torch.Tensor | None:
@@ -229,15 +208,12 @@ def _row(name: str, images: Sequence[NDArray[np.uint8]], cases: Sequence[Case], 
     colour, exact, pattern, cut_outs, shop = [], [], [], [], []
     for image, case in zip(images, cases, strict=True):
         target = case.target
-        size = (image.shape[0], image.shape[1])
-        coverage, maps = pattern_maps(dressed(case.person, target), target.category, size)
-        inside = coverage * case.request.mask
-        reading = read_garment(image, inside, maps)
-        colour.append(main_colour(image, inside) in main_colours(target, inside, maps))
-        exact.append((reading.colour, reading.second_colour) == (target.colour, target.second_colour))
-        pattern.append(reading.pattern == target.pattern)
-        cut_outs.append(_cut_out(image, inside))
-        shop.append(Image.fromarray(render_garment(target, size)))
+        found = read_edit(image, case.request.mask, case.person, target)
+        colour.append(found.has_colour)
+        exact.append((found.reading.colour, found.reading.second_colour) == (target.colour, target.second_colour))
+        pattern.append(found.reading.pattern == target.pattern)
+        cut_outs.append(found.cut_out)
+        shop.append(Image.fromarray(render_garment(target, (image.shape[0], image.shape[1]))))
     likeness = (encoder.encode_images(cut_outs) * encoder.encode_images(shop)).sum(axis=1)
     plain = np.array([case.target.pattern == "plain" for case in cases])
     return Row(
@@ -250,19 +226,6 @@ def _row(name: str, images: Sequence[NDArray[np.uint8]], cases: Sequence[Case], 
         both=float(np.logical_and(colour, pattern).mean()),
         clip_i=float(likeness.mean()),
     )
-
-
-def _cut_out(image: NDArray[np.uint8], coverage: NDArray[np.float64]) -> Image.Image:
-    """The garment alone on white, cut to its box, in the shape of an in-shop picture."""
-    alone = np.where(coverage[..., None] > 0.5, image, 255).astype(np.uint8)
-    rows, columns = np.nonzero(coverage > 0.5)
-    box = alone[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    height, width = image.shape[:2]
-    scale = 0.84 * min(height / box.shape[0], width / box.shape[1])
-    small = Image.fromarray(box).resize((max(1, round(box.shape[1] * scale)), max(1, round(box.shape[0] * scale))))
-    canvas = Image.new("RGB", (width, height), (255, 255, 255))
-    canvas.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
-    return canvas
 
 
 def _retrieval(

@@ -20,6 +20,9 @@ from fashion_rag.demo.world import Garment, chunks, num_garments, sample_garment
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 
+# What was drawn: garment id -> Garment, person id -> Person, as plain values.
+ATTRIBUTES_FILE, PERSONS_FILE = "attributes.json", "persons.json"
+
 
 def write_dresscode(
     root: Path,
@@ -34,8 +37,8 @@ def write_dresscode(
 
     `size` is (height, width) of the pictures, 4:3 portrait. The garments of a category are distinct. In the unpaired
     list, which only the test phase has, each person is given the next one's garment. `progress` is called once a pair.
-    The same arguments write the same files; captions and `attributes.json` (garment id -> `Garment` fields) replace
-    those of an earlier call with the same root. Raises InvalidRequest where a category has fewer distinct garments.
+    The same arguments write the same files; captions, ATTRIBUTES_FILE and PERSONS_FILE replace those of an earlier call
+    with the same root. Raises InvalidRequest where a category has fewer distinct garments.
     """
     limit = min(num_garments(category) for category in categories)
     if not 0 < num_pairs <= limit:
@@ -44,6 +47,7 @@ def write_dresscode(
         )
     captions: dict[str, list[str]] = {}
     attributes: dict[str, dict[str, Any]] = {}
+    persons: dict[str, dict[str, Any]] = {}
     garment_ids = iter(range(num_pairs * len(categories)))
     for category in categories:
         folder = root / category
@@ -59,6 +63,7 @@ def write_dresscode(
             _write_jpeg(folder / "images" / f"{garment_id}_1.jpg", render_garment(garment, size))
             captions[garment_id] = list(chunks(garment))
             attributes[garment_id] = asdict(garment)
+            persons[garment_id] = asdict(person)
             names.append(garment_id)
             if progress is not None:
                 progress()
@@ -69,7 +74,8 @@ def write_dresscode(
             _write_pairs(folder / "test_pairs_unpaired.txt", names, names[1:] + names[:1])
     (root / "fine_captions.json").write_text(json.dumps(captions, indent=0))
     (root / "coarse_captions.json").write_text(json.dumps({}))
-    (root / "attributes.json").write_text(json.dumps(attributes, indent=0))
+    (root / ATTRIBUTES_FILE).write_text(json.dumps(attributes, indent=0))
+    (root / PERSONS_FILE).write_text(json.dumps(persons))
 
 
 def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[Garment]:
