@@ -27,7 +27,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from serve.bench import load
 from serve.bench.load import Outcome
 from serve.bench.mix import Mix, Photos, Planned, draw, poisson
 from serve.bench.report import summarise
+from serve.ports import free_port
 
 BASELINES = Path(__file__).parent / "baselines"
 LIGHT_STEPS = 20
@@ -145,9 +145,7 @@ def served(script: Sequence[str], first: Planned, photos: Photos) -> Iterator[tu
 
     Raises RuntimeError, with what the server has said, if it does not come to that.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(BASELINES / script[0]), *script[1:], "--port", str(port)]
     with tempfile.TemporaryFile("w+") as said:
         started = time.monotonic()
@@ -264,7 +262,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Of our networks.", show_default="one a core")] = None,
 ) -> None:
     """Measure our server beside what one would use instead."""
-    from fashion_rag.provenance import provenance, write_result
+    from fashion_rag.provenance import provenance, write_figure, write_result
 
     settings, threads = QUICK if quick else Settings(), threads or os.cpu_count() or 1
     settings = replace(settings, num_rounds=rounds or settings.num_rounds)
@@ -285,8 +283,7 @@ def main(
     )
     typer.echo(table(found), nl=False)
     if plot_file:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(found, turns).savefig(plot_file, dpi=150)
+        write_figure(plot_file, plot(found, turns))
 
 
 if __name__ == "__main__":

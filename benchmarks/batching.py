@@ -51,7 +51,7 @@ from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
 from fashion_rag.denoising.runner import Inputs, UNetCall
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 
 # Steps of the server's presets fast, balanced and exact, in equal parts; and edits that are all alike.
 WORKLOADS = {"mixed": (10, 20, 50), "uniform": (20,)}
@@ -277,8 +277,7 @@ def main(
     if out:
         write_result(out, result)
     if plot_file:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(result).savefig(plot_file, dpi=150)
+        write_figure(plot_file, plot(result))
 
 
 if __name__ == "__main__":

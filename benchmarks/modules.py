@@ -56,7 +56,7 @@ from export.parity import SEED, random_inputs
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 
 # Useful operations a second, which "share" is a share of, by what the GPU's name holds. What large bfloat16 matrix
 # products reach on an H100 SXM; the dense peak in NVIDIA's datasheet is 989e12, and an H200 has the same processor.
@@ -297,8 +297,7 @@ def main(
     if out:
         write_result(out, result)
     if plot_file:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(result).savefig(plot_file, dpi=150)
+        write_figure(plot_file, plot(result))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ two stages side by side, which counts for it.
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
 import time
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance, write_result
 from serve import app, showcase
 from serve.config import IngressSettings
+from serve.ports import free_port
 from serve.schemas import EditForm, edit_reply
 from serve.uploads import edit_requests
 
@@ -91,9 +91,7 @@ def main(
         config = app.local_config(bundle, catalogue)
         parts = config.runtime.open().load_pipeline(catalogue)
         bare = Bare(parts, Engine(parts.unet, Limits()), {})
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         app.start(config, "127.0.0.1", port)
         try:
             rounds = _measure(bare, case, port, num_rounds)

@@ -34,7 +34,7 @@ from benchmarks.plan_report import capacity_table, plot, validation_table
 from benchmarks.plan_scaling import Scaler, Scaling
 from benchmarks.plan_simulation import Result, Served, System, simulate
 from benchmarks.plan_traffic import DAY_S, Mix, day_rate, poisson, varying
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 
 SAMPLE, DAY_SAMPLE = 8, 4
 SETTLED = 0.1  # the share of the first arrivals that is not counted, because they find an empty graph
@@ -232,8 +232,7 @@ def capacity(
     if out:
         write_result(out, result)
     if plot_file:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(result).savefig(plot_file, dpi=150)
+        write_figure(plot_file, plot(result))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from rich.console import Console
 
 from benchmarks.retrieval_report import Record, plot, tables
 from benchmarks.retrieval_systems import GRAPHS, SYSTEMS, Search
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 
 BLOCK_ROWS = 20_000
 NUM_CATEGORIES = 3
@@ -283,8 +283,7 @@ def main(
         result = benchmark(settings, status.update, keep)
     Console().print(*tables(result), sep="\n")
     if plot_file:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(result).savefig(plot_file, dpi=150)
+        write_figure(plot_file, plot(result))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 
 from fashion_rag.pipeline import Pipeline
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 from tests.cluster import rehearsal
 from tests.cluster.load import Load
 from tests.cluster.nodes import Cluster, cluster
@@ -74,7 +74,7 @@ def main(out: Annotated[Path, typer.Option(help="Where to write the figures; the
         "trace": [asdict(sample) for sample in trace],
     }
     write_result(out, result)
-    draw(trace).savefig(out.with_suffix(".png"), dpi=120)
+    write_figure(out.with_suffix(".png"), draw(trace), dpi=120)
 
 
 def measure(folders: dict[str, str]) -> tuple[list[Sample], Load]:

@@ -29,11 +29,12 @@ from rich.table import Table
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.provenance import provenance, write_result
+from fashion_rag.provenance import provenance, write_figure, write_result
 from serve.bench import drawn, measure, mix
 
 RATE_HZ = 100
-NUM_CALLERS_WORTH = 8.0  # edits a second; far above what two cores do
+EDITS_PER_S = 8.0  # far above what two cores do
+FILLING_S = 10.0  # until the queue is full
 # The first of these that a stack has, from the innermost frame outwards, is what it is at.
 ACTIVITIES = {
     "sampler": ("denoising/sampler", "denoising/runner", "denoising/guidance"),
@@ -66,14 +67,14 @@ def main(
     console = Console()
     wanted = mix.Mix(prompts=drawn.drawn_prompts(), steps=[20], num_garments=[1])
     alone = [edit for edit in mix.draw(wanted, [10.0 * number for number in range(4)], seed=0)]
-    many = mix.draw(wanted, mix.poisson(NUM_CALLERS_WORTH, seconds + 20, seed=1), seed=1)
+    many = mix.draw(wanted, mix.poisson(EDITS_PER_S, seconds + 2 * FILLING_S, seed=1), seed=1)
     photos = drawn.draw_photos([*alone, *many], Bundle.open(DEMO_BUNDLE).manifest, lambda: None)
     with measure.graph(DEMO_BUNDLE, None) as target:
         measure.warm_up(target, alone[:2], photos)
         stages = [outcome.reply.timings_ms for outcome in target.send(alone, photos)]
         load = threading.Thread(target=target.send, args=(many, photos))
         load.start()
-        threading.Event().wait(10)
+        time.sleep(FILLING_S)
         shares = look(seconds)
         load.join()
     result = {
@@ -84,7 +85,7 @@ def main(
     console.print(table(shares))
     console.print(result["single_edit_ms"])
     write_result(out, result)
-    draw(shares).savefig(out.with_suffix(".png"), dpi=120)
+    write_figure(out.with_suffix(".png"), draw(shares), dpi=120)
 
 
 def look(seconds: int) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +23,11 @@ from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.bundle import Bundle
-from fashion_rag.denoising.runner import UNetCall
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
+from fashion_rag.models.unet import SplitUNet
 from fashion_rag.pipeline import Pipeline
 
 Backend = Literal["torch", "compile", "onnx", "tensorrt"]
@@ -111,11 +112,10 @@ class Parts:
 
     def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
         """All parts, for one edit at a time; between the networks, tensors are on the CPU."""
-        unet = self._network("unet", self.bundle.load_unet)
         return Pipeline(
             manifest=self.bundle.manifest,
             sampler=self.bundle.sampler,
-            unet=self._between_cpu(unet),
+            unet=self._unet(self._between_cpu),
             vae=self.load_vae(),
             prompt_encoder=self.load_prompt_encoder(),
             garment_encoder=self.load_garment_encoder(),
@@ -123,9 +123,17 @@ class Parts:
             catalogue=self.bundle.open_catalogue(catalogue) if catalogue else None,
         )
 
-    def load_unet(self) -> UNetCall:
+    def load_unet(self) -> SplitUNet:
         """What predicts the noise."""
-        return self._network("unet", self.bundle.load_unet)
+        return self._unet(lambda network: network)
+
+    def _unet(self, placed: Callable[[nn.Module], nn.Module]) -> SplitUNet:
+        specs = module_specs(self.bundle)
+        whole, outermost = (
+            placed(self._network(name, partial(specs[name].load, self.bundle, torch.float32)))
+            for name in ("unet", "unet_shallow")
+        )
+        return SplitUNet(whole, outermost)
 
     def load_vae(self) -> VAE:
         """The VAE, both halves."""

@@ -1,4 +1,4 @@
-"""The five networks of a bundle that are compiled, and what goes into and comes out of each.
+"""The six networks of a bundle that are compiled, and what goes into and comes out of each.
 
 The one description that the exports to ONNX and TensorRT and the modules that run their files share.
 """
@@ -16,7 +16,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.pretrained import CONFIG_FILE
 from fashion_rag.models.prompt import MAX_TOKENS
-from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS
+from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, ShallowUNet, WholeUNet, feature_channels
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,26 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
     text = TensorSpec((MAX_TOKENS, bundle.text_width))
     vision = read_config(bundle.path / "vision_encoder" / CONFIG_FILE)
     crop = vision.get("vision_config", vision)["image_size"]
+    denoised = {
+        "sample": TensorSpec((IN_CHANNELS, *bundle.latent_size)),
+        "timestep": TensorSpec((), torch.int64),
+        "prompt_embeds": text,
+    }
+    features = feature_channels(read_config(bundle.path / "unet" / CONFIG_FILE))
     specs = (
         ModuleSpec(
             "unet",
-            {
-                "sample": TensorSpec((IN_CHANNELS, *bundle.latent_size)),
-                "timestep": TensorSpec((), torch.int64),
-                "prompt_embeds": text,
-            },
+            denoised,
+            # The noise, 4 channels, and then the features.
+            {"noise_pred_and_features": TensorSpec((LATENT_CHANNELS + features, *bundle.latent_size))},
+            lambda bundle, dtype: WholeUNet(bundle.load_unet(dtype=dtype)),
+            ("unet",),
+        ),
+        ModuleSpec(
+            "unet_shallow",
+            denoised | {"features": TensorSpec((features, *bundle.latent_size))},
             {"noise_pred": latents},
-            lambda bundle, dtype: bundle.load_unet(dtype=dtype),
+            lambda bundle, dtype: ShallowUNet(bundle.load_unet(dtype=dtype)),
             ("unet",),
         ),
         ModuleSpec(

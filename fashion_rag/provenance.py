@@ -11,16 +11,29 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray", "onnxruntime", "faiss-cpu", "numpy")
 
 
+class Figure(Protocol):
+    """A matplotlib figure, which only those who draw one need matplotlib for."""
+
+    def savefig(self, fname: Path, *, dpi: int) -> None: ...
+
+
 def write_result(path: Path, result: Mapping[str, object]) -> None:
     """Write a result as JSON, into a folder that need not exist yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
+    """Write a figure as a picture, into a folder that need not exist yet; the suffix says in which format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
 
 
 def provenance() -> dict[str, object]:

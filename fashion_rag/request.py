@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 import numpy as np
@@ -164,6 +165,20 @@ class EditRequest:
             self.guidance_scale,
             f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}",
         )
+
+    def digest(self) -> str:
+        """What tells the edit from all with another picture: a SHA-256 of all but its id and deadline."""
+        digest = hashlib.sha256()
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.name in ("request_id", "deadline"):
+                continue
+            if isinstance(value, np.ndarray):
+                digest.update(f"{part.name} {value.dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value))
+            else:
+                digest.update(f"{part.name} {value!r}".encode())
+        return digest.hexdigest()
 
     @property
     def search_text(self) -> str:

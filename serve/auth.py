@@ -1,4 +1,7 @@
-"""API keys: who may enter, and under which name they are counted. Called by `ingress`, before any work."""
+"""API keys: who may enter, and under which name they are counted. Called by `ingress`, before any work.
+
+A load reads its own keys by the same rules.
+"""
 
 import hashlib
 import hmac
@@ -33,16 +36,10 @@ class ApiKeys:
     def load(cls, path: str | None, variable: str, environment: Mapping[str, str]) -> Self | None:
         """The keys in a file, one a line, and in `variable`, between commas; None where neither is named.
 
-        Blank lines, and lines that start with #, are left out. Raises ArtifactError for a file that cannot be read, a
-        source without a key, so that no mistake lets everyone in, and a key that no HTTP header can hold.
+        Raises ArtifactError for a file that cannot be read, a source without a key, so that no mistake lets everyone
+        in, and a key that no HTTP header can hold.
         """
-        keys: list[str] = []
-        if path is not None:
-            try:
-                lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
-            except (OSError, ValueError) as error:
-                raise ArtifactError(f"{path}: no readable file of API keys: {error}") from error
-            keys += _checked(path, [line for line in lines if line and not line.startswith("#")])
+        keys = [] if path is None else read_keys(Path(path))
         if variable in environment:
             parts = [part.strip() for part in environment[variable].split(",")]
             keys += _checked(variable, [part for part in parts if part])
@@ -61,9 +58,21 @@ class ApiKeys:
         return digest.hex()[:NAME_LENGTH]
 
 
+def read_keys(path: Path) -> list[str]:
+    """The API keys in a file, one a line; blank lines, and lines that start with #, are left out.
+
+    Raises ArtifactError for a file that cannot be read or has no key, and for a key that no HTTP header can hold.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: no readable file of API keys: {error}") from error
+    return _checked(str(path), [line for line in lines if line and not line.startswith("#")])
+
+
 def _checked(source: str, keys: list[str]) -> list[str]:
     if not keys:
-        raise ArtifactError(f"{source}: has no API key; must have one, or be left out to let everyone in")
+        raise ArtifactError(f"{source}: has no API key; must have one, or be left out")
     for number, key in enumerate(keys, 1):
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ArtifactError(f"{source}: key {number} must be of visible ASCII characters without spaces")

@@ -57,7 +57,7 @@ class Conditioner:
         with metrics.timed("condition") as timings_s:
             words = await self._words(retrieved)
             conditioning: Conditioning = checked(await self._condition((request, words)))
-        return Conditioned(conditioning, retrieved.garments, retrieved.timings_s | timings_s)
+        return Conditioned(conditioning, retrieved.garments, retrieved.version, retrieved.timings_s | timings_s)
 
     async def invert(self, content: bytes) -> Tensor:
         """Pseudo-words [P, D] of the garment in a picture file, for the catalogue."""

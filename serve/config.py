@@ -98,9 +98,17 @@ class ConditionerSettings(BatchSettings):
 
 @dataclass(frozen=True)
 class DenoiserSettings(Limits, Config):
-    """Of the denoiser: what `Limits` says. `margin_s` is for decoding and the way back."""
+    """Of the denoiser: what `Limits` says. `margin_s` is for decoding and the way back.
+
+    results_bytes: of latents that are kept to answer the same edit again, at full size 48 KiB each; off with 0.
+    """
 
     margin_s: float = 0.5
+    results_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "results_bytes")
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ class Ingress:
         # Once into shared memory; the stages read from there.
         shared = await asyncio.to_thread(ray.put, request)
         steps, scale = request.num_inference_steps, request.guidance_scale
-        job = Job(request.request_id, shared, steps, scale, request.deadline, preview_steps)
+        job = Job(request.request_id, shared, steps, scale, request.shortcuts, request.deadline, preview_steps)
         prepared, reached = False, 0
         async with aclosing(stream("denoise", lambda: self.denoiser.denoise.remote(job), request.deadline)) as items:
             async for item in items:

@@ -50,8 +50,14 @@ def rows_per_step() -> Histogram:
 
 @cache
 def rows_in_flight() -> Gauge:
-    """Rows of the edits that the denoiser has taken on, running or waiting; it is scaled by this."""
+    """Rows of the edits that the denoiser has taken on, running or waiting."""
     return Gauge("fashion_rag_rows_in_flight", "UNet rows of the edits taken on")
+
+
+@cache
+def load() -> Gauge:
+    """Seconds of full UNet calls that the edits of a second ask for; denoisers are scaled by this."""
+    return Gauge("fashion_rag_load", "UNet work that arrives, as a share of what the replica can do")
 
 
 @cache
@@ -78,6 +84,12 @@ def cancellations() -> Counter:
 @cache
 def retries() -> Counter:
     return Counter("fashion_rag_retries", "Calls made again because a replica died", ("stage",))
+
+
+@cache
+def repeats() -> Counter:
+    """Edits that had been made before, so that their latents were still there."""
+    return Counter("fashion_rag_repeats", "Edits answered from kept results")
 
 
 @cache

@@ -4,6 +4,7 @@
 """
 
 import base64
+import dataclasses
 import io
 import json
 import time
@@ -20,7 +21,16 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, WithJsonSc
 
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_GUIDANCE_SCALE, MAX_STEPS, Template
+from fashion_rag.request import (
+    CATEGORIES,
+    MAX_GARMENTS,
+    MAX_GUIDANCE_SCALE,
+    MAX_STEPS,
+    PLAIN,
+    Shortcuts,
+    Solver,
+    Template,
+)
 
 MAX_IMAGES = 10
 MAX_CHUNKS = 3
@@ -36,10 +46,17 @@ Quality = Literal["auto", "low", "medium", "high"]
 
 @dataclass(frozen=True)
 class Preset:
-    """Steps and guidance under a name; None = the bundle's own. Raises ValueError for what is outside its range."""
+    """How an edit is denoised, under a name. Steps and guidance None = the bundle's own; the rest as of Shortcuts.
+
+    Raises ValueError for what is outside its range.
+    """
 
     steps: int | None = None
     guidance_scale: float | None = None
+    solver: Solver = PLAIN.solver
+    guidance_start: float = PLAIN.guidance_start
+    guidance_end: float = PLAIN.guidance_end
+    cache_interval: int = PLAIN.cache_interval
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -49,6 +66,16 @@ class Preset:
         if self.guidance_scale is not None and not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
             rule = f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}"
             raise ValueError(f"guidance_scale: got {self.guidance_scale}; {rule}")
+        try:
+            self.shortcuts()
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
+
+    def shortcuts(self, **changes: Any) -> Shortcuts:
+        """The shortcuts with `changes`, of which those that are None count for nothing. Raises InvalidRequest."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shortcuts)}
+        return Shortcuts(**known | given)
 
 
 class EditForm(BaseModel):
@@ -99,9 +126,19 @@ class EditForm(BaseModel):
         None, description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent."
     )
     seed: int | None = Field(None, ge=0, description="The same seed gives the same picture; drawn if left out.")
-    preset: str | None = Field(None, description="A name of the server's for a number of steps and a guidance scale.")
+    preset: str | None = Field(None, description="A name of the server's for steps, guidance scale and shortcuts.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: float | None = Field(None, allow_inf_nan=False, description=f"From 0 to {MAX_GUIDANCE_SCALE}.")
+    solver: Annotated[Solver | None, WithJsonSchema({"type": "string", "enum": list(Solver)})] = Field(
+        None, description="How latents are led from step to step; those of second order need fewer steps than ddim."
+    )
+    guidance_start: float | None = Field(
+        None, description="From which part of the steps on, 0 to 1, there is guidance."
+    )
+    guidance_end: float | None = Field(None, description="Up to which part of the steps, 0 to 1, there is guidance.")
+    cache_interval: int | None = Field(
+        None, description="Run the whole UNet every so many steps, and in those between its outermost layers alone."
+    )
     deadline_s: float | None = Field(
         None, ge=MIN_DEADLINE_S, description="How many seconds the caller is going to wait."
     )

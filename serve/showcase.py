@@ -7,7 +7,6 @@ colour and pattern the pictures have, the garment has brought. Beside each stand
 import base64
 import io
 import json
-import socket
 import statistics
 import threading
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from fashion_rag.demo.layout import write_dresscode
 from fashion_rag.demo.world import Garment, kind_caption
 from fashion_rag.request import Template
 from serve import app
+from serve.ports import free_port
 
 NUM_PAIRS, WORLD_SEED = 24, 7
 # Category and number of each person on the sheet: those whose new garments are patterned.
@@ -75,7 +75,7 @@ def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEM
     catalogue = ensure_demo_world(world, bundle)
     cases = read_cases(world, bundle)
     console.print("Starting Ray Serve with five replicas; this takes half a minute on two cores ...")
-    url = f"http://127.0.0.1:{(port := _free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
     app.start(app.local_config(bundle, catalogue), "127.0.0.1", port)
     try:
         rows, timings = _edit_all(url, cases, console)
@@ -207,10 +207,3 @@ def png(image: Image.Image) -> bytes:
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -8,7 +8,7 @@ from ray import ObjectRef
 from torch import Tensor
 
 from fashion_rag.pipeline import Conditioning, Person
-from fashion_rag.request import EditRequest
+from fashion_rag.request import EditRequest, Shortcuts
 from serve.schemas import GarmentUsed
 
 Timings = dict[str, float]
@@ -25,6 +25,7 @@ class Job:
     request: ObjectRef[EditRequest]
     num_inference_steps: int
     guidance_scale: float
+    shortcuts: Shortcuts
     deadline: float
     preview_steps: frozenset[int]
 
@@ -43,19 +44,24 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Conditioned:
-    """Prompt embeddings, and the garments in them."""
+    """Prompt embeddings, the garments in them, and the version of the catalogue that has these."""
 
     conditioning: Conditioning
     garments: tuple[GarmentUsed, ...]
+    version: str
     timings_s: Timings
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The person, and the initial latents [1, 4, h, w] that were drawn with the person's noise."""
+    """The person, and the initial latents [1, 4, h, w] that were drawn with the person's noise.
+
+    digest: of the request, where it was asked for.
+    """
 
     person: Person
     latents: Tensor
+    digest: str | None
     timings_s: Timings
 
 

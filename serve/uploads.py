@@ -111,9 +111,10 @@ def edit_requests(
 ) -> list[EditRequest]:
     """The `n` edits that a form asks for, in the size that their pictures are to have.
 
-    Their seeds follow each other, and they share pictures. Steps and guidance are the form's, else the preset's, else
-    the bundle's. With several, request ids end in -0, -1, ... arrived: Unix time in seconds, from which the caller's
-    patience counts. Decodes pictures, so keep it off an event loop. Raises InvalidRequest, naming the form's field.
+    Their seeds follow each other, and they share pictures. Steps, guidance and shortcuts are the form's, else the
+    preset's, else the bundle's. With several, request ids end in -0, -1, ... arrived: Unix time in seconds, from which
+    the caller's patience counts. Decodes pictures, so keep it off an event loop. Raises InvalidRequest, naming the
+    form's field.
     """
     if form.model not in (None, manifest.name):
         raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out")
@@ -141,6 +142,12 @@ def edit_requests(
             scale
             for scale in (form.guidance_scale, preset.guidance_scale, manifest.guidance_scale)
             if scale is not None
+        ),
+        shortcuts=preset.shortcuts(
+            solver=form.solver,
+            guidance_start=form.guidance_start,
+            guidance_end=form.guidance_end,
+            cache_interval=form.cache_interval,
         ),
         deadline=arrived + (form.deadline_s or settings.deadline_s),
         request_id=request_id,

@@ -39,11 +39,12 @@ class VAE:
     async def ping(self) -> None:
         """Returns when the replica answers."""
 
-    async def encode(self, request: EditRequest) -> Encoded:
-        """What the UNet sees of the person, and the noise that it starts from."""
+    async def encode(self, request: EditRequest, digested: bool) -> Encoded:
+        """What the UNet sees of the person, and the noise that it starts from; digested: the request's digest, too."""
         with metrics.timed("encode") as timings_s:
             latents, person = checked(await self._encode(request))
-        return Encoded(person, latents, timings_s)
+            digest = await asyncio.to_thread(request.digest) if digested else None
+        return Encoded(person, latents, digest, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
     async def _encode(self, requests: list[EditRequest]) -> list[tuple[Tensor, Person] | Exception]:

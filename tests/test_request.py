@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest
+from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest, Shortcuts, Solver, Template
 
 IMAGE = np.zeros((32, 24, 3), np.uint8)
 MASK = np.ones((32, 24), np.uint8)
@@ -69,3 +69,50 @@ def test_every_request_has_an_id_of_its_own() -> None:
 def test_a_long_value_is_cut_in_the_message() -> None:
     with pytest.raises(InvalidRequest, match=r"\.\.\."):
         request(category="x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("solver", {"solver": "euler"}),
+        ("guidance_start", {"guidance_start": -0.1}),
+        ("guidance_start", {"guidance_start": float("nan")}),
+        ("guidance_end", {"guidance_end": 1.1}),
+        ("guidance_end", {"guidance_start": 0.5, "guidance_end": 0.4}),
+        ("cache_interval", {"cache_interval": 0}),
+        ("cache_interval", {"cache_interval": 2.0}),
+    ],
+)
+def test_shortcuts_that_break_a_rule_are_refused_by_name(field: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Shortcuts(**changes)
+    assert refused.value.field == field
+
+
+def test_a_digest_tells_all_that_makes_another_picture_and_nothing_else() -> None:
+    plain = request(request_id="a", deadline=1.0)
+    assert request(request_id="b", deadline=2.0).digest() == plain.digest()
+    assert request(image=IMAGE.copy(order="F")).digest() == plain.digest()
+    spot = IMAGE.copy()
+    spot[3, 4, 1] = 1
+    half = MASK.copy()
+    half[:16] = 0
+    others = [
+        request(image=spot),
+        request(image=IMAGE.reshape(24, 32, 3), mask=MASK.reshape(24, 32)),
+        request(mask=half),
+        request(prompt="a red  dress"),
+        request(category="upper_body"),
+        request(keypoints=np.zeros((18, 2))),
+        request(num_garments=2),
+        request(garment_ids=("a",)),
+        request(attributes={"colour": ("red",)}),
+        request(num_chunks=1),
+        request(template=Template.CAPTION),
+        request(seed=1),
+        request(num_inference_steps=20),
+        request(guidance_scale=3.0),
+        request(shortcuts=Shortcuts(Solver.UNIPC)),
+        request(shortcuts=Shortcuts(cache_interval=2)),
+    ]
+    assert len({each.digest() for each in [plain, *others]}) == 1 + len(others)

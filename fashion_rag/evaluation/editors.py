@@ -64,7 +64,7 @@ class Editor(Protocol):
 def edit_together(
     pipeline: Pipeline, requests: Sequence[EditRequest], words: Sequence[Tensor | None]
 ) -> NDArray[np.uint8]:
-    """The decoded pictures, uint8 [B, H, W, 3], of requests that share steps and guidance, not yet put back.
+    """The decoded pictures, uint8 [B, H, W, 3], of requests that share steps, guidance and shortcuts, not yet put back.
 
     words: each request's pseudo-words [n, P, D], or None. Within the rounding of float32 each is what it is alone.
     """
@@ -80,8 +80,9 @@ def edit_together(
     conditioning = Conditioning(
         torch.cat([one.prompt_embeds for one in read]), torch.cat([one.negative_prompt_embeds for one in read])
     )
-    steps, scale = requests[0].num_inference_steps, requests[0].guidance_scale
-    *_, latents = denoise(pipeline.unet, pipeline.sampler, latents, person, conditioning, steps, scale)
+    first = requests[0]
+    steps, scale, shortcuts = first.num_inference_steps, first.guidance_scale, first.shortcuts
+    *_, latents = denoise(pipeline.unet, pipeline.sampler, latents, person, conditioning, steps, scale, shortcuts)
     return decode(pipeline.vae, latents)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from k8s.checks.overlay import Group, Overlay, graph_of, groups_of
+from k8s.checks.overlay import Group, Overlay, groups_of, sound_graph_of
 from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import Graph
@@ -53,10 +54,13 @@ def check(overlay: Overlay) -> list[str]:
     """Deployments without a place, and pools that are too small for the fewest or the most replicas."""
     faults = []
     for service in overlay.ray_services:
+        if (graph := sound_graph_of(service)) is None:
+            continue
         try:
-            asks = asks_of(graph_of(service))
-        except ValueError:
-            continue  # `serving` says it better
+            asks = asks_of(graph)
+        except ValidationError as error:
+            faults.append(f"autoscaling_config: {error}")
+            continue
         groups = groups_of(service)
         for ask in asks:
             if not any(ask.fits(group) for group in groups):
@@ -72,7 +76,10 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def asks_of(graph: Graph) -> list[Ask]:
-    """What each deployment asks, as Serve puts it together: the file's word goes before the code's."""
+    """What each deployment asks, as Serve puts it together: the file's word goes before the code's.
+
+    Raises pydantic's ValidationError for an autoscaling_config that Serve would refuse.
+    """
     told = {deployment["name"]: deployment for deployment in graph.deployments}
     asks = []
     for deployment in deployments_of(graph):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,29 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Pod:
+    """A pod, and where it is described.
+
+    labels: with those that KubeRay adds. claims: the volumes that it has without naming them, a claim for each.
+    """
+
+    where: str
+    labels: dict[str, str]
+    spec: Document
+    claims: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, where: str, template: Document, added: Mapping[str, str] = {}, claims: frozenset[str] = frozenset()
+    ) -> Pod:
+        """The pod of a template, which has metadata and spec, or of a Pod."""
+        return cls(where, template["metadata"].get("labels", {}) | added, template["spec"], claims)
+
+
+@dataclass(frozen=True)
 class Overlay:
     """Rendered documents."""
 
-    name: str
     documents: list[Document]
 
     @classmethod
@@ -50,7 +69,7 @@ class Overlay:
         run = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
         if run.returncode:
             raise ValueError(f"{folder}: {run.stderr.strip()}")
-        return cls(str(folder.relative_to(ROOT)), list(yaml.safe_load_all(run.stdout)))
+        return cls(list(yaml.safe_load_all(run.stdout)))
 
     def of_kind(self, *kinds: str) -> list[Document]:
         """The documents of these kinds."""
@@ -61,24 +80,44 @@ class Overlay:
         """At most one, but in broken examples."""
         return self.of_kind("RayService")
 
-    def pods(self) -> Iterator[tuple[str, Document]]:
-        """Where each pod is described, and its template (metadata and spec)."""
-        for document in self.documents:
-            name = f"{document['kind']} {document['metadata']['name']}"
-            if document["kind"] == "Pod":
-                yield name, document
-            elif document["kind"] == "RayService":
-                cluster = document["spec"]["rayClusterConfig"]
-                yield f"{name}, head", cluster["headGroupSpec"]["template"]
-                for group in cluster.get("workerGroupSpecs", []):
-                    yield f"{name}, group {group['groupName']}", group["template"]
-            elif "template" in document.get("spec", {}):
-                yield name, document["spec"]["template"]
+    @property
+    def pods(self) -> list[Pod]:
+        """The pods of all documents."""
+        return [pod for document in self.documents for pod in pods_of(document)]
+
+
+def pods_of(document: Document) -> Iterator[Pod]:
+    """The pods that a document describes: one that is a Pod, or has templates of them; others have none."""
+    where, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
+    if document["kind"] == "Pod":
+        yield Pod.of(where, document)
+    elif document["kind"] == "RayService":
+        cluster = spec["rayClusterConfig"]
+        yield Pod.of(f"{where}, head", cluster["headGroupSpec"]["template"], _kuberays("head", "headgroup"))
+        for group in cluster.get("workerGroupSpecs", []):
+            name = group["groupName"]
+            yield Pod.of(f"{where}, group {name}", group["template"], _kuberays("worker", name))
+    elif "template" in spec:
+        claims = frozenset(claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", []))
+        yield Pod.of(where, spec["template"], claims=claims)
+
+
+def _kuberays(node_type: str, group: str) -> dict[str, str]:
+    """The labels that KubeRay adds to a pod."""
+    return {"ray.io/is-ray-node": "yes", "ray.io/node-type": node_type, "ray.io/group": group}
 
 
 def graph_of(ray_service: Document) -> Graph:
     """The graph that a RayService deploys. Raises ValueError, naming the fault."""
     return parse_graph(ray_service["spec"].get("serveConfigV2", ""))
+
+
+def sound_graph_of(ray_service: Document) -> Graph | None:
+    """The same, for all but `serving`, which names the fault: None where there is one."""
+    try:
+        return graph_of(ray_service)
+    except ValueError:
+        return None
 
 
 def groups_of(ray_service: Document) -> list[Group]:

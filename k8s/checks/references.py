@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from k8s.checks.overlay import Document, Overlay, graph_of
+from k8s.checks.overlay import Document, Overlay, Pod, pods_of, sound_graph_of
 
 # Made by Kubernetes itself in every namespace.
 KUBERNETES_OWN = {"kube-root-ca.crt"}
@@ -18,16 +18,17 @@ def check(overlay: Overlay, parents: Sequence[Document], runbook: str) -> list[s
     documents = [*overlay.documents, *parents]
     secrets = dict(_secrets(runbook))
     faults = []
-    for where, template in overlay.pods():
-        spec = template["spec"]
-        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
-        for volume in volumes.values():
-            faults += [f"{where}: volume {volume['name']}: {fault}" for fault in _source(volume, documents, secrets)]
-        for container in [*spec["containers"], *spec.get("initContainers", [])]:
-            faults += [f"{where}: {fault}" for fault in _container(container, volumes, secrets)]
+    for pod in overlay.pods:
+        volumes = pod.spec.get("volumes", [])
+        for volume in volumes:
+            found = _source(volume, documents, secrets)
+            faults += [f"{pod.where}: volume {volume['name']}: {fault}" for fault in found]
+        names = {volume["name"] for volume in volumes} | pod.claims
+        for container in [*pod.spec["containers"], *pod.spec.get("initContainers", [])]:
+            faults += [f"{pod.where}: {fault}" for fault in _container(container, names, secrets)]
     faults += [fault for job in overlay.of_kind("Job") for fault in _compiled(job, documents)]
-    labels = [labelled for document in documents for labelled in _labels(document)]
-    faults += [fault for document in overlay.documents for fault in _selectors(document, labels)]
+    pods = [pod for document in documents for pod in pods_of(document)]
+    faults += [fault for document in overlay.documents for fault in _selectors(document, pods)]
     for service in overlay.ray_services:
         faults += _addresses(service, documents)
         faults += _paths(service, secrets)
@@ -53,12 +54,12 @@ def _source(volume: dict[str, Any], documents: Sequence[Document], secrets: dict
             yield f"there is no ConfigMap {name}"
 
 
-def _container(container: dict[str, Any], volumes: dict[str, Any], secrets: dict[str, set[str]]) -> Iterator[str]:
+def _container(container: dict[str, Any], volumes: set[str], secrets: dict[str, set[str]]) -> Iterator[str]:
     tag = container["image"].partition(":")[2]
     if not tag or tag == "latest":
         yield f"image {container['image']}: must have a tag, and not latest"
     for mount in container.get("volumeMounts", []):
-        if mount["name"] not in volumes and mount["name"] != "data":
+        if mount["name"] not in volumes:
             yield f"volumeMounts: there is no volume {mount['name']}"
     for entry in container.get("env", []):
         yield from _secret_key(entry.get("valueFrom", {}), secrets)
@@ -75,26 +76,13 @@ def _secret_key(source: dict[str, Any], secrets: dict[str, set[str]]) -> Iterato
         yield f"the runbook makes no secret {wanted['name']} with the key {wanted['key']}"
 
 
-def _labels(document: Document) -> Iterator[tuple[dict[str, str], set[Any]]]:
-    """The labels of each pod of a document, with those that KubeRay adds, and its ports by name and number."""
-    if document["kind"] == "RayService":
-        cluster = document["spec"]["rayClusterConfig"]
-        yield _of_pod(cluster["headGroupSpec"]["template"], {"ray.io/node-type": "head", "ray.io/group": "headgroup"})
-        for group in cluster.get("workerGroupSpecs", []):
-            yield _of_pod(group["template"], {"ray.io/node-type": "worker", "ray.io/group": group["groupName"]})
-    elif document["kind"] != "Pod" and "template" in document.get("spec", {}):
-        yield _of_pod(document["spec"]["template"], {})
+def _ports(pod: Pod) -> set[Any]:
+    """By name and by number."""
+    ports = [port for container in pod.spec["containers"] for port in container.get("ports", [])]
+    return {port["containerPort"] for port in ports} | {port["name"] for port in ports}
 
 
-def _of_pod(template: Document, added: dict[str, str]) -> tuple[dict[str, str], set[Any]]:
-    if added:
-        added = added | {"ray.io/is-ray-node": "yes"}
-    ports = [port for container in template["spec"]["containers"] for port in container.get("ports", [])]
-    numbers = {port["containerPort"] for port in ports} | {port["name"] for port in ports}
-    return template["metadata"].get("labels", {}) | added, numbers
-
-
-def _selectors(document: Document, labels: list[tuple[dict[str, str], set[Any]]]) -> Iterator[str]:
+def _selectors(document: Document, pods: Sequence[Pod]) -> Iterator[str]:
     """Selectors that match no pod, and ports that none of those they match has."""
     where, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
     if document["kind"] == "Service":
@@ -108,15 +96,15 @@ def _selectors(document: Document, labels: list[tuple[dict[str, str], set[Any]]]
         peers = [peer for rule in rules for peer in (*rule.get("from", []), *rule.get("to", []))]
         for peer in peers:
             inside = peer.get("podSelector", {}).get("matchLabels", {})
-            if "namespaceSelector" not in peer and not any(inside.items() <= each.items() for each, _ in labels):
+            if "namespaceSelector" not in peer and not any(inside.items() <= pod.labels.items() for pod in pods):
                 yield f"{where}: no pod has the labels {inside}"
     else:
         return
-    matched = [has for each, has in labels if wanted.items() <= each.items()]
+    matched = [pod for pod in pods if wanted.items() <= pod.labels.items()]
     if not matched:
         yield f"{where}: no pod has the labels {wanted}"
     for port in ports:
-        if matched and not any(port in has for has in matched):
+        if matched and not any(port in _ports(pod) for pod in matched):
             yield f"{where}: no pod that it selects has the port {port}"
 
 
@@ -134,16 +122,14 @@ def _addresses(service: Document, documents: Sequence[Document]) -> Iterator[str
 
 def _paths(service: Document, secrets: dict[str, set[str]]) -> Iterator[str]:
     """What the graph reads as files, every pod with replicas must have."""
-    try:
-        args = graph_of(service).args
-    except ValueError:
-        return  # `serving` says it better
+    if (graph := sound_graph_of(service)) is None:
+        return
     for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         for name in PATHS:
-            path = args.get(name)
+            path = graph.args.get(name)
             if not path or "://" in path:
                 continue
             folder = next((folder for folder in mounts if path == folder or path.startswith(f"{folder}/")), None)
@@ -160,7 +146,7 @@ def _compiled(job: Document, documents: Sequence[Document]) -> Iterator[str]:
     where, pod = f"Job {job['metadata']['name']}", job["spec"]["template"]["spec"]
     path = next((entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == "COMPILED"), None)
     for service in (document for document in documents if document["kind"] == "RayService"):
-        if path != (looked := graph_of(service).args.get("compiled")):
+        if (graph := sound_graph_of(service)) and path != (looked := graph.args.get("compiled")):
             yield f"{where}: COMPILED: got {path}; must be {looked}, as in serve.yaml"
         pools = [group["template"]["spec"] for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
         if (own := _pool(pod)) not in map(_pool, pools):

@@ -12,7 +12,7 @@ FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC")
 
 def check(overlay: Overlay) -> list[str]:
     """Pods with rights that they do not need, and a namespace that is open."""
-    faults = [f"{where}: {fault}" for where, template in overlay.pods() for fault in _pod(template["spec"])]
+    faults = [f"{pod.where}: {fault}" for pod in overlay.pods for fault in _pod(pod.spec)]
     for service in overlay.ray_services:
         sidecar = service["spec"]["rayClusterConfig"].get("autoscalerOptions", {})
         faults += [f"autoscaler: {fault}" for fault in _container(sidecar, {})]

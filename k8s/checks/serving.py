@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from k8s.checks.capacity import deployments_of
-from k8s.checks.overlay import Document, Overlay, graph_of, groups_of
+from k8s.checks.overlay import Document, Overlay, graph_of, groups_of, pods_of
 from serve.app import RAY_DEFAULTS
 from serve.config import ServeConfig
 from serve.config_file import Graph
@@ -76,8 +76,7 @@ def _time_faults(service: Document, graph: Graph) -> list[str]:
 
 def _cluster_faults(service: Document) -> list[str]:
     cluster = service["spec"]["rayClusterConfig"]
-    head = cluster["headGroupSpec"]
-    start = head.get("rayStartParams", {})
+    start = cluster["headGroupSpec"].get("rayStartParams", {})
     faults = []
     if (start.get("num-cpus"), start.get("num-gpus")) != ("0", "0") or not service["spec"][
         "excludeHeadPodFromServeSvc"
@@ -86,12 +85,10 @@ def _cluster_faults(service: Document) -> list[str]:
     strategy = service["spec"].get("upgradeStrategy", {}).get("type")
     if strategy == "NewClusterWithIncrementalUpgrade" and not cluster.get("enableInTreeAutoscaling"):
         faults.append("upgradeStrategy: an incremental upgrade needs enableInTreeAutoscaling")
-    for name, template in [("head", head["template"])] + [
-        (f"group {group['groupName']}", group["template"]) for group in cluster["workerGroupSpecs"]
-    ]:
-        told: dict[str, Any] = {entry["name"]: entry.get("value") for entry in template["spec"]["containers"][0]["env"]}
+    for pod in pods_of(service):
+        told: dict[str, Any] = {entry["name"]: entry.get("value") for entry in pod.spec["containers"][0]["env"]}
         faults += [
-            f"{name}: env {variable}: got {told.get(variable)!r}; must be {value!r}, as everywhere"
+            f"{pod.where}: env {variable}: got {told.get(variable)!r}; must be {value!r}, as everywhere"
             for variable, value in RAY_DEFAULTS.items()
             if told.get(variable) != value
         ]

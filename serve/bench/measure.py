@@ -1,9 +1,8 @@
 """From loads to runs: starts a graph where there is no server yet, warms it up, sends, and reads its metrics.
 
-The command line calls it.
+`run` calls it.
 """
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from serve import app
 from serve.bench import load, scrape
 from serve.bench.mix import Photos, Planned
 from serve.bench.report import Run, summarise
+from serve.ports import free_port
 from serve.showcase import ensure_demo_world
 
 
@@ -51,9 +51,7 @@ class Target:
 def graph(bundle: Path, catalogue: str | None, **settings: Any) -> Iterator[Target]:
     """A graph on this machine that serves as long as the block runs; arguments as of `app.run`."""
     catalogue = catalogue or str(ensure_demo_world(app.DEMO_WORLD, bundle))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     app.start(app.local_config(bundle, catalogue, **settings), "127.0.0.1", port)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -61,17 +59,6 @@ def graph(bundle: Path, catalogue: str | None, **settings: Any) -> Iterator[Targ
         yield Target(f"http://127.0.0.1:{port}", metrics_urls)
     finally:
         app.stop()
-
-
-def read_keys(path: Path) -> list[str]:
-    """The API keys in a file, one a line; a line that starts with # is none. Raises InvalidRequest without a key."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InvalidRequest("api_keys", str(path), f"must be a file that can be read: {error}") from error
-    if not (keys := [line for line in lines if line and not line.startswith("#")]):
-        raise InvalidRequest("api_keys", str(path), "must have a key")
-    return keys
 
 
 def warm_up(target: Target, planned: Sequence[Planned], photos: Photos) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.serve.client import decoded, form
+from tests.waiting import wait_for
 
 # As OpenAI's client does by default, where a connection fails or the server says so.
 MAX_RETRIES = 2
@@ -59,12 +60,13 @@ class Load:
         for call in calls:
             call.result()
 
-    def wait_for(self, number: int, patience_s: float = TIMEOUT_S) -> None:
+    def wait_for(self, number: int) -> None:
         """Returns once so many more edits have been answered."""
-        wanted, end = self.num_done + number, time.monotonic() + patience_s
-        while self.num_done < wanted:
-            assert time.monotonic() < end, f"{self.num_done} of {wanted} edits answered; {self.failed}, {self.again}"
-            time.sleep(0.1)
+        wanted = self.num_done + number
+        wait_for(
+            lambda: self.num_done >= wanted,
+            lambda: f"{self.num_done} of {wanted} edits answered; {self.failed}, {self.again}",
+        )
 
     def _call(self, over: threading.Event, pause_s: float) -> None:
         while not over.wait(pause_s * random.uniform(0.5, 1.5)):

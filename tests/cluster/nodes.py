@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,7 +21,6 @@ import httpx
 
 BIN = Path(sys.executable).parent
 SUBNET = "10.231.77"
-START_S = 240.0
 # What a worker gets of memory besides its object store is only a number to Ray, so it may be more than there is.
 OBJECT_STORE_BYTES = 512 * 1024**2
 
@@ -35,14 +34,6 @@ def why_not() -> str | None:
         return "this machine lets nobody make network namespaces"
     subprocess.run(["ip", "netns", "del", probe], check=True)
     return None
-
-
-def wait_for(reached: Callable[[], bool], explain: Callable[[], str] = str, patience_s: float = START_S) -> None:
-    """Returns once `reached` says so; `explain` says in the error what there was instead."""
-    end = time.monotonic() + patience_s
-    while not reached():
-        assert time.monotonic() < end, f"it never came to that: {explain()}"
-        time.sleep(0.5)
 
 
 @dataclass

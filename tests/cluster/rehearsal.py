@@ -17,7 +17,8 @@ from k8s.checks.overlay import ROOT, Group, Overlay, graph_of, groups_of
 from serve.app import RAY_DEFAULTS
 from serve.config_file import Graph
 from serve.showcase import ensure_demo_world
-from tests.cluster.nodes import Cluster, Node, wait_for
+from tests.cluster.nodes import Cluster, Node
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 # So that what takes minutes on a cluster takes seconds here. Metrics are pushed every 10 s otherwise.

@@ -18,9 +18,10 @@ from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.pipeline import Pipeline
 from tests.cluster import rehearsal
 from tests.cluster.load import Load
-from tests.cluster.nodes import Cluster, cluster, wait_for, why_not
+from tests.cluster.nodes import Cluster, cluster, why_not
 from tests.cluster.rehearsal import add_node, deploy, places, scaled_down, settled, url
 from tests.serve.client import edit, expected, picture
+from tests.waiting import wait_for
 
 REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]

@@ -79,7 +79,7 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
     runtime = Runtime(str(tiny_bundle))
     parts = runtime.open()
     assert (parts.backend, parts.device, parts.dtype) == ("onnx", torch.device("cpu"), torch.float32)
-    assert isinstance(parts.load_unet(), OnnxModule)
+    assert isinstance(parts.load_unet().whole, OnnxModule)
     assert runtime.open().folder == parts.folder
     assert exported == [tiny_bundle]
     # What has been damaged is made again.
@@ -97,14 +97,16 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
 def test_a_part_runs_what_was_chosen(tiny_bundle: Path, onnx_folder: Path, backend: Any, kind: type | None) -> None:
     parts = Runtime(str(tiny_bundle), backend, compiled=str(onnx_folder)).open()
     vae = parts.load_vae()
+    unet = parts.load_unet()
     networks = (
-        parts.load_unet(),
+        unet.whole,
+        unet.outermost,
         vae.encoder,
         vae.decoder,
         parts.load_prompt_encoder().text_encoder,
         parts.load_garment_encoder().network,
     )
-    assert [isinstance(network, OnnxModule) for network in networks] == [kind is OnnxModule] * 5
+    assert [isinstance(network, OnnxModule) for network in networks] == [kind is OnnxModule] * 6
 
 
 def test_a_folder_that_is_named_must_have_the_networks(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -154,4 +156,4 @@ def test_networks_that_are_still_being_exported_are_waited_for(
 
     Timer(0.2, export).start()
     parts = Runtime(str(tiny_bundle), "onnx", compiled=str(folder), wait_s=60).open()
-    assert isinstance(parts.load_unet(), OnnxModule)
+    assert isinstance(parts.load_unet().whole, OnnxModule)

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 
 from export.engines import EngineKey, get_or_build, read_engine, write_whole
 from fashion_rag.errors import ArtifactError
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 KEY = EngineKey(
@@ -60,13 +60,6 @@ print(get_or_build(folder / "engines", KEY, build))
 
 def not_wanted() -> bytes:
     raise AssertionError("built although a sound engine is there")
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

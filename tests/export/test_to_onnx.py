@@ -17,7 +17,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 from tests.tiny import make_tiny_bundle
 
-NAMES = ("unet", "vae_encoder", "vae_decoder", "text_encoder", "garment_encoder")
+NAMES = ("unet", "unet_shallow", "vae_encoder", "vae_decoder", "text_encoder", "garment_encoder")
 
 
 @pytest.fixture(scope="module")

@@ -167,6 +167,10 @@ CAPACITY_FAULTS: dict[str, tuple[Break, str]] = {
         deployment("Denoiser", autoscaling_config={"max_replicas": 9}),
         "Denoiser: 1 of its maximum of replicas find no place",
     ),
+    "scaling that Serve refuses": (
+        deployment("Denoiser", autoscaling_config={"max_replicas": "many"}),
+        "autoscaling_config: 1 validation error",
+    ),
     "fractions that no GPU is left for": (
         deployment("Denoiser", ray_actor_options={"num_gpus": 0.7}),
         "replicas find no place",
@@ -263,6 +267,12 @@ REFERENCE_FAULTS: dict[str, tuple[Break, str]] = {
     "key of a mounted secret": (graph(lambda one: one["args"].update(api_keys="/keys/keys")), "a key for /keys/keys"),
     "path": (graph(lambda one: one["args"].update(compiled="/compiled")), "nothing is mounted where /compiled is"),
     "volume": (lambda one: worker(one)["template"]["spec"]["volumes"].pop(0), "there is no volume tmp"),
+    "volume of a claim": (
+        lambda one: named(one, "StatefulSet", "fashion-rag-redis")["spec"]["volumeClaimTemplates"][0][
+            "metadata"
+        ].update(name="other"),
+        "there is no volume data",
+    ),
     "config map": (
         lambda one: cluster(one)["headGroupSpec"]["template"]["spec"]["volumes"][1]["projected"]["sources"][1][
             "configMap"
@@ -323,6 +333,13 @@ def test_engines_for_other_pods_are_found(change: Callable[[dict[str, Any]], Non
     overlay = broken("overlays/gpu/engines", lambda one: change(one.of_kind("Job")[0]["spec"]["template"]["spec"]))
     (found,) = references.check(overlay, rendered("overlays/gpu").documents, RUNBOOK.read_text())
     assert words in found
+
+
+def test_a_broken_graph_is_left_to_serving() -> None:
+    overlay = broken("overlays/gpu", lambda one: service(one)["spec"].update(serveConfigV2="a: {"))
+    assert capacity.check(overlay) == []
+    assert references.check(overlay, [], RUNBOOK.read_text()) == []
+    assert references.check(rendered("overlays/gpu/engines"), overlay.documents, RUNBOOK.read_text()) == []
 
 
 def pod(overlay: Overlay) -> dict[str, Any]:

@@ -18,8 +18,8 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_the_targets_that_the_overlays_name() -> None:
     targets = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
     for name in ("cpu-demo", "gpu", "gpu-split"):
-        pods = [template["spec"] for _, template in Overlay.render(ROOT / "overlays" / name).pods()]
-        images = {container["image"] for spec in pods for container in spec["containers"]}
+        pods = Overlay.render(ROOT / "overlays" / name).pods
+        images = {container["image"] for pod in pods for container in pod.spec["containers"]}
         for tag in (image.partition(":")[2] for image in images if image.startswith("fashion-rag")):
             assert tag.removeprefix(f"{PROJECT['project']['version']}-") in targets
 

@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -17,9 +18,9 @@ from PIL import Image
 from ray import serve as ray_serve
 
 from fashion_rag.pipeline import Pipeline
-from fashion_rag.request import EditRequest, Template
+from fashion_rag.request import EditRequest, Shortcuts, Template
 from serve import app
-from serve.schemas import parse_keypoints
+from serve.schemas import Preset, parse_keypoints
 from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
@@ -66,6 +67,7 @@ def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
         seed=asked["seed"],
         num_inference_steps=asked.get("steps", pipeline.manifest.num_inference_steps),
         guidance_scale=asked.get("guidance_scale", pipeline.manifest.guidance_scale),
+        shortcuts=Preset().shortcuts(**{field.name: asked.get(field.name) for field in fields(Shortcuts)}),
     )
     return pipeline(request).image
 

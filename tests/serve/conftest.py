@@ -1,7 +1,6 @@
 """A real graph on a real Ray, started once for all tests of this folder."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import IngressSettings, RetrieverSettings, ServeConfig
+from serve.ports import free_port
 from tests.serve.client import CATALOGUE_KEY
 
 
@@ -39,9 +39,7 @@ def config(
 @pytest.fixture(scope="package")
 def url(config: ServeConfig) -> Iterator[str]:
     """Where the graph of the tiny bundle answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     app.start(config, "127.0.0.1", port, dashboard=True)
     yield f"http://127.0.0.1:{port}"
     app.stop()

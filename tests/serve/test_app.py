@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,23 @@ def test_edits_at_the_same_time_do_not_mix(url: str, pipeline: Pipeline) -> None
         assert same(shown, expected(pipeline, **changes)), changes
 
 
+def test_presets_and_shortcuts_share_steps_and_do_not_mix(url: str, pipeline: Pipeline) -> None:
+    presets = IngressSettings().presets
+    asked: list[dict[str, Any]] = [
+        *({"preset": name, "seed": seed} for seed, name in enumerate(presets)),
+        {"steps": 9, "solver": "dpmpp_2m", "guidance_end": 0.5},
+        {"steps": 12, "cache_interval": 3, "guidance_start": 0.25},
+        {"steps": 6, "solver": "unipc", "cache_interval": 2, "guidance_scale": 1},
+        {"steps": 5},
+    ]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda changes: picture(edit(url, **changes)), asked))
+    for shown, changes in zip(together, asked, strict=True):
+        meant = asdict(presets[changes["preset"]]) if "preset" in changes else {}
+        meant = {name: value for name, value in meant.items() if value is not None}
+        assert same(shown, expected(pipeline, **meant | changes)), changes
+
+
 def test_several_pictures_have_seeds_that_follow_each_other(url: str, pipeline: Pipeline) -> None:
     reply = edit(url, n=3, seed=7).raise_for_status().json()
     assert [data["seed"] for data in reply["data"]] == [7, 8, 9]
@@ -118,6 +135,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"response_format": "url"}, "response_format"),
     ({"deadline_s": 1e9}, "deadline_s"),
     ({"preset": "best"}, "preset"),
+    ({"solver": "euler"}, "solver"),
+    ({"guidance_start": 2}, "guidance_start"),
+    ({"guidance_start": 0.5, "guidance_end": 0.4}, "guidance_end"),
+    ({"cache_interval": 0}, "cache_interval"),
+    ({"cache_interval": "often"}, "cache_interval"),
     ({"model": "gpt-image-1"}, "model"),
     ({"template": "rhyme"}, "template"),
     ({"keypoints": "[[1, 2]]"}, "keypoints"),

@@ -36,9 +36,11 @@ from fashion_rag.catalogue.store import garments_in
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig
+from serve.config_file import Graph
 from tests.serve.client import PATIENCE_S, decoded, edit, empty, expected, exported, form, same, total, until
 from tests.serve.pictures import SIZE, mask, photo, png
 from tests.tiny import make_tiny_catalogue
+from tests.waiting import wait_for
 
 Settings = dict[str, dict[str, Any]]
 Deploy = Callable[[ServeConfig, Settings], None]
@@ -74,9 +76,8 @@ def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFacto
 
     def bring(graph: ServeConfig, settings: Settings) -> None:
         deployments = [{"name": name, "user_config": user_config} for name, user_config in settings.items()]
-        application = {"name": app.APP_NAME, "import_path": "serve.app:app", "args": graph.to_args()}
         # JSON is YAML.
-        write_json(file, {"applications": [application | {"deployments": deployments}]})
+        write_json(file, Graph(graph.to_args(), deployments).as_config())
         subprocess.run(command, env=os.environ | address, check=True, capture_output=True)
         wait_for(lambda: ray_serve.status().applications[app.APP_NAME].status == "RUNNING")
 
@@ -108,13 +109,6 @@ def mixed_edits() -> list[Changes]:
         }
         for seed in range(MANY_EDITS)
     ]
-
-
-def wait_for(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.2)
 
 
 def dashboard() -> str:
@@ -375,6 +369,32 @@ def test_settings_change_while_edits_run(roomy: str, deploy: Deploy, config: Ser
     assert same(outcome(edit(roomy, preset="draft")), expected(pipeline, steps=2))
     assert asyncio.run(calls_of_two()) == 200
     assert {name: pids(name) for name in DEPLOYMENTS} == before
+
+
+@pytest.mark.slow
+def test_an_edit_asked_again_is_not_denoised_again(
+    roomy: str, deploy: Deploy, config: ServeConfig, pipeline: Pipeline
+) -> None:
+    deploy(config, {"Denoiser": {"results_bytes": 10_000_000}})
+
+    def calls_of(**changes: Any) -> int:
+        before = asyncio.run(until(empty))
+        assert same(outcome(edit(roomy, **changes)), expected(pipeline, **changes))
+        return asyncio.run(until(empty)) - before
+
+    assert calls_of(steps=7) == 7
+    assert calls_of(steps=7) == 0
+    others: list[Changes] = [
+        {"seed": 99},
+        {"prompt": "blue dress"},
+        {"guidance_scale": 1.0},
+        {"solver": "unipc"},
+        {"garment_ids": ["blue-dress"]},
+    ]
+    assert [calls_of(steps=7, **other) for other in others] == [7] * len(others)
+    assert calls_of(steps=7) == 0
+    deploy(config, {"Denoiser": {"results_bytes": 0}})
+    assert calls_of(steps=7) == 7
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from serve.config import ServeConfig
 from tests.serve.client import CATALOGUE_KEY, PATIENCE_S, edit, expected, picture, same
 from tests.serve.pictures import png
 from tests.serve.test_app import another_ingress
+from tests.waiting import wait_for
 
 EDITOR = {"authorization": f"Bearer {CATALOGUE_KEY}"}
 
@@ -141,9 +143,7 @@ def test_pseudo_words_of_another_adapter_are_made_again(url: str, config: ServeC
     row = GarmentRow("other-dress", "dresses", "", garment.picture.reference, garment.picture.sha256)
     vector, useless = pipeline.catalogue.vector("red-dress"), np.zeros_like(garment.pseudo_words)
     append(root, Added(row, vector, useless, fingerprints | {INVERSION: "another adapter's"}))
-    end = time.monotonic() + PATIENCE_S
-    while httpx.get(f"{url}/v1/garments/other-dress").status_code == 404:
-        assert time.monotonic() < end, "the change is not served"
+    wait_for(lambda: httpx.get(f"{url}/v1/garments/other-dress").status_code == 200)
     wanted = expected(pipeline, garment_ids=["red-dress"])
     for _ in range(2):  # made, and out of the cache
         assert same(picture(edit(url, garment_ids=["other-dress"])), wanted)
@@ -182,6 +182,9 @@ def test_versions_are_replaced_under_load_and_no_request_is_lost(
         while not enough.is_set():
             outcomes.append((number, edit(url, **asked[number])))
 
+    def served(colour: str) -> bool:
+        return httpx.get(f"{url}/v1/garments/new-dress").json().get("caption") == colour
+
     picture_file = tmp_path / "new.png"
     with ThreadPoolExecutor(len(asked)) as clients:
         asks = [clients.submit(ask, number) for number in range(len(asked))]
@@ -191,12 +194,9 @@ def test_versions_are_replaced_under_load_and_no_request_is_lost(
                 bundle.build_catalogue(
                     config.catalogue, [Garment("new-dress", "dresses", colour, picture_file)], work=tmp_path / "work"
                 )
-                end = time.monotonic() + PATIENCE_S
-                while httpx.get(f"{url}/v1/garments/new-dress").json().get("caption") != colour:
-                    assert time.monotonic() < end, "the new version is not served"
+                wait_for(partial(served, colour))
             num_then = len(outcomes)
-            while len(outcomes) < num_then + len(asked):
-                time.sleep(0.05)
+            wait_for(lambda: len(outcomes) >= num_then + len(asked))
         finally:
             enough.set()
         for each in asks:
@@ -214,23 +214,17 @@ def test_keys_change_without_a_restart(url: str, config: ServeConfig) -> None:
     def status(key: str) -> int:
         return httpx.delete(f"{url}/v1/garments/nobody", headers={"authorization": f"Bearer {key}"}).status_code
 
-    def becomes(key: str, wanted: int) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while status(key) != wanted:
-            assert time.monotonic() < end, f"{key} never became {wanted}"
-            time.sleep(0.1)
-
     assert (status(CATALOGUE_KEY), status("second-key")) == (404, 401)
     try:
         keys.write_text(f"{CATALOGUE_KEY}\nsecond-key\n")
-        becomes("second-key", 404)
+        wait_for(lambda: status("second-key") == 404)
         assert status(CATALOGUE_KEY) == 404
         # A mistake leaves the keys as they are.
         keys.write_text("")
         time.sleep(3)
         assert (status(CATALOGUE_KEY), status("second-key")) == (404, 404)
         keys.write_text("second-key\n")
-        becomes(CATALOGUE_KEY, 401)
+        wait_for(lambda: status(CATALOGUE_KEY) == 401)
     finally:
         keys.write_text(f"{CATALOGUE_KEY}\n")
-        becomes(CATALOGUE_KEY, 404)
+        wait_for(lambda: status(CATALOGUE_KEY) == 404)

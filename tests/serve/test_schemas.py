@@ -136,7 +136,8 @@ def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
     ("preset", "name"),
     [({"steps": 0}, "steps"), ({"steps": 1001}, "steps"), ({"guidance_scale": -1}, "guidance_scale"),
      ({"guidance_scale": 51}, "guidance_scale"), ({"guidance_scale": math.nan}, "guidance_scale"),
-     ({"step": 3}, "step")],
+     ({"step": 3}, "step"), ({"solver": "euler"}, "solver"), ({"guidance_end": 2}, "guidance_end"),
+     ({"guidance_start": 0.5, "guidance_end": 0.2}, "guidance_end"), ({"cache_interval": 0}, "cache_interval")],
 )  # fmt: skip
 def test_a_preset_outside_its_ranges_is_refused(preset: dict[str, Any], name: str) -> None:
     with pytest.raises(ValidationError, match=name):

@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import EditRequest, Template
+from fashion_rag.request import EditRequest, Shortcuts, Solver, Template
 from serve import uploads
 from serve.config import IngressSettings
 from serve.schemas import EditForm, Preset
@@ -338,9 +338,24 @@ def test_steps_and_guidance_are_the_forms_else_the_presets_else_the_bundles(
     assert (edit.num_inference_steps, edit.guidance_scale) == expected
 
 
+def test_shortcuts_are_the_forms_else_the_presets_else_none() -> None:
+    quick = Preset(4, None, Solver.UNIPC, 0.1, 0.6, 2)
+    settings = IngressSettings(max_pixels=10_000, deadline_s=20.0, presets={"quick": quick})
+    shortcuts = Shortcuts(Solver.UNIPC, 0.1, 0.6, 2)
+    assert requests(settings)[0].shortcuts == Shortcuts()
+    assert requests(settings, preset="quick")[0].shortcuts == shortcuts
+    fields = {"solver": "ddim", "guidance_start": "0", "cache_interval": "1"}
+    assert requests(settings, preset="quick", **fields)[0].shortcuts == Shortcuts(guidance_end=0.6)
+    assert requests(settings, guidance_end="0.5")[0].shortcuts == Shortcuts(guidance_end=0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
+        ("solver", "euler", "must be"),
+        ("guidance_start", "-0.1", "must be a number from 0 to 1"),
+        ("guidance_end", "nan", "must be a number from guidance_start, 0.0, to 1"),
+        ("cache_interval", "11", "must be a whole number from 1 to 10"),
         ("preset", "slow", "needs a preset that this server has: fast, balanced, mine"),
         ("preset", "", "needs a preset that this server has"),
         ("quality", "high", "needs a preset that this server has"),

@@ -1,0 +1,1 @@
+"""Tests; a package, because torch-fidelity installs one of the same name."""
