@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter
 from export.backend import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.request import Solver
 from serve.schemas import Preset
 
 
@@ -55,8 +56,13 @@ class IngressSettings(Config):
     retry_after_s: float = 5.0
     deadline_s: float = 300.0
     max_pixels: int = 32_000_000
+    # Chosen by benchmarks/frontier.py.
     presets: dict[str, Preset] = field(
-        default_factory=lambda: {"fast": Preset(steps=10), "balanced": Preset(steps=20), "exact": Preset(steps=50)}
+        default_factory=lambda: {
+            "fast": Preset(steps=10, solver=Solver.UNIPC),
+            "balanced": Preset(steps=20, solver=Solver.DPMPP_2M),
+            "exact": Preset(steps=50),
+        }
     )
 
     def __post_init__(self) -> None:
