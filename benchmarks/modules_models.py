@@ -25,7 +25,7 @@ from fashion_rag.demo.evaluate import make_cases
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.models.autoencoder import VAE, VAEDecoder, VAEEncoder
 from fashion_rag.models.prompt import MAX_TOKENS
-from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, POSE_CHANNELS, UNet
+from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, POSE_CHANNELS, SplitUNet, UNet
 from fashion_rag.pipeline import Conditioning, Pipeline, decode, denoise, encode_person
 
 SEED = 0
@@ -93,7 +93,7 @@ class Model:
 
 
 def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: int | None = None) -> Model:
-    """The five networks of a bundle, and one edit: a paper doll in a garment, whose picture is put into `folder`.
+    """The networks of a bundle, and one edit: a paper doll in a garment, whose picture is put into `folder`.
 
     num_steps: by default the bundle's own.
     """
@@ -109,7 +109,7 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
         garment_encoder = bundle.load_garment_encoder(device)
         vae.encoder, vae.decoder = networks["vae_encoder"], networks["vae_decoder"]
         prompt_encoder.text_encoder, garment_encoder.network = networks["text_encoder"], networks["garment_encoder"]
-        parts = (networks["unet"], vae, prompt_encoder, garment_encoder, device)
+        parts = (SplitUNet(networks["unet"], networks["unet_shallow"]), vae, prompt_encoder, garment_encoder, device)
         pipeline = Pipeline(manifest, bundle.sampler, *parts)
 
         def edit() -> Edited:
@@ -121,6 +121,8 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
 
     # The prompt and the empty prompt.
     rows = {"unet": ROWS * num_steps, "vae_encoder": 1, "vae_decoder": 1, "text_encoder": 2, "garment_encoder": 1}
+    # Only edits that keep features have rows of it.
+    rows["unet_shallow"] = 0
     return Model(manifest.name, module_specs(bundle), bundle, num_steps, rows, (1,), make_edit)
 
 

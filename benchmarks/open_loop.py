@@ -16,7 +16,7 @@ from fashion_rag.denoising.engine import Engine, Failed, Finished
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.denoising.state import EditState, Outcome, total_rows
+from fashion_rag.denoising.state import EditState, Outcome, running_rows
 
 GUIDANCE_SCALE = 7.5
 ROWS = 2  # of an edit, because it is guided
@@ -106,10 +106,10 @@ class SimulatedEngine(Engine):
         self.now += seconds
 
     def run(self, batch: Sequence[EditState]) -> Outcome:
-        """The latents as they were."""
-        seconds = self.step_s[total_rows(batch)]
+        """All where they were."""
+        seconds = self.step_s[running_rows(batch).total]
         self.sleep(seconds)
-        return Outcome([state.latents for state in batch], [None] * len(batch), seconds)
+        return Outcome([state.position for state in batch], [None] * len(batch), seconds)
 
 
 def _no_unet(sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:

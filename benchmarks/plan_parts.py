@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
+from fashion_rag.denoising.scheduler import Limits, Rows, Scheduler, Ticket, sum_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve.autoscaling import WorkMeter
 
@@ -157,23 +157,23 @@ class SteadyPace(Pace):
 
     def __init__(self, call_s: Sequence[float]) -> None:
         super().__init__()
-        rows = range(1, len(call_s))
-        for num_rows in rows:
-            super().record(num_rows, call_s[num_rows])
-        self._known = [0.0, *map(super().step_time_s, rows)]
-        self._row_time_s = super().row_time_s()
+        every = [Rows(num_rows) for num_rows in range(1, len(call_s))]
+        for rows in every:
+            super().record(rows, call_s[rows.deep])
+        self._known = [0.0, *map(super().step_time_s, every)]
+        self._row_time_s = super().row_time_s(Rows(1))
 
-    def record(self, num_rows: int, seconds: float) -> None:
+    def record(self, rows: Rows, seconds: float) -> None:
         """Tells nothing new."""
 
     def forget(self) -> None:
         """It would be learned again."""
 
-    def row_time_s(self) -> float:
-        return self._row_time_s
+    def row_time_s(self, rows: Rows) -> float:
+        return rows.deep * self._row_time_s
 
-    def step_time_s(self, num_rows: int) -> float:
-        return self._known[num_rows]
+    def step_time_s(self, rows: Rows) -> float:
+        return self._known[rows.deep]
 
 
 class Denoiser:
@@ -197,7 +197,7 @@ class Denoiser:
 
     def add(self, edit: Edit) -> None:
         """Raises as `Engine.add`."""
-        work_s = edit.num_steps * edit.num_rows * self.pace.row_time_s()
+        work_s = sum(map(self.pace.row_time_s, edit.rows))
         try:
             self.scheduler.add(edit, max(edit.arrived, self._busy_until))
         except DeadlineExceeded:
@@ -223,18 +223,18 @@ class Denoiser:
         batch = self.scheduler.schedule()
         self._busy = bool(batch)
         if batch:
-            num_rows = sum(edit.num_rows for edit in batch)
-            self.calls[num_rows] += 1
-            self._busy_until = now + self.pace.step_time_s(num_rows)
-            self.processor.run(self.call_s[num_rows], partial(self._end, batch, num_rows, now))
+            rows = sum_rows(edit.rows[edit.num_begun - 1] for edit in batch)
+            self.calls[rows.deep] += 1
+            self._busy_until = now + self.pace.step_time_s(rows)
+            self.processor.run(self.call_s[rows.deep], partial(self._end, batch, rows, now))
         elif refused:
             self.pace.forget()
         for edit, _ in refused:
             edit.end(failed=True)
 
-    def _end(self, batch: list[Edit], num_rows: int, started: float) -> None:
+    def _end(self, batch: list[Edit], rows: Rows, started: float) -> None:
         self._busy_until = -math.inf
-        self.pace.record(num_rows, self.processor.clock.now - started)
+        self.pace.record(rows, self.processor.clock.now - started)
         for edit in batch:
             if not edit.num_left and self.scheduler.get(edit.id) is edit:
                 self.scheduler.remove(edit.id)

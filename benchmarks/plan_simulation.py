@@ -31,7 +31,7 @@ from benchmarks.plan_scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
 from benchmarks.plan_traffic import Arrival
 from fashion_rag.denoising.engine import WARM_UP_CALLS
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.denoising.scheduler import Limits, Rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 
 Wait = Callable[[Action], None]  # calls what it is given when the wait is over
@@ -147,7 +147,7 @@ def _warm_pace(call_s: Sequence[float]) -> Pace:
     pace, max_rows = Pace(), len(call_s) - 1
     for num_rows in {min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}:
         for _ in range(WARM_UP_CALLS):
-            pace.record(num_rows, call_s[num_rows])
+            pace.record(Rows(num_rows), call_s[num_rows])
     return pace
 
 
@@ -215,8 +215,7 @@ class Graph:
             edit = Edit(
                 id=str(number),
                 size=SIZE,
-                num_rows=arrival.num_rows,
-                num_steps=arrival.num_steps,
+                rows=[Rows(arrival.num_rows)] * arrival.num_steps,
                 arrived=self.clock.now,
                 deadline=deadline,
             )
