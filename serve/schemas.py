@@ -33,6 +33,8 @@ from fashion_rag.request import (
 )
 
 MAX_IMAGES = 10
+# Of 9: two and a half times as fast as 6, the usual, for a photo that is a sixth larger.
+PNG_LEVEL = 1
 MAX_CHUNKS = 3
 MAX_FILTERS = 32
 MAX_FOUND = 100
@@ -388,8 +390,8 @@ def sse(event: str, payload: BaseModel) -> bytes:
 def encode_picture(pixels: NDArray[np.uint8], output_format: OutputFormat, output_compression: int) -> str:
     """The picture, uint8 [H, W, 3], as a file of this format in base64. output_compression: 0 to 100 = best."""
     content = io.BytesIO()
-    quality = {} if output_format == "png" else {"quality": output_compression}
-    Image.fromarray(pixels).save(content, format=output_format, **quality)
+    options = {"compress_level": PNG_LEVEL} if output_format == "png" else {"quality": output_compression}
+    Image.fromarray(pixels).save(content, format=output_format, **options)
     return base64.b64encode(content.getvalue()).decode()
 
 
