@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol
 from urllib.parse import quote
@@ -144,7 +144,7 @@ class ServerEditor:
             "seed": request.seed,
             "steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,
-        }
+        } | asdict(request.shortcuts)
         if request.keypoints is not None:
             fields["keypoints"] = json.dumps(request.keypoints.tolist())
         files = {"image": _png(request.image), "mask": _png(request.mask * np.uint8(255))}

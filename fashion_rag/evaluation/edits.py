@@ -31,7 +31,7 @@ from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.data.vitonhd import CATEGORY, VitonHD
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.evaluation.editors import Editor
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS, EditRequest, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Shortcuts, Template
 
 Layout = Literal["dresscode", "vitonhd"]
 SETTINGS_FILE = "settings.json"
@@ -58,6 +58,7 @@ class Settings:
     template: Template = Template.GARMENTS
     steps: int = 50
     guidance_scale: float = 7.5
+    shortcuts: Shortcuts = PLAIN
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -147,6 +148,7 @@ class Edits:
             seed=zlib.crc32(f"{settings.seed} {sample.category} {sample.person_id}".encode()),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
+            shortcuts=settings.shortcuts,
         )
 
     def mask(self, sample: Sample) -> NDArray[np.uint8]:
