@@ -175,7 +175,7 @@ class EditRequest:
                 continue
             if isinstance(value, np.ndarray):
                 digest.update(f"{part.name} {value.dtype} {value.shape}".encode())
-                digest.update(np.ascontiguousarray(value))
+                digest.update(np.ascontiguousarray(value).data)
             else:
                 digest.update(f"{part.name} {value!r}".encode())
         return digest.hexdigest()
