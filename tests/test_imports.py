@@ -41,8 +41,8 @@ HOMES = {
     "tensorrt": "export",
     "tensorrt_rtx_bindings": "export",
 }
-# Ray Data is what this module is there for.
-GUESTS = {("fashion_rag.catalogue.ingest", "ray")}
+# Ray Data and Ray Train are what these modules are there for.
+GUESTS = {("fashion_rag.catalogue.ingest", "ray"), ("fashion_rag.training.on_ray", "ray")}
 # Where the name of a distribution is not the name of what it installs.
 DISTRIBUTIONS = {
     "PIL": "pillow",

@@ -2,6 +2,7 @@
 
 Called by `fashion-rag demo train`. All work lies in one folder and is resumed from there. On a CPU two processes of one
 thread each run far faster than one of two threads, so a stage is spread over processes and their gradients averaged.
+The UNet's stage is that of `fashion_rag.training`, on cases instead of a data set's photos.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTokenizer
@@ -29,20 +28,27 @@ from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo import recipe
 from fashion_rag.demo.cases import Cases, draw_cases
-from fashion_rag.demo.fit import Plan, Report, fit
-from fashion_rag.demo.stages import AdapterStage, ClipStage, Latents, UNetStage, VaeStage, pictures
+from fashion_rag.demo.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.tokenizer import write_tokenizer
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
+from fashion_rag.models.unet import UNet
+from fashion_rag.training.fit import Plan, fit
+from fashion_rag.training.objective import EditStage, Mix, TrainingSet, networks
+from fashion_rag.training.processes import Report, barrier, rank_and_world, run_processes, silent
+from fashion_rag.training.run import even_share
+from fashion_rag.training.watch import Reporting
 
 STAGES = ("vae", "clip", "adapter", "unet")
 PLANS = {
     "vae": Plan(num_steps=3200, batch_size=16, learning_rate=2e-3),
     "clip": Plan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
     "adapter": Plan(num_steps=500, batch_size=64, learning_rate=1e-3),
-    "unet": Plan(num_steps=6200, batch_size=16, learning_rate=7e-4),
+    "unet": Plan(num_steps=14_000, batch_size=16, learning_rate=7e-4),
 }
+MIX = Mix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)
 NUM_CASES = 12_000
 BATCH = 64
 
@@ -54,7 +60,7 @@ def train(
     num_cases: int = NUM_CASES,
     num_processes: int | None = None,
     seed: int = 0,
-    report: Report | None = None,
+    report: Report = silent,
 ) -> None:
     """Run `stages` in `work`, going on from the checkpoints found there. A GPU is used if there is one.
 
@@ -64,64 +70,32 @@ def train(
     for stage in stages:
         if stage not in STAGES:
             raise InvalidRequest("stage", stage, f"must be one of {', '.join(STAGES)}")
-    report = report or _silent
     work.mkdir(parents=True, exist_ok=True)
-    gpu = torch.cuda.is_available()
-    world = num_processes or (1 if gpu else os.cpu_count() or 1)
+    world = num_processes or (1 if torch.cuda.is_available() else even_share(PLANS["unet"], os.cpu_count() or 1))
     drawing = partial(draw_cases, work, num_cases, recipe.MANIFEST.image_size, seed)
     drawing(num_workers=os.cpu_count() or 1, progress=lambda done, total: report("cases", done, total, 0.0))
-    job = partial(
-        _run, world=world, work=work, stages=stages, num_steps=num_steps or {}, num_cases=num_cases, seed=seed
-    )
-    (work / "rendezvous").unlink(missing_ok=True)
-    spawn = get_context("spawn")
-    others = [spawn.Process(target=job, args=(rank, _silent), daemon=True) for rank in range(1, world)]
-    for process in others:
-        process.start()
-    # The first process is this one, so that `report` may be anything. If another dies, its gradients are missed here.
-    job(0, report)
-    for process in others:
-        process.join()
+    plans = {
+        name: dataclasses.replace(PLANS[name], num_steps=(num_steps or {}).get(name, PLANS[name].num_steps))
+        for name in stages
+    }
+    run_processes(partial(_run, work, plans, num_cases, seed), world, work, report)
 
 
-def _silent(stage: str, step: int, num_steps: int, loss: float) -> None:
-    """What the other processes report."""
-
-
-def _run(
-    rank: int,
-    report: Report,
-    *,
-    world: int,
-    work: Path,
-    stages: Sequence[str],
-    num_steps: Mapping[str, int],
-    num_cases: int,
-    seed: int,
-) -> None:
+def _run(work: Path, plans: Mapping[str, Plan], num_cases: int, seed: int, report: Report) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if world > 1:
-        torch.set_num_threads(1)
-        meeting = f"file://{(work / 'rendezvous').absolute()}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
-    trainer = _Trainer(work, cases, device, rank, world)
-    for name in stages:
-        plan = PLANS[name]
-        if name in num_steps:
-            plan = dataclasses.replace(plan, num_steps=num_steps[name])
+    trainer = _Trainer(work, cases, device)
+    for name, plan in plans.items():
         torch.manual_seed(seed)
-        fit(trainer.stage(name), plan, work, seed, report)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        fit(trainer.stage(name), plan, work, seed, Reporting(report))
 
 
 class _Trainer:
     """Builds a stage from the results of the earlier ones in `work`."""
 
-    def __init__(self, work: Path, cases: Cases, device: torch.device, rank: int, world: int) -> None:
-        self.work, self.cases, self.device, self.rank, self.world = work, cases, device, rank, world
+    def __init__(self, work: Path, cases: Cases, device: torch.device) -> None:
+        self.work, self.cases, self.device = work, cases, device
+        self.rank, self.world = rank_and_world()
 
     def stage(self, name: str) -> Any:
         match name:
@@ -135,14 +109,15 @@ class _Trainer:
         clip = self._trained(self._clip())
         hidden, prompts = self._hidden(clip), self._prompts(clip)
         adapter = self._trained(AdapterStage(self.cases, hidden, clip, prompts, self.device)).network
+        network = networks(UNet(recipe.make_unet()), adapter)
         sampler = SamplerConfig.from_diffusers(recipe.SCHEDULER)
-        return UNetStage(self.cases, self._latents(hidden), adapter, prompts, sampler, self.device)
+        return EditStage(network, self._training_set(hidden), prompts, sampler, MIX, self.device, PRECISION)
 
     def _tokenizer(self) -> Any:
         folder = self.work / "tokenizer"
         if self.rank == 0 and not folder.exists():
             write_tokenizer(folder.with_name("tokenizer.partial"), recipe.VOCAB_SIZE).rename(folder)
-        _barrier()
+        barrier()
         return CLIPTokenizer.from_pretrained(folder)
 
     def _clip(self) -> ClipStage:
@@ -173,33 +148,38 @@ class _Trainer:
 
         return self._computed("hidden", "clip", rows)
 
-    def _latents(self, hidden: NDArray[np.float16]) -> Latents:
-        vae = self._trained(VaeStage(self.cases, self.device)).network
+    def _training_set(self, hidden: NDArray[np.float16]) -> TrainingSet:
+        vae = VAE(self._trained(VaeStage(self.cases, self.device)).network)
+        size = recipe.MANIFEST.image_size
+        latent_size = (size[0] // vae.downsampling, size[1] // vae.downsampling)
 
         def moments(start: int, masked: bool) -> NDArray[np.float16]:
             image = pictures(self.cases.images[start : start + BATCH], self.device)
             if masked:
                 hole = torch.from_numpy(self.cases.masks[start : start + BATCH]).to(self.device)
                 image = image * (1 - hole[:, None].float())
-            posterior = vae.encode(image).latent_dist
-            return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu().numpy()
+            return vae.encoder(image).half().cpu().numpy()  # type: ignore[no-any-return]
 
         def pose(start: int) -> NDArray[np.float16]:
             points = self.cases.keypoints[start : start + BATCH]
-            size = recipe.MANIFEST.image_size
             maps = torch.stack([heat_maps(one, size, recipe.MANIFEST.pose_sigma) for one in points])
-            return to_latent(maps, (size[0] // 4, size[1] // 4)).half().numpy()
+            return to_latent(maps, latent_size).half().numpy()
 
         plain = self._computed("moments", "vae", lambda start: moments(start, masked=False))
-        masked = self._computed("masked_moments", "vae", lambda start: moments(start, masked=True))
-        # Scaled to unit spread, as `scaling_factor` of the bundle does.
-        factor = scaling_factor(plain)
-        shift = np.array([1.0] * 4 + [0.0] * 4, np.float32)[:, None, None]
-        scale = np.where(shift > 0, factor, 1.0).astype(np.float16)
-        offset = (np.where(shift > 0, 0.0, 2 * np.log(factor))).astype(np.float16)
-        mask = self.cases.masks[:, None, ::4, ::4].copy()
-        pose_maps = self._computed("pose", None, pose)
-        return Latents(plain * scale + offset, masked * scale + offset, mask, pose_maps, hidden)
+        num_cases, num_garments, *shape = hidden.shape
+        texts = self.cases.texts
+        return TrainingSet(
+            moments=plain,
+            masked_moments=self._computed("masked_moments", "vae", lambda start: moments(start, masked=True)),
+            mask=self.cases.masks[:, None, :: vae.downsampling, :: vae.downsampling],
+            pose=self._computed("pose", None, pose),
+            hidden=hidden.reshape(-1, *shape),
+            # A case's garments lie in the order that is wanted: worn, sibling, cousin.
+            garments=np.arange(num_cases * num_garments).reshape(num_cases, num_garments),
+            categories=[words["category"] for words in texts],
+            captions=[(words["kind"],) * 2 + (words["caption_0"],) * 3 for words in texts],
+            scaling_factor=scaling_factor(plain),
+        )
 
     @torch.inference_mode()
     def _computed(
@@ -212,10 +192,10 @@ class _Trainer:
         if not path.exists():
             mine = {str(start): rows(start) for start in starts[self.rank :: self.world]}
             np.savez(self.work / f"{name}.part{self.rank}.npz", allow_pickle=False, **mine)
-            _barrier()
+            barrier()
             if self.rank == 0:
                 self._join(name, path)
-        _barrier()
+        barrier()
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
     def _join(self, name: str, path: Path) -> None:
@@ -274,8 +254,3 @@ def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor
 def scaling_factor(moments: NDArray[np.float16]) -> float:
     """What brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
     return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -1,0 +1,83 @@
+"""The bundle that training starts from, completed where it must be, and the bundle that it ends in. Called by `run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, write_state, written_aside
+from fashion_rag.bundle import WEIGHTS, Bundle
+from fashion_rag.config import Manifest
+from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_encoder
+from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
+
+# The adapter's inner width as a multiple of the vision tower's: 5120 of 1280 in the paper.
+HIDDEN_RATIO = 4
+
+
+def open_base(path: Path, work: Path, seed: int) -> Bundle:
+    """The bundle in `path` if it is whole; else a copy of it in `work`, made once, with what it lacks.
+
+    A UNet of other than 27 input channels, such as Stable Diffusion 2 inpainting's of 9, is widened; in the place of
+    an inversion adapter that is not there comes a new one, random from `seed`. One process at a time.
+    Raises ArtifactError for anything else that is missing or does not fit.
+    """
+    unet, adapter = path / "unet", path / "inversion_adapter"
+    narrow = read_config(unet / CONFIG_FILE).get("in_channels") != IN_CHANNELS
+    if not narrow and adapter.exists():
+        return Bundle.open(path)
+    digest = joint_sha256(folder / name for part, name in WEIGHTS.items() if (folder := path / part).exists())
+    completed = work / f"base-{digest[:16]}-{seed}"
+    if not completed.exists():
+        with written_aside(completed) as new:
+            shutil.copytree(path, new, dirs_exist_ok=True)
+            if narrow:
+                _widen(new / "unet")
+            if not adapter.exists():
+                _write_new_adapter(new, seed)
+    return Bundle.open(completed)
+
+
+def _widen(folder: Path) -> None:
+    unet = read_unet(folder)
+    widen_conv_in(unet)
+    unet.save_config(folder)
+    write_state(folder / WEIGHTS["unet"], unet.state_dict())
+
+
+def _write_new_adapter(folder: Path, seed: int) -> None:
+    vision_config = read_vision_encoder(folder / "vision_encoder").config
+    sizes = {
+        "hidden_dim": HIDDEN_RATIO * vision_config.hidden_size,
+        "text_width": read_config(folder / "text_encoder" / CONFIG_FILE)["hidden_size"],
+        "num_pseudo_words": Manifest.read(folder / MANIFEST_FILE).num_pseudo_words,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = InversionAdapter(vision_config, **sizes)
+    (folder / "inversion_adapter").mkdir()
+    write_json(folder / "inversion_adapter" / CONFIG_FILE, sizes)
+    write_state(folder / "inversion_adapter" / WEIGHTS["inversion_adapter"], adapter.state_dict())
+
+
+def write_trained(
+    base: Bundle, network: nn.ModuleDict, out: Path, name: str, dtype: torch.dtype = torch.float32
+) -> Bundle:
+    """The bundle in `out`: the files of `base`, with UNet and adapter of `network` stored as `dtype`.
+
+    Copied and not written anew, so that all else is the same to the byte, and catalogues built with `base` can still
+    be searched. network: as `objective.networks` makes it.
+    """
+    with written_aside(out) as new:
+        shutil.copytree(base.path, new, dirs_exist_ok=True)
+        for part, key in (("unet", "unet.unet."), ("inversion_adapter", "adapter.")):
+            state = network.state_dict()
+            trained = {full.removeprefix(key): tensor for full, tensor in state.items() if full.startswith(key)}
+            write_state(new / part / WEIGHTS[part], trained, dtype)
+        dataclasses.replace(base.manifest, name=name).write(new / MANIFEST_FILE)
+    return Bundle.open(out)

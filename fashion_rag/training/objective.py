@@ -1,0 +1,191 @@
+"""The loss of UNet and inversion adapter together, for any bundle; everything else is frozen.
+
+As in the paper (arXiv 2504.14011): pseudo-words of one to three garments in the prompt, text and pose dropped together
+for guidance, squared error of what the UNet predicts. Called by `run`, and by the demo's training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.prompt import PromptEncoder, prompt_text
+from fashion_rag.models.unet import UNet, unet_input
+from fashion_rag.request import MAX_GARMENTS, Template
+from fashion_rag.training.fit import Precision, autocast
+
+WORN = 0  # the first of a sample's garments
+
+
+class Rows(Protocol):
+    """An array of which rows are read: one in memory, mapped from a file, or spread over several."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
+        """A new array of these rows."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a step needs of N samples, computed once.
+
+    moments, masked_moments: [N, 8, h, w] of photo and masked photo, mean and log variance before the VAE's
+    `scaling_factor`. mask: [N, 1, h, w], 1 = repaint. pose: [N, 18, h, w]. hidden: [G, T, D], the vision tower's last
+    hidden states of each garment. garments: rows of `hidden` [N, K], of each sample the garment worn, then the best
+    retrieved ones. captions: of each sample one or more, of which one is drawn.
+    """
+
+    moments: Rows
+    masked_moments: Rows
+    mask: Rows
+    pose: Rows
+    hidden: Rows
+    garments: NDArray[np.int64]
+    categories: Sequence[str]
+    captions: Sequence[Sequence[str]]
+    scaling_factor: float
+
+    def __len__(self) -> int:
+        return len(self.garments)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How samples are drawn and errors weighed.
+
+    garment_shares: of samples with 0, 1, 2 and 3 garments. worn_share: how often a lone garment is the one worn, and
+    not the best retrieved. caption_share: how often the prompt has the caption beside garments. uncond_share: how
+    often text and pose are dropped. outside_weight: of errors outside the mask, 1 = all alike as in the paper.
+    max_snr: errors at lower noise than this signal-to-noise ratio count less (Min-SNR, arXiv 2303.09556).
+    """
+
+    garment_shares: tuple[float, ...] = (0.0, 0.4, 0.3, 0.3)
+    worn_share: float = 0.9
+    caption_share: float = 0.0
+    uncond_share: float = 0.1
+    outside_weight: float = 1.0
+    max_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("worn_share", "caption_share", "uncond_share", "outside_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidRequest(name, getattr(self, name), "must be from 0 to 1")
+        shares = self.garment_shares
+        if len(shares) != MAX_GARMENTS + 1 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise InvalidRequest("garment_shares", shares, f"must be {MAX_GARMENTS + 1} shares that add up to 1")
+
+
+def networks(unet: UNet, adapter: InversionAdapter) -> nn.ModuleDict:
+    """What learns, under the names that checkpoints know; float32, all of it trainable."""
+    return nn.ModuleDict({"unet": unet, "adapter": adapter}).float().requires_grad_(True)
+
+
+def noisy_and_target(sampler: SamplerConfig, clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """`clean` latents with `noise` at timesteps `t` [B], and what the UNet should make of them, all [B, 4, h, w]."""
+    alpha = alphas_cumprod(sampler, clean.device)[t][:, None, None, None]
+    signal_scale, noise_scale = alpha.sqrt(), (1 - alpha).sqrt()
+    noisy = signal_scale * clean + noise_scale * noise
+    if sampler.prediction_type == "epsilon":
+        return noisy, noise
+    return noisy, signal_scale * noise - noise_scale * clean
+
+
+def snr_weights(sampler: SamplerConfig, t: Tensor, max_snr: float) -> Tensor:
+    """Min-SNR weights [B] of errors at timesteps `t` [B]: all predictions weighed as if x0 was predicted, capped."""
+    alpha = alphas_cumprod(sampler, t.device)[t]
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=max_snr) / (snr if sampler.prediction_type == "epsilon" else snr + 1)
+
+
+class EditStage:
+    """UNet and adapter on a training set, as `fit` wants them. `network` must come from `networks`."""
+
+    name = "unet"
+
+    def __init__(
+        self,
+        network: nn.ModuleDict,
+        data: TrainingSet,
+        prompts: PromptEncoder,
+        sampler: SamplerConfig,
+        mix: Mix,
+        device: torch.device,
+        precision: Precision = "bfloat16",
+    ) -> None:
+        most = max(count for count, share in enumerate(mix.garment_shares) if share)
+        if most > data.garments.shape[1]:
+            rule = f"must ask for no more than the {data.garments.shape[1]} garments that a sample has"
+            raise InvalidRequest("garment_shares", mix.garment_shares, rule)
+        self.network = network.to(device)
+        self.data, self.prompts, self.sampler, self.mix, self.device = data, prompts, sampler, mix, device
+        self.autocast = autocast(device, precision)
+        with torch.no_grad():
+            self.empty_prompt = prompts([""])
+
+    def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
+        """The weighted mean of squared errors of `num_rows` samples at random timesteps."""
+        rows = rng.integers(len(self.data), size=num_rows)
+        clean = self._latents(self.data.moments, rows)
+        masked = self._latents(self.data.masked_moments, rows)
+        mask, pose = self._tensor(self.data.mask, rows), self._tensor(self.data.pose, rows)
+        t = torch.from_numpy(rng.integers(self.sampler.num_train_timesteps, size=num_rows)).to(self.device)
+        noisy, target = noisy_and_target(self.sampler, clean, torch.randn_like(clean), t)
+        with self.autocast():
+            embeds = self.prompt_embeds(rng, rows)
+            embeds, pose = self.drop(rng, embeds, pose)
+            prediction = self.network["unet"](unet_input(noisy, mask, masked, pose), t, embeds)
+        errors = (prediction - target).square()
+        weights = self.mix.outside_weight + (1 - self.mix.outside_weight) * mask
+        total = weights.sum() * errors.shape[1]
+        if self.mix.max_snr is not None:
+            errors = errors * snr_weights(self.sampler, t, self.mix.max_snr)[:, None, None, None]
+        loss: Tensor = (errors * weights).sum() / total
+        return loss
+
+    def prompt_embeds(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> Tensor:
+        """Prompt embeddings [B, 77, D] of samples, each with garments and wording drawn for it."""
+        adapter: Any = self.network["adapter"]
+        shown = [self.draw_garments(rng, row) for row in rows]
+        texts = []
+        for row, garments in zip(rows, shown, strict=True):
+            with_caption = rng.random() < self.mix.caption_share
+            template = Template.CAPTION_AND_GARMENTS if with_caption else Template.GARMENTS
+            captions, category = self.data.captions[row], self.data.categories[row]
+            caption = captions[int(rng.integers(len(captions)))]
+            texts.append(prompt_text(template, category, caption, len(garments), adapter.num_pseudo_words))
+        flat = np.concatenate(shown)
+        if not len(flat):
+            return self.prompts(texts)  # type: ignore[no-any-return]
+        words = adapter(self._tensor(self.data.hidden, flat))
+        parts = words.split([len(garments) for garments in shown])
+        return self.prompts(texts, [part.flatten(0, 1) for part in parts])  # type: ignore[no-any-return]
+
+    def draw_garments(self, rng: np.random.Generator, row: int) -> NDArray[np.int64]:
+        """Rows of `hidden` for one sample: several in any order, so that the one worn is not always among them."""
+        garments: NDArray[np.int64] = self.data.garments[row]
+        count = rng.choice(MAX_GARMENTS + 1, p=self.mix.garment_shares)
+        if count == 1:
+            return garments[[WORN if rng.random() < self.mix.worn_share or len(garments) == 1 else WORN + 1]]
+        return rng.permutation(garments)[:count]
+
+    def drop(self, rng: np.random.Generator, embeds: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Text and pose, in some rows replaced by the empty prompt and no pose: what guidance starts from."""
+        dropped = torch.from_numpy(rng.random(len(embeds)) < self.mix.uncond_share).to(self.device)
+        embeds = torch.where(dropped[:, None, None], self.empty_prompt, embeds)
+        return embeds, torch.where(dropped[:, None, None, None], 0.0, pose)
+
+    def _tensor(self, array: Rows, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array[rows]).to(self.device).float()
+
+    def _latents(self, moments: Rows, rows: NDArray[np.int64]) -> Tensor:
+        """Scaled latents [B, 4, h, w], drawn from the VAE's posterior."""
+        mean, logvar = self._tensor(moments, rows).chunk(2, dim=1)
+        return self.data.scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean))

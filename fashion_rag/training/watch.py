@@ -1,0 +1,134 @@
+"""What looks on while a stage trains: progress for people, TensorBoard, pictures painted with the average weights.
+
+`run` puts them together and hands them to `fit` as one callable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from fashion_rag.bundle import Bundle
+from fashion_rag.data.image import open_image, to_tensor, to_uint8
+from fashion_rag.models.prompt import PromptEncoder, prompt_text
+from fashion_rag.pipeline import Conditioning, Person, decode, denoise
+from fashion_rag.request import Template
+from fashion_rag.training.data import Source
+from fashion_rag.training.fit import Progress, Watch
+from fashion_rag.training.objective import WORN, TrainingSet
+from fashion_rag.training.processes import Report
+
+REPORT_EVERY_S = 1.0
+SCALARS_EVERY = 10
+SHEET_ROWS = 4
+
+# A picture of the network's, uint8 [H, W, 3].
+Sheet = Callable[[nn.Module], NDArray[np.uint8]]
+
+
+def all_of(watches: Sequence[Watch]) -> Watch:
+    """A watch that calls these in turn."""
+
+    def watch(progress: Progress, average: nn.Module) -> None:
+        for one in watches:
+            one(progress, average)
+
+    return watch
+
+
+class Reporting:
+    """Calls a `Report` about once a second, and at the end, with the running mean of the loss."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.loss = float("nan")
+        self.said_s = time.monotonic()
+
+    def __call__(self, progress: Progress, average: nn.Module) -> None:
+        self.loss = progress.loss if self.loss != self.loss else 0.98 * self.loss + 0.02 * progress.loss
+        if time.monotonic() - self.said_s > REPORT_EVERY_S or progress.step == progress.num_steps:
+            self.said_s = time.monotonic()
+            self.report(progress.stage, progress.step, progress.num_steps, self.loss)
+
+
+class TensorBoard:
+    """Writes event files: loss, rate, gradient norm and pace every SCALARS_EVERY steps, a sheet every `sheet_every`.
+
+    sheet: None = none. Of a run that goes on from a checkpoint, what was logged beyond it is dropped.
+    """
+
+    def __init__(self, folder: Path, sheet: Sheet | None, sheet_every: int) -> None:
+        self.folder, self.sheet, self.sheet_every = folder, sheet, sheet_every
+        self.writer: SummaryWriter | None = None
+
+    def __call__(self, progress: Progress, average: nn.Module) -> None:
+        step, last = progress.step, progress.step == progress.num_steps
+        if self.writer is None:
+            self.writer = SummaryWriter(self.folder, purge_step=step)
+        if step % SCALARS_EVERY == 0 or last:
+            for name in ("loss", "learning_rate", "gradient_norm", "images_per_s"):
+                self.writer.add_scalar(f"{progress.stage}/{name}", getattr(progress, name), step)
+        if self.sheet and (step % self.sheet_every == 0 or last):
+            self.writer.add_image(f"{progress.stage}/samples", self.sheet(average), step, dataformats="HWC")
+        if last:
+            self.writer.close()
+
+
+class SampleSheet:
+    """A few samples of the data set, always the same ones from the same noise: photo, garment, and what is painted.
+
+    In the prompt is the garment worn; steps and guidance are the bundle's defaults.
+    """
+
+    def __init__(
+        self, source: Source, data: TrainingSet, bundle: Bundle, prompts: PromptEncoder, device: torch.device
+    ) -> None:
+        size = bundle.manifest.image_size
+        self.rows = np.linspace(0, len(data) - 1, min(SHEET_ROWS, len(data))).astype(np.int64)
+        people = source.open(size)
+        samples = [people[row] for row in self.rows]
+        garments = [open_image(sample.garment_path, field="garment") for sample in samples]
+        columns = ([sample.image for sample in samples], garments)
+        self.columns = [np.concatenate([to_uint8(to_tensor(one, size)) for one in column]) for column in columns]
+        self.data, self.bundle, self.prompts, self.device = data, bundle, prompts, device
+        self.vae = bundle.load_vae(device)
+
+    @torch.inference_mode()
+    def __call__(self, average: nn.Module) -> NDArray[np.uint8]:
+        """The pictures, uint8 [rows * H, 3 * W, 3]; `average` as `objective.networks` makes it."""
+        average.eval()
+        network: Any = average
+        data, manifest = self.data, self.bundle.manifest
+        words = network["adapter"](self._tensor(data.hidden[data.garments[self.rows, WORN]]))
+        texts = [
+            prompt_text(Template.GARMENTS, data.categories[row], "", 1, manifest.num_pseudo_words) for row in self.rows
+        ]
+        empty = self.prompts([""]).expand(len(texts), -1, -1)
+        mean, _ = self._tensor(data.masked_moments[self.rows]).chunk(2, dim=1)
+        person = Person(
+            mask=self._tensor(data.mask[self.rows]),
+            masked_image_latents=data.scaling_factor * mean,
+            pose_map=self._tensor(data.pose[self.rows]),
+        )
+        *_, latents = denoise(
+            network["unet"],
+            self.bundle.sampler,
+            torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device),
+            person,
+            Conditioning(self.prompts(texts, words.unbind()), empty),
+            manifest.num_inference_steps,
+            manifest.guidance_scale,
+        )
+        painted = np.concatenate(list(decode(self.vae, latents)))
+        return np.concatenate([*self.columns, painted], axis=1)
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device).float()

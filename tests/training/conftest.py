@@ -1,0 +1,23 @@
+import json
+
+import pytest
+
+from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode
+from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.training.data import Source
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Three dressed paper dolls a category, with retrieval files that list the garments backwards."""
+    root = tmp_path_factory.mktemp("dolls") / "world"
+    write_dresscode(root, num_pairs=3, seed=0, size=(128, 96), phase="train")
+    retrieval = root.parent / "retrieval"
+    (retrieval / RETRIEVAL_MODEL).mkdir(parents=True)
+    people = list(DressCode(root, "train", size=(128, 96)))
+    for category in {person.category for person in people}:
+        own = [person for person in people if person.category == category]
+        names = [str(person.garment_path.relative_to(root)) for person in own][::-1]
+        found = {"pred_files": {person.caption: names for person in own}}
+        (retrieval / RETRIEVAL_MODEL / f"train_{category}_triplet.json").write_text(json.dumps(found))
+    return Source(root, retrieval)

@@ -1,0 +1,52 @@
+"""The same training by Ray Train, which outlives the death of a worker."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from torch import nn
+
+from fashion_rag.training.data import Source
+from fashion_rag.training.fit import Plan, Progress
+from fashion_rag.training.objective import Mix
+from fashion_rag.training.on_ray import train_on_ray
+from fashion_rag.training.run import Settings, train
+
+PLAN = Plan(8, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray Train 2.60 copies all settings of Ray Data, those it has deprecated too.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.data.context"),
+]
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=3, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_worker_that_dies_is_made_good(cluster: None, source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
+    here = Settings(tiny_bundle, source, tmp_path / "here", tmp_path / "out", PLAN, Mix(), sheet_every=0)
+    there = replace(here, work=tmp_path / "there")
+    dead = tmp_path / "dead"
+
+    # A local function, which is sent as it is: workers cannot import `tests`.
+    def die_once(progress: Progress, average: nn.Module) -> None:
+        if progress.step == 5 and not dead.exists():
+            dead.touch()
+            os._exit(1)
+
+    train(here, num_processes=1)
+    bundle = train_on_ray(there, num_workers=2, watch=die_once)
+    assert dead.exists() and bundle.path == there.out
+    one, other = (torch.load(each.work / "unet.pt", weights_only=True) for each in (here, there))
+    for key in ("network", "average"):
+        assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])

@@ -1,0 +1,178 @@
+"""A whole training on a few paper dolls: which files change, cut off, shared out, from bases that lack something."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from fashion_rag.artifacts import read_state, sha256, write_state
+from fashion_rag.bundle import Bundle
+from fashion_rag.cli import app
+from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.models.unet import widen_conv_in
+from fashion_rag.training import watch
+from fashion_rag.training.base import open_base
+from fashion_rag.training.data import Source
+from fashion_rag.training.fit import Plan
+from fashion_rag.training.objective import Mix
+from fashion_rag.training.run import Settings, even_share, train
+from tests.tiny import make_unet
+
+PLAN = Plan(6, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
+
+
+@pytest.fixture
+def settings(source: Source, tiny_bundle: Path, tmp_path: Path) -> Settings:
+    return Settings(tiny_bundle, source, tmp_path / "work", tmp_path / "out", PLAN, Mix(), sheet_every=4)
+
+
+def saved(settings: Settings) -> dict[str, Any]:
+    return torch.load(settings.work / "unet.pt", weights_only=True)  # type: ignore[no-any-return]
+
+
+def assert_same_training(one: Settings, other: Settings) -> None:
+    for key in ("network", "average"):
+        a, b = saved(one)[key], saved(other)[key]
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    moments, others = (saved(each)["optimiser"]["state"] for each in (one, other))
+    assert all(torch.equal(moments[number][name], others[number][name]) for number in moments for name in moments[0])
+
+
+def test_only_unet_and_adapter_change(settings: Settings, tiny_bundle: Path) -> None:
+    bundle = train(settings, num_processes=1)
+    assert bundle.path == settings.out and bundle.manifest == Bundle.open(tiny_bundle).manifest
+    changed = {
+        str(path.relative_to(tiny_bundle))
+        for path in tiny_bundle.rglob("*")
+        if path.is_file() and sha256(path) != sha256(settings.out / path.relative_to(tiny_bundle))
+    }
+    assert changed == {"unet/diffusion_pytorch_model.safetensors", "inversion_adapter/model.safetensors"}
+    average = saved(settings)["average"]
+    for part, prefix in (("unet/diffusion_pytorch_model", "unet.unet."), ("inversion_adapter/model", "adapter.")):
+        for name, tensor in read_state(settings.out / f"{part}.safetensors").items():
+            assert torch.equal(tensor, average[prefix + name])
+
+
+def test_resumed_bit_for_bit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "REPORT_EVERY_S", -1.0)
+
+    # The rate depends on the length of the whole, so the first half is one that is cut off.
+    def cut_off(stage: str, step: int, num_steps: int, loss: float) -> None:
+        if stage == "unet" and step == 4:
+            raise KeyboardInterrupt
+
+    train(settings, num_processes=1)
+    halves = replace(settings, work=tmp_path / "halves")
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, num_processes=1, report=cut_off)
+    assert saved(halves)["step"] == 3
+    train(halves, num_processes=1)
+    assert_same_training(settings, halves)
+
+
+def test_two_processes_train_as_one(settings: Settings, tmp_path: Path) -> None:
+    train(settings, num_processes=1)
+    shared = replace(settings, work=tmp_path / "shared")
+    train(shared, num_processes=2)
+    assert_same_training(settings, shared)
+
+
+def test_what_is_logged(settings: Settings) -> None:
+    train(settings, num_processes=1)
+    log = EventAccumulator(str(settings.work / "logs"))
+    log.Reload()
+    assert set(log.Tags()["scalars"]) == {
+        f"unet/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_s")
+    }
+    assert [event.step for event in log.Scalars("unet/loss")] == [6]
+    sheets = log.Images("unet/samples")
+    assert [event.step for event in sheets] == [4, 6]
+    assert (sheets[0].height, sheets[0].width) == (4 * 64, 3 * 48)
+
+
+def test_another_base_is_refused_in_the_same_folder(settings: Settings, tmp_path: Path) -> None:
+    train(settings, num_processes=1)
+    other = replace(settings, base=settings.out)
+    with pytest.raises(ArtifactError, match="holds a training of another base"):
+        train(other, num_processes=1)
+    with pytest.raises(ArtifactError, match="holds a training of another seed"):
+        train(replace(settings, seed=1), num_processes=1)
+
+
+def test_processes_that_cannot_share_are_refused_first(settings: Settings) -> None:
+    with pytest.raises(InvalidRequest, match="num_parts"):
+        train(replace(settings, plan=replace(PLAN, num_parts=3)), num_processes=2)
+    assert not list(settings.work.glob("cache-*"))
+
+
+@pytest.mark.parametrize(("num_parts", "most", "expected"), [(0, 3, 2), (0, 16, 4), (2, 4, 2), (1, 4, 1)])
+def test_as_many_processes_as_can_share(num_parts: int, most: int, expected: int) -> None:
+    assert even_share(replace(PLAN, num_parts=num_parts), most) == expected
+
+
+@pytest.fixture
+def inpainting_base(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with the UNet of an inpainting model, and without an adapter."""
+    base = shutil.copytree(tiny_bundle, tmp_path / "base")
+    shutil.rmtree(base / "inversion_adapter")
+    unet = make_unet(in_channels=9)
+    unet.save_config(base / "unet")
+    write_state(base / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict())
+    return base
+
+
+def test_an_inpainting_base_is_widened_and_gets_an_adapter(inpainting_base: Path, tmp_path: Path) -> None:
+    bundle = open_base(inpainting_base, tmp_path / "work", seed=3)
+    narrow = read_state(inpainting_base / "unet" / "diffusion_pytorch_model.safetensors")
+    wide = bundle.load_unet().unet.state_dict()
+    expected = make_unet(in_channels=9)
+    expected.load_state_dict(narrow)
+    widen_conv_in(expected)
+    assert all(torch.equal(wide[name], tensor) for name, tensor in expected.state_dict().items())
+    config = json.loads((bundle.path / "inversion_adapter" / "config.json").read_text())
+    assert config == {"hidden_dim": 64, "text_width": 16, "num_pseudo_words": 4}
+    again = open_base(inpainting_base, tmp_path / "other", seed=3)
+    assert again.fingerprint("inversion_adapter") == bundle.fingerprint("inversion_adapter")
+    other = open_base(inpainting_base, tmp_path / "other", seed=4)
+    assert other.fingerprint("inversion_adapter") != bundle.fingerprint("inversion_adapter")
+
+
+def test_an_inpainting_base_can_be_trained(settings: Settings, inpainting_base: Path) -> None:
+    bundle = train(replace(settings, base=inpainting_base), num_processes=1)
+    bundle.load_unet()
+    bundle.load_garment_encoder()
+
+
+def test_a_whole_base_is_not_copied(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert open_base(tiny_bundle, tmp_path, seed=0).path == tiny_bundle
+
+
+def test_a_base_without_a_vae_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_bundle, tmp_path / "base")
+    shutil.rmtree(base / "vae")
+    with pytest.raises(ArtifactError, match="vae"):
+        open_base(base, tmp_path / "work", seed=0)
+
+
+def test_the_command(source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "trained"
+    arguments: list[object] = [
+        "train", source.root, "--work", work, "--out", out, "--bundle", tiny_bundle, "--retrieval", source.retrieval,
+        "--steps", 2, "--batch-size", 2, "--garment-shares", "0,0,.5,.5", "--name", "mine", "--processes", 1,
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert f"{out}: written" in result.output
+    assert Bundle.open(out).manifest.name == "mine"
+    without = [each for each in arguments if each not in ("--retrieval", source.retrieval)]
+    without[without.index(work)] = tmp_path / "other"
+    result = CliRunner().invoke(app, [str(argument) for argument in without])
+    assert result.exit_code == 2
+    assert "the 1 garments that a sample has" in result.stderr
