@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import typer
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -206,6 +207,9 @@ def draw(records: Sequence[Record]) -> Any:
                 panel.plot(seconds, values, "o-" if "part" not in family else "o", label=family, alpha=0.8)
         panel.set_title(title, fontsize=10)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
     for panel in panels[1]:
         panel.set_xlabel("seconds of UNet calls an edit (8 rows a call, one CPU thread)")
     panels[0, 0].legend(fontsize=8)
