@@ -23,8 +23,8 @@ from fashion_rag.bundle_import import import_bundle
 from fashion_rag.catalogue.changes import Deleted, append
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.table import Garments
-from fashion_rag.cli import DEMO_BUNDLE, app
-from fashion_rag.config import Manifest
+from fashion_rag.cli import app
+from fashion_rag.config import DEMO_BUNDLE, Manifest
 from fashion_rag.demo.evaluate import Report, Row
 
 
@@ -107,7 +107,7 @@ def test_a_log_gets_lines_in_place_of_bars(tmp_path: Path, monkeypatch: pytest.M
     result = run("demo", "world", tmp_path / "rare", "--num-pairs", 1)
     assert "drawing: 1 of 3\n" in result.stderr
     assert "drawing: 2 of 3" not in result.stderr
-    monkeypatch.setattr("fashion_rag.cli.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("fashion_rag.cli.base.LINE_EVERY_S", 0.0)
     result = run("demo", "world", tmp_path / "often", "--num-pairs", 1)
     assert [f"drawing: {number} of 3\n" in result.stderr for number in (1, 2, 3)] == [True, True, True]
 

@@ -1,0 +1,146 @@
+"""Progress on a terminal or in a log, and the options that several commands have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import Shortcuts, Solver
+
+if TYPE_CHECKING:
+    from serve.bench.load import Outcome
+
+
+LINE_EVERY_S = 10.0
+
+
+class _Bars(Progress):
+    """Bars on a terminal; elsewhere, as in the log of a pod, a line now and then."""
+
+    said_s = 0.0
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if not self.console.is_terminal and time.monotonic() - self.said_s >= LINE_EVERY_S:
+            self.said_s = time.monotonic()
+            task = self._tasks[task_id]
+            self.console.print(f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}")
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return _Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", help="Folder of a model bundle.", show_default="the packaged demo bundle")
+]
+CatalogueOption = Annotated[str, typer.Option("--catalogue", help="Folder or URL written by `index build`.")]
+DeviceOption = Annotated[str, typer.Option(help="Where PyTorch runs: cpu, cuda, cuda:1, ...")]
+CategoryOption = Annotated[str, typer.Option(help="dresses, upper_body or lower_body.")]
+BackendOption = Annotated[
+    Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
+    typer.Option(
+        help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.", show_default="auto"
+    ),
+]
+CompiledOption = Annotated[
+    Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
+]
+SolverOption = Annotated[Solver, typer.Option(help="How latents are led from step to step.")]
+GuidedOption = Annotated[str, typer.Option(help="In which part of the steps there is guidance, as 0,0.7.")]
+CacheIntervalOption = Annotated[
+    int, typer.Option(help="Run the whole UNet every so many steps, and its outermost layers in those between.")
+]
+
+Number = TypeVar("Number", int, float)
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on stderr for as long as the block runs; the callable moves it by one of `total`."""
+    with _bars() as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each phase of a build; the callable takes phase, steps done and number of steps."""
+    tasks: dict[str, TaskID] = {}
+    with _bars() as bars:
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            # A phase that is over makes room for the next.
+            bars.update(tasks[phase], total=total, completed=done, visible=done < total)
+
+        yield report
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
+    tasks: dict[str, TaskID] = {}
+    with _bars() as bar:
+
+        def report(stage: str, step: int, num_steps: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage)
+            bar.update(tasks[stage], total=num_steps, completed=step, description=f"{stage}  loss {loss:.4f}")
+
+        yield report
+
+
+@contextmanager
+def load_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
+    counts = dict.fromkeys(("done", "refused", "failed"), 0)
+    with _bars() as bar:
+        task = bar.add_task("sending", total=total)
+
+        def report(outcome: Outcome) -> None:
+            counts[outcome.kind] += 1
+            bar.update(task, advance=1, description=", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+        yield report
+
+
+def shortcuts_of(solver: Solver, guided: str, cache_interval: int) -> Shortcuts:
+    part = numbers(float, "guided", guided)
+    if len(part) != 2:
+        raise InvalidRequest("guided", guided, "must be two numbers, the beginning and the end")
+    start, end = part
+    return Shortcuts(solver, start, end, cache_interval)
+
+
+def numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:
+    """The numbers in an option such as 10,20,50."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidRequest(name, text, "must be numbers with commas between them") from None

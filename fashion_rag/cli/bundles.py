@@ -1,0 +1,110 @@
+"""Commands for model bundles: import and check them, and export their networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fashion_rag.cli.base import build_progress, progress
+
+commands = typer.Typer(no_args_is_help=True, help="Model bundles: the weights and settings of one model.")
+export = typer.Typer(no_args_is_help=True, help="A bundle's networks without PyTorch, for serving.")
+
+
+@commands.command("import")
+def bundle_import(
+    unet: Annotated[Path, typer.Option(help="Released UNet, unet_120000.pth.")],
+    adapter: Annotated[Path, typer.Option(help="Released inversion adapter, inversion_adapter_120000.pth.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    base: Annotated[
+        str, typer.Option(help="Stable Diffusion 2 inpainting: a folder, or an id on the Hugging Face hub.")
+    ] = "sd2-community/stable-diffusion-2-inpainting",
+    vision: Annotated[
+        str, typer.Option(help="CLIP vision tower: a folder, or an id on the Hugging Face hub.")
+    ] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    retrieval: Annotated[
+        str, typer.Option(help="OpenCLIP model for retrieval: a folder, or MODEL/TAG.")
+    ] = "ViT-L-14/laion2b_s32b_b82k",
+    name: Annotated[str, typer.Option(help="What the bundle calls itself.")] = "fashion-rag",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How weights are stored.")] = "float32",
+) -> None:
+    """Make a bundle of the weights released with the paper; about 15 GB of memory."""
+    import torch
+
+    from fashion_rag.bundle_import import import_bundle
+
+    bundle = import_bundle(base, unet, adapter, vision, retrieval, out, name, dtype=getattr(torch, dtype))
+    typer.echo(f"{out}: {bundle.manifest.licence}")
+
+
+@commands.command("check")
+def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bundle.")]) -> None:
+    """Load every part of a bundle, strictly, and say so."""
+    from fashion_rag.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    height, width = bundle.manifest.image_size
+    typer.echo(f"{bundle.manifest.name}: {height}x{width}, {bundle.manifest.num_pseudo_words} pseudo-words a garment")
+    loaders = (
+        bundle.load_unet,
+        bundle.load_vae,
+        bundle.load_prompt_encoder,
+        bundle.load_garment_encoder,
+        bundle.load_retrieval_encoder,
+    )
+    for load in loaders:
+        load()
+        typer.echo(f"  {load.__name__.removeprefix('load_')}: loaded")
+
+
+@export.command("onnx")
+def export_onnx(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the ONNX files to.")],
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights.")] = "float32",
+) -> None:
+    """Write the networks of a bundle as ONNX files, each compared with PyTorch."""
+    import torch
+
+    from export import to_onnx
+    from export.modules import module_specs
+    from fashion_rag.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    with progress("exporting", len(module_specs(opened))) as advance:
+        parities = to_onnx.export_onnx(opened, out, getattr(torch, dtype), progress=advance)
+    for parity in parities:
+        typer.echo(
+            f"  {parity.module}: within {parity.max_rel_error:.1e} of the output's spread, at most {parity.tolerance}"
+        )
+    typer.echo(f"{out}: {len(parities)} networks, {dtype}")
+
+
+@export.command("tensorrt")
+def export_tensorrt(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    folder: Annotated[Path, typer.Argument(help="Folder written by `export onnx`, of the precision that is wanted.")],
+    flavour: Annotated[
+        Literal["tensorrt", "tensorrt_rtx"] | None,
+        typer.Option(help="Which TensorRT builds.", show_default="tensorrt where it is installed"),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability, as 8.9; may be repeated.", show_default="what the flavour builds for"),
+    ] = None,
+) -> None:
+    """Build TensorRT engines from exported ONNX files, into the same folder; many minutes for a real model."""
+    from export import to_tensorrt
+    from export.flavours import find_flavour
+    from fashion_rag.bundle import Bundle
+
+    found = find_flavour(flavour)
+    targets = to_tensorrt.build_targets(found, tuple(architecture or ()))
+    with build_progress() as report:
+        engines = to_tensorrt.export_tensorrt(Bundle.open(bundle), folder, found, targets, report)
+    for name, path in engines.items():
+        typer.echo(f"  {name}: {path.stat().st_size / 1e6:.1f} MB")
+    made_for = ", ".join(targets) or "all that it supports"
+    typer.echo(f"{folder}: {len(engines)} engines, {found.name} {found.version}, for {made_for}")
