@@ -6,7 +6,8 @@ for more than it can do. Same weights, catalogue, machine and requests; only wha
 
 Each has all cores. In every round each is started anew, alone on the machine, and measured once it is warm:
 
-    light      One caller: edits of 20 steps and one garment, one after the other.
+    light      One caller: edits of 20 steps and one garment, one after the other. (d) also makes them with UniPC, of
+               which 10 steps are as good as 20 of the others' DDIM (frontier.py).
     saturated  Eight callers, each of whom waits for one edit before the next: 10, 20 and 50 steps, each as likely. That
                keeps the largest batch of any of them full, and the next one waiting. Edits that came without waiting
                would cost (a) and (b) the decoding of ever more uploads, and (d) would refuse them.
@@ -51,6 +52,8 @@ from serve.ports import free_port
 
 BASELINES = Path(__file__).parent / "baselines"
 LIGHT_STEPS = 20
+# Of UniPC.
+AS_GOOD_STEPS = 10
 NUM_PERSONS = 20
 FILLING = 0.2
 PATIENCE_S = 120.0
@@ -184,6 +187,10 @@ def measure(
     if not done.edits_per_s:
         raise RuntimeError(f"({name}): no edit done in {settings.saturated_s} s; this machine is too busy to measure")
     record: Record = {"light_s": [outcome.latency_s for outcome in alone], "saturated": done._asdict()}
+    if name == "d":
+        say("    light, as good")
+        as_good = [replace(edit, steps=AS_GOOD_STEPS, solver="unipc") for edit in edits.light(settings.num_light)]
+        record["as_good_s"] = [outcome.latency_s for outcome in closed_loop(url, as_good, photos)]
     if name in "bd":
         rate = LOAD * done.edits_per_s if steady_rate is None else steady_rate
         say(f"    steady, {rate:.2f} edits a second")

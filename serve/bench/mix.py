@@ -74,6 +74,7 @@ class Planned:
     person: int = 0
     steps: int = 20
     guidance_scale: float | None = None
+    solver: str | None = None
     num_garments: int = 1
     stream: bool = False
     partial_images: int = 0

@@ -140,6 +140,7 @@ def test_rows_compare_the_better_way_round() -> None:
     figures = [(row.compared, row.figure.value, row.met) for row in found if row.figure]
     assert figures == [
         ("(a) / (d)", 2.0, False),
+        ("(a) / (d)", 2.0, None),
         ("(a) / (c)", 2.0, None),
         ("(d) / (a)", 2.0, False),
         ("(c) / (a)", 2.0, None),
@@ -148,6 +149,17 @@ def test_rows_compare_the_better_way_round() -> None:
         ("(d) / (b)", 0.5, None),
         ("(d)", 0.5, False),
     ]
+
+
+def test_a_cheaper_way_to_as_good_a_picture_counts_only_where_it_is_named() -> None:
+    found = rows(
+        [turn("a", light_s=[4.0] * 2), turn("b"), turn("c"), turn("d", light_s=[2.0] * 2, as_good_s=[1.0] * 2)]
+    )
+    by_name = {row.name: row for row in found if row.compared == "(a) / (d)"}
+    assert {name: row.figure and row.figure.value for name, row in by_name.items()} == {
+        "one edit of 20 steps, s": 2.0,
+        "one as good, s": 4.0,
+    }
     assert found[0].cells == dict.fromkeys("abcd", 10.0)
     assert found[1].cells == {"a": 1.5, "b": 1.5, "c": 0.75, "d": 0.75}
     assert found[6].cells["b"] == pytest.approx(7.4)
