@@ -65,7 +65,7 @@ class Step:
         return Rows(num_rows) if self.deep else Rows(0, num_rows)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def plan(
     config: SamplerConfig, num_inference_steps: int, guidance_scale: float, shortcuts: Shortcuts
 ) -> tuple[Step, ...]:

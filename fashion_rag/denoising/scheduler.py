@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
@@ -145,7 +146,7 @@ class Scheduler(Generic[T]):
         """
         if ticket.id in self._tickets:
             raise InvalidRequest("request_id", ticket.id, "must not be that of an edit in progress")
-        if error := self._too_late(ticket, now):
+        if error := self._too_late(ticket, now, self.step_time_s):
             raise error
         if (num_waiting := self.num_waiting) >= self.limits.max_waiting:
             retry_after_s = min(self._finished(self, now).values()) - now
@@ -163,7 +164,8 @@ class Scheduler(Generic[T]):
 
     def refuse(self, now: float) -> list[tuple[T, DeadlineExceeded]]:
         """The edits that would miss their deadlines even alone, ready or not, and why; they are removed."""
-        late = [(ticket, error) for ticket in self if (error := self._too_late(ticket, now))]
+        step_time_s = cache(self.step_time_s)
+        late = [(ticket, error) for ticket in self if (error := self._too_late(ticket, now, step_time_s))]
         for ticket, _ in late:
             self.remove(ticket.id)
         return late
@@ -196,13 +198,16 @@ class Scheduler(Generic[T]):
 
     def _finished(self, tickets: Iterable[T], now: float) -> dict[T, float]:
         """When each of `tickets` will be done if no other comes, and those not ready are ready `now`."""
-        begun = {ticket: ticket.num_begun for ticket in sorted(tickets, key=self._due) if ticket.num_left}
-        finished: dict[T, float] = {}
+        due = sorted(tickets, key=self._due)
+        begun = {ticket: ticket.num_begun for ticket in due if ticket.num_left}
+        # The last step of these is the one that is running.
+        finished = {ticket: now for ticket in due if not ticket.num_left}
+        step_time_s = cache(self.step_time_s)
         while begun:
             batch = self._next(begun)
             # Until one of them is done or takes other rows, the same edits share every step.
             num_steps = min(ticket.until_change(begun[ticket]) for ticket in batch)
-            now += num_steps * self.step_time_s(sum_rows(ticket.rows[begun[ticket]] for ticket in batch))
+            now += num_steps * step_time_s(sum_rows(ticket.rows[begun[ticket]] for ticket in batch))
             for ticket in batch:
                 begun[ticket] += num_steps
                 if begun[ticket] == ticket.num_steps:
@@ -217,12 +222,12 @@ class Scheduler(Generic[T]):
         }
         return {ticket: seconds for ticket, seconds in late_by.items() if seconds > 0}
 
-    def _too_late(self, ticket: T, now: float) -> DeadlineExceeded | None:
+    def _too_late(self, ticket: T, now: float, step_time_s: Callable[[Rows], float]) -> DeadlineExceeded | None:
         left_s = ticket.deadline - self.limits.margin_s - now
         if left_s == math.inf:
             return None
         steps = Counter(ticket.rows[ticket.num_begun :])
-        todo_s = sum(num_steps * self.step_time_s(rows) for rows, num_steps in steps.items())
+        todo_s = sum(num_steps * step_time_s(rows) for rows, num_steps in steps.items())
         if todo_s <= left_s:
             return None
         todo = f"{ticket.num_left} of {ticket.num_steps} steps are left, which take {todo_s:.3g} s"
