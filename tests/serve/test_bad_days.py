@@ -458,6 +458,6 @@ def test_denoisers_come_and_go_with_the_load(
         wait_for(lambda: num_denoisers() == 2)
         num_then = len(replies)
         wait_for(lambda: len(replies) >= num_then + MANY_EDITS)
-    with load(url, mixed_edits(), num_clients=1, pause_s=2.0) as few:
+    with load(url, mixed_edits(), num_clients=1, pause_s=5.0) as few:
         wait_for(lambda: num_denoisers() == 1)
     assert all(same(outcome(reply), wanted[number]) for number, reply in replies + few)
