@@ -49,8 +49,9 @@ from benchmarks.open_loop import (
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
-from fashion_rag.denoising.runner import Inputs, UNetCall
+from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.models.unet import DeepUNet
 from fashion_rag.provenance import provenance, write_figure, write_result
 
 # Steps of the server's presets fast, balanced and exact, in equal parts; and edits that are all alike.
@@ -113,7 +114,7 @@ METHODS = {
 BASELINES = ("whole", "early", "alike")
 
 
-def measure_steps(unet: UNetCall, inputs: Inputs, max_rows: int, num_rounds: int) -> dict[int, float]:
+def measure_steps(unet: DeepUNet, inputs: Inputs, max_rows: int, num_rounds: int) -> dict[int, float]:
     """Median seconds of an engine's step, by its rows. Row counts take turns, so a disturbance meets all of them."""
     seconds: defaultdict[int, list[float]] = defaultdict(list)
     for round_number in range(num_rounds + 1):

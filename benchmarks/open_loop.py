@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import nn
 
 from fashion_rag.denoising.engine import Engine, Failed, Finished
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.denoising.state import EditState, Outcome, running_rows
+from fashion_rag.denoising.state import CallOutcome, CallResult, EditState, running_rows
+from fashion_rag.models.unet import SplitUNet
+
+# Stands where an engine takes a UNet that it never calls.
+NO_UNET = SplitUNet(nn.Identity(), nn.Identity())
 
 GUIDANCE_SCALE = 7.5
 ROWS = 2  # of an edit, because it is guided
@@ -97,7 +101,7 @@ class SimulatedEngine(Engine):
     """An engine on a clock of its own. Its calls compute nothing; they take the time `step_s` of their rows."""
 
     def __init__(self, limits: Limits, step_s: StepTimes) -> None:
-        super().__init__(_no_unet, limits, clock=lambda: self.now)
+        super().__init__(NO_UNET, limits, clock=lambda: self.now)
         self.now = 0.0
         self.step_s = step_s
 
@@ -105,12 +109,8 @@ class SimulatedEngine(Engine):
         """Let time pass."""
         self.now += seconds
 
-    def run(self, batch: Sequence[EditState]) -> Outcome:
-        """All where they were."""
+    def run(self, batch: Sequence[EditState]) -> CallOutcome:
+        """Let the time of the call pass, and leave every edit where it was."""
         seconds = self.step_s[running_rows(batch).total]
         self.sleep(seconds)
-        return Outcome([state.position for state in batch], [None] * len(batch), seconds)
-
-
-def _no_unet(sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-    raise NotImplementedError
+        return CallOutcome([CallResult(state.position, None) for state in batch], seconds)

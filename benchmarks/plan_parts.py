@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from itertools import count
 
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.scheduler import Limits, Rows, Scheduler, Ticket, sum_rows
+from fashion_rag.denoising.rows import Rows, sum_rows
+from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve.autoscaling import WorkMeter
 

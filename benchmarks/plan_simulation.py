@@ -31,7 +31,8 @@ from benchmarks.plan_scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
 from benchmarks.plan_traffic import Arrival
 from fashion_rag.denoising.engine import WARM_UP_CALLS
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.scheduler import Limits, Rows
+from fashion_rag.denoising.rows import Rows
+from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 
 Wait = Callable[[Action], None]  # calls what it is given when the wait is over

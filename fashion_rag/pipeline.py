@@ -27,15 +27,15 @@ from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
-from fashion_rag.denoising.plan import combine, plan
-from fashion_rag.denoising.runner import Inputs, UNetCall
+from fashion_rag.denoising.plan import History, advance, plan
+from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.sampler import SamplerConfig, guide
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
-from fashion_rag.models.unet import LATENT_CHANNELS, unet_input
-from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Template
+from fashion_rag.models.unet import LATENT_CHANNELS, DeepUNet, unet_input
+from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Solver, Template
 
 
 class Photo(NamedTuple):
@@ -189,7 +189,7 @@ def denoising_inputs(latents: Tensor, person: Person, conditioning: Conditioning
 
 
 def denoise(
-    unet: UNetCall,
+    unet: DeepUNet,
     sampler: SamplerConfig,
     latents: Tensor,
     person: Person,
@@ -201,37 +201,29 @@ def denoise(
     """Yield the latents [B, 4, h, w] after each step; the caller shows progress, or stops early.
 
     Guided steps run two halves, unconditional first: the empty prompt and no pose, but the same mask and photo. A
-    `guidance_scale` of 1 or less runs the conditional half alone. shortcuts: a UNet that runs its outermost layers
-    alone must be a `DeepUNet`.
+    `guidance_scale` of 1 or less runs the conditional half alone.
     """
     no_pose = torch.zeros_like(person.pose_map)
+    history = None if shortcuts.solver == Solver.DDIM else History.before_first_step(latents)
     features = torch.empty(0)
-    earlier = [torch.zeros_like(latents)] * 3
     for step in plan(sampler, num_inference_steps, guidance_scale, shortcuts):
-        halves = 2 if step.guided else 1
-        poses = [no_pose, person.pose_map][-halves:]
-        texts = [conditioning.negative_prompt_embeds, conditioning.prompt_embeds][-halves:]
-        latents_seen, mask, photo = (
-            torch.cat([each] * halves) for each in (latents, person.mask, person.masked_image_latents)
-        )
-        sample = unet_input(latents_seen, mask, photo, torch.cat(poses))
-        t = torch.full((len(latents),), step.t, device=latents.device)
-        inputs = (sample, t.repeat(halves), torch.cat(texts))
-        if not step.deep:
-            noise_pred = unet.shallow(*inputs, features[-len(sample) :])  # type: ignore[union-attr]
-        elif step.keeps:
-            noise_pred, features = unet.deep(*inputs)  # type: ignore[union-attr]
-        else:
-            noise_pred = unet(*inputs)
+        sample = unet_input(latents, person.mask, person.masked_image_latents, person.pose_map)
+        prompt_embeds = conditioning.prompt_embeds
         if step.guided:
-            uncond, cond = noise_pred.chunk(2)
-            noise_pred = guide(uncond, cond, guidance_scale)
-        x0 = combine([step.x0] * len(latents), [latents, noise_pred])
-        terms = [latents, x0, *earlier]
-        latents = combine([step.onward] * len(latents), terms)
-        if any(step.anchor):
-            earlier[2] = combine([step.anchor] * len(latents), terms)
-        earlier[:2] = x0, earlier[0]
+            uncond = unet_input(latents, person.mask, person.masked_image_latents, no_pose)
+            sample = torch.cat([uncond, sample])
+            prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
+        t = torch.full((len(sample),), step.t, device=latents.device)
+        if not step.deep:
+            noise_pred = unet.shallow(sample, t, prompt_embeds, features[-len(sample) :])
+        elif step.keeps:
+            noise_pred, features = unet.deep(sample, t, prompt_embeds)
+        else:
+            noise_pred = unet(sample, t, prompt_embeds)
+        if step.guided:
+            uncond_pred, cond_pred = noise_pred.chunk(2)
+            noise_pred = guide(uncond_pred, cond_pred, guidance_scale)
+        latents, _, history = advance([step] * len(latents), latents, noise_pred, history)
         yield latents
 
 
@@ -252,7 +244,7 @@ class Pipeline:
 
     manifest: Manifest
     sampler: SamplerConfig
-    unet: UNetCall
+    unet: DeepUNet
     vae: VAE
     prompt_encoder: PromptEncoder
     garment_encoder: GarmentEncoder

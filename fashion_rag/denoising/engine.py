@@ -1,7 +1,7 @@
-"""Many edits denoised at once: they share every step, and join and leave between two.
+"""Denoises many edits at once: they share every step, and join and leave between two steps.
 
-Owns the edits in progress; whoever owns the engine drives it, from one thread. There are no locks: `run` touches
-nothing but what it is given, so it may run in a thread of its own while `add`, `provide` and `cancel` are called.
+The engine owns the edits in progress, and its owner drives it from one thread. There are no locks: `run` touches
+nothing but its argument, so it may run in a thread of its own while `add`, `provide` and `cancel` are called.
 `schedule`, `run` and `postprocess` follow each other and never overlap.
 """
 
@@ -20,14 +20,16 @@ from torch import Tensor
 from fashion_rag.data.image import to_uint8
 from fashion_rag.denoising.pace import Pace
 from fashion_rag.denoising.plan import plan
-from fashion_rag.denoising.runner import Edit, Inputs, Position, Runner, UNetCall
+from fashion_rag.denoising.runner import Edit, Inputs, Runner
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits, Scheduler
-from fashion_rag.denoising.state import EditState, Outcome, running_rows
-from fashion_rag.errors import DeadlineExceeded, FashionRAGError, InvalidRequest
+from fashion_rag.denoising.state import CallOutcome, CallResult, EditState, running_rows
+from fashion_rag.errors import DeadlineExceeded, FashionRAGError
+from fashion_rag.models.unet import DeepUNet
 from fashion_rag.request import Shortcuts
 
-WARM_UP_CALLS = 3  # of each row count, so that the median is not that of the first, which may compile
+# Calls of each row count, so that the median is not the time of the first call, which may compile.
+WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,22 @@ class Preview:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]]) -> Preview:
-        """The map of a bundle's manifest: a row of three for each of four channels, then the bias."""
+        """Return the map in a bundle's manifest: a row of three for each of four channels, then the bias."""
         table = torch.tensor(rows)
         return cls(table[:4], table[4])
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents [B, 4, h, w] as small pictures, uint8 [B, h, w, 3]."""
+        """Return latents [B, 4, h, w] as small pictures, uint8 [B, h, w, 3]."""
         matrix, bias = self.matrix.to(latents), self.bias.to(latents)
         return to_uint8(torch.einsum("bchw,cd->bdhw", latents, matrix) + bias[:, None, None])
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An edit has done `step` of its `num_steps`; preview: uint8 [h, w, 3] where one was wanted and the engine can."""
+    """An edit has done `step` of its `num_steps` steps.
+
+    preview: uint8 [h, w, 3] where one was wanted and the engine has a preview map.
+    """
 
     id: str
     step: int
@@ -61,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """An edit has done its last step and left; latents: [1, 4, h, w]."""
+    """An edit has done its last step and has left, with latents [1, 4, h, w]."""
 
     id: str
     latents: Tensor
@@ -69,7 +74,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """An edit has left without a result. An exception of the UNet is the error's `__cause__`."""
+    """An edit has left without a result. Where the UNet raised an exception, that is the error's `__cause__`."""
 
     id: str
     error: FashionRAGError
@@ -79,14 +84,15 @@ Event = Progress | Finished | Failed
 
 
 class Engine:
-    """Schedules, runs and reports. Deadlines are times of `clock`, in seconds.
+    """Schedules steps, runs them and reports what became of the edits.
 
-    num_failed_calls: how many UNet calls have failed since the last that worked.
+    clock: gives the time in seconds that deadlines are measured by. num_failed_calls: how many UNet calls have failed
+    since the last one that worked.
     """
 
     def __init__(
         self,
-        unet: UNetCall,
+        unet: DeepUNet,
         limits: Limits,
         preview: Preview | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -98,25 +104,25 @@ class Engine:
         self.clock = clock
         self.num_failed_calls = 0
         self._text_shape: torch.Size | None = None
-        self._busy_until = -math.inf  # when the call that is running should be done
+        self._busy_until = -math.inf  # The time at which the running call should be done.
 
     def __len__(self) -> int:
-        """Edits that have been added and have not left."""
+        """Return the number of edits that have been added and have not left."""
         return len(self.scheduler)
 
     @property
     def num_rows(self) -> int:
-        """The rows of all edits here, waiting or running."""
+        """Return the rows of all edits here, waiting or running."""
         return self.scheduler.num_rows
 
     @property
     def num_waiting(self) -> int:
-        """The edits beyond those that one call has room for; see `Scheduler.num_waiting`."""
+        """Return the number of edits for which one call has no room; see `Scheduler.num_waiting`."""
         return self.scheduler.num_waiting
 
     @property
     def limits(self) -> Limits:
-        """What the engine takes on; may be replaced at any time, and holds from the next step on."""
+        """Return how much the engine accepts. The limits may be replaced at any time and hold from the next step on."""
         return self.scheduler.limits
 
     @limits.setter
@@ -124,19 +130,19 @@ class Engine:
         self.scheduler.limits = limits
 
     def work_s(self, edit: Edit) -> float:
-        """Seconds of full UNet calls that `edit` takes: what it costs where there is always enough to do."""
+        """Return the seconds of full UNet calls that `edit` takes: its cost where calls are always full."""
         steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
         return sum(self.pace.row_time_s(step.rows) for step in steps)
 
     def warm_up(self, inputs: Inputs) -> None:
         """Run the UNet at 1, 2, 4, ... `max_rows` rows, so that it is compiled and its pace known before any edit.
 
-        Its outermost layers alone, too, where it can be called so. inputs: of any edit; the text of those to come must
-        have the same shape. Raises what the UNet raises.
+        The outermost layers alone are run, too. inputs: of any edit; the text of all edits must have the same shape as
+        theirs. Raises what the UNet raises.
         """
         height, width = inputs.latents.shape[-2:]
-        shortcuts = Shortcuts(cache_interval=2 if self._keeps_features else 1)
-        state = EditState.of(Edit("warm up", (height, width), 2, 1.0, SamplerConfig(), shortcuts=shortcuts), 0.0)
+        edit = Edit("warm up", (height, width), 2, 1.0, SamplerConfig(), shortcuts=Shortcuts(cache_interval=2))
+        state = EditState.of(edit, 0.0)
         max_rows = self.limits.max_rows
         for num_rows in sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}):
             for _ in range(WARM_UP_CALLS):
@@ -148,24 +154,18 @@ class Engine:
                     if outcome.error:
                         raise outcome.error
                     self.pace.record(running_rows(batch), outcome.seconds)
-                    assert outcome.positions[0]
-                    state.position = outcome.positions[0]
+                    position = outcome.results[0].position
+                    assert position
+                    state.position = position
         self._text_shape = inputs.prompt_embeds.shape
-
-    @property
-    def _keeps_features(self) -> bool:
-        return hasattr(self.runner.unet, "shallow")
 
     def add(self, edit: Edit, inputs: Inputs | None = None) -> None:
         """Let `edit` take part from the next step on, or from when its inputs are provided.
 
-        Raises InvalidRequest for an id in use, for steps that the schedule has not, or for a cache interval where the
-        UNet cannot run its outermost layers alone; Overloaded if too many wait, or if its deadline or that of an edit
-        here could not be kept, and DeadlineExceeded if no engine could keep its own. Raises as `provide` for inputs
-        that do not fit.
+        Raises InvalidRequest for an id in use and for a number of steps that the schedule does not have; Overloaded if
+        too many edits wait, or if the deadline of this edit or of another could not be kept; DeadlineExceeded if the
+        edit could not keep its deadline even alone. Raises as `provide` for inputs that do not fit.
         """
-        if edit.shortcuts.cache_interval > 1 and not self._keeps_features:
-            raise InvalidRequest("cache_interval", edit.shortcuts.cache_interval, "must be 1 on this server")
         state = EditState.of(edit, self.clock())
         try:
             self.scheduler.add(state, max(state.arrived, self._busy_until))
@@ -177,15 +177,15 @@ class Engine:
             self.provide(edit.id, inputs)
 
     def provide(self, edit_id: str, inputs: Inputs) -> None:
-        """Hand over the tensors of an edit; one that has left, or has them already, is left alone.
+        """Hand over the tensors of an edit. Nothing happens for an edit that has left or has its tensors already.
 
-        Raises FashionRAGError, naming the tensor, if one has not the shape that the edit's size or the text of the
-        others makes it have; the edit has then left.
+        Raises FashionRAGError, naming the tensor, if a shape is not that of the edit's size or of the other edits'
+        text; the edit has then left.
         """
         state = self.scheduler.get(edit_id)
         if state is None or state.ready:
             return
-        texts = (other.inputs.prompt_embeds.shape for other in self.scheduler if other.ready)
+        texts = (running.inputs.prompt_embeds.shape for running in self.scheduler if running.ready)
         try:
             inputs.check(state.size, self._text_shape or next(texts, inputs.prompt_embeds.shape))
         except FashionRAGError:
@@ -194,19 +194,23 @@ class Engine:
         state.start(inputs)
 
     def cancel(self, edit_id: str) -> None:
-        """Free the rows of an edit, without an event; one that has left is left alone."""
+        """Free the rows of an edit, without an event. Nothing happens for an edit that has left."""
         self.scheduler.remove(edit_id)
 
     def step(self) -> list[Event]:
-        """What became of the edits that took part in one UNet call, and of those refused before it.
+        """Run one UNet call; return what became of the edits that took part, and of those refused before it.
 
-        Empty only if no edit was ready or refused. Errors come as `Failed`: of one edit, or of all in a failed call.
+        The list is empty only if no edit was ready or refused. Errors come as `Failed`, of one edit or, where the call
+        failed, of all edits in it.
         """
         batch, events = self.schedule()
         return events + self.postprocess(batch, self.run(batch)) if batch else events
 
     def schedule(self) -> tuple[list[EditState], list[Event]]:
-        """The edits of the next call, none if none is ready, and `Failed` of those that cannot meet their deadlines."""
+        """Return the edits of the next call, and a `Failed` for each edit that can no longer meet its deadline.
+
+        There are no edits for the next call if none is ready.
+        """
         now = self.clock()
         events: list[Event] = [Failed(state.id, error) for state, error in self.scheduler.refuse(now)]
         batch = self.scheduler.schedule()
@@ -216,32 +220,33 @@ class Engine:
             self.pace.forget()
         return batch, events
 
-    def run(self, batch: Sequence[EditState]) -> Outcome:
-        """What a UNet call makes of `batch`. Never raises; all tensor work is here."""
+    def run(self, batch: Sequence[EditState]) -> CallOutcome:
+        """Return what a UNet call makes of `batch`. All tensor work is done here. Never raises."""
         started = self.clock()
-        error: Exception | None = None
-        positions: list[Position | None] = [None] * len(batch)
-        previews: list[NDArray[np.uint8] | None] = [None] * len(batch)
         try:
-            after, x0 = self.runner.run(
-                [state.edit for state in batch],
-                [state.inputs for state in batch],
-                [state.position for state in batch],
-                [state.steps[state.num_begun - 1] for state in batch],
-            )
-            wanted = [row for row, state in enumerate(batch) if state.num_begun in state.edit.preview_steps]
-            if self.preview and wanted:
-                for row, picture in zip(wanted, self.preview(x0[wanted]), strict=True):
-                    previews[row] = picture
-            # Reading `finite` waits for the device, so the time is the step's.
-            finite = torch.cat([position.latents for position in after]).isfinite().flatten(1).all(1).tolist()
-            positions = [each.alone() if ok else None for each, ok in zip(after, finite, strict=True)]
-        except Exception as failure:
-            error = failure
-        return Outcome(positions, previews, self.clock() - started, error)
+            results = self._call(batch)
+        except Exception as error:
+            return CallOutcome([CallResult(None, None)] * len(batch), self.clock() - started, error)
+        return CallOutcome(results, self.clock() - started)
 
-    def postprocess(self, batch: Sequence[EditState], outcome: Outcome) -> list[Event]:
-        """What became of the edits of `batch`; nothing is said of those cancelled while the call ran."""
+    def _call(self, batch: Sequence[EditState]) -> list[CallResult]:
+        stepped = self.runner.run([state.step_row for state in batch])
+        previews: dict[int, NDArray[np.uint8]] = {}
+        wanted = [place for place, state in enumerate(batch) if state.num_begun in state.edit.preview_steps]
+        if self.preview and wanted:
+            pictures = self.preview(torch.cat([stepped[place].x0 for place in wanted]))
+            previews = dict(zip(wanted, pictures, strict=True))
+        # Reading `finite` waits for the device, so that the measured time is that of the step.
+        latents = torch.cat([result.position.latents for result in stepped])
+        finite = latents.isfinite().flatten(1).all(1).tolist()
+        results = []
+        for place, result in enumerate(stepped):
+            position = result.position.alone() if finite[place] else None
+            results.append(CallResult(position, previews.get(place)))
+        return results
+
+    def postprocess(self, batch: Sequence[EditState], outcome: CallOutcome) -> list[Event]:
+        """Return what became of the edits of `batch`, leaving out those that were cancelled while the call ran."""
         self._busy_until = -math.inf
         if outcome.error:
             self.num_failed_calls += 1
@@ -250,18 +255,19 @@ class Engine:
             self.pace.record(running_rows(batch), outcome.seconds)
         reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
-        for state, position, preview in zip(batch, outcome.positions, outcome.previews, strict=True):
-            if self.scheduler.get(state.id) is not state:  # the id may be in use again
+        for state, result in zip(batch, outcome.results, strict=True):
+            # The id of an edit that was cancelled may be in use again.
+            if self.scheduler.get(state.id) is not state:
                 continue
-            if position is None:
+            if result.position is None:
                 error = FashionRAGError(f"step {state.num_begun} of {state.num_steps}: {reason}")
                 error.__cause__ = outcome.error
                 events.append(Failed(state.id, error))
             else:
-                state.position = position
-                events.append(Progress(state.id, state.num_begun, state.num_steps, preview))
+                state.position = result.position
+                events.append(Progress(state.id, state.num_begun, state.num_steps, result.preview))
                 if not state.num_left:
                     events.append(Finished(state.id, state.latents))
-            if position is None or not state.num_left:
+            if result.position is None or not state.num_left:
                 self.scheduler.remove(state.id)
         return events

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from statistics import median
 
-from fashion_rag.denoising.scheduler import Rows
+from fashion_rag.denoising.rows import Rows
 
 CALLS = 32  # how many of the last steps of the same rows the expected time is the median of
 

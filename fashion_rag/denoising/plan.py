@@ -1,8 +1,9 @@
-"""What every step of an edit will be, known before the first: a solver's weights, guidance, which part of the UNet.
+"""The plan of an edit: for every step the solver's weights, whether it is guided, and which part of the UNet runs.
 
-The pipeline and the engine walk the same plan. All solvers are sums: the next latents are weighted from the latents,
-from what the model takes for the finished picture (x0) now and in the two steps before, and from an anchor, the latents
-as UniPC has corrected them. So edits of different solvers share a step, each row with its own weights.
+The pipeline and the engine walk the same plan, which is known before the first step. All solvers are weighted sums: the
+next latents are summed from the latents, from what the model takes for the finished picture (x0) in this step and in
+the two before, and from an anchor, the latents as UniPC has corrected them. So edits of different solvers can share a
+step, each row with its own weights.
 
 Sources: DDIM (arXiv 2010.02502, eq. 12 with eta 0), DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2, data prediction,
 midpoint), UniPC-2 with B(h) = e^h - 1 (arXiv 2302.04867, algorithms 5 and 6, data prediction). Numbers equal those of
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fashion_rag.denoising.rows import Rows
 from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod, previous_timesteps, timesteps
-from fashion_rag.denoising.scheduler import Rows
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import Shortcuts, Solver
 
@@ -31,7 +32,7 @@ MIN_ALPHA = 2.0**-24
 
 
 class Weights(NamedTuple):
-    """Of a sum: latents, x0 of this step, of the last and of the one before, and the anchor."""
+    """The weights of a sum: of the latents, of the x0 of this step, and of the three tensors of a `History`."""
 
     latents: float = 0.0
     x0: float = 0.0
@@ -40,14 +41,31 @@ class Weights(NamedTuple):
     anchor: float = 0.0
 
 
+class History(NamedTuple):
+    """What a solver of second order remembers from step to step; each tensor is [B, 4, h, w].
+
+    last_x0, older_x0: the x0 of the last step and of the one before. anchor: the latents as UniPC has corrected them.
+    """
+
+    last_x0: Tensor
+    older_x0: Tensor
+    anchor: Tensor
+
+    @classmethod
+    def before_first_step(cls, latents: Tensor) -> History:
+        """Return the history before the first step, which no sum gives any weight."""
+        nothing = torch.zeros_like(latents)
+        return cls(nothing, nothing, nothing)
+
+
 @dataclass(frozen=True)
 class Step:
-    """One step. t: its timestep. x0: what the finished picture is summed from: latents and prediction.
+    """One step of an edit.
 
-    onward, anchor: what the next latents and the next anchor are summed from.
-
-    guided: whether a second row, without condition, takes part. deep: whether the whole UNet runs, and not only its
-    outermost layers on kept features. keeps: whether the next step is of those, so that features are to be kept.
+    t: the timestep. x0: the weights of latents and prediction in the sum that is the finished picture so far.
+    onward, anchor: the weights of the next latents and of the next anchor. guided: whether a second row, without
+    condition, takes part. deep: whether the whole UNet runs, and not only its outermost layers on kept features. keeps:
+    whether the next step runs the outermost layers alone, so that the features of this one must be kept.
     """
 
     t: int
@@ -60,44 +78,75 @@ class Step:
 
     @property
     def rows(self) -> Rows:
-        """The rows that it takes of a shared call."""
+        """Return the rows that the step takes of a shared call."""
         num_rows = 2 if self.guided else 1
         return Rows(num_rows) if self.deep else Rows(0, num_rows)
+
+
+class Advance(NamedTuple):
+    """What a step makes of B rows: the next latents and x0, [B, 4, h, w], and the next history where there is one."""
+
+    latents: Tensor
+    x0: Tensor
+    history: History | None
 
 
 @lru_cache(maxsize=32)
 def plan(
     config: SamplerConfig, num_inference_steps: int, guidance_scale: float, shortcuts: Shortcuts
 ) -> tuple[Step, ...]:
-    """The steps of an edit. Raises InvalidRequest for steps that the schedule has not."""
-    walk = _walk(config, num_inference_steps, shortcuts.solver)
+    """Return the steps of an edit. Raises InvalidRequest for a number of steps that the schedule does not have."""
     # A little room for rounding.
     first, end = (share * num_inference_steps - 1e-6 for share in (shortcuts.guidance_start, shortcuts.guidance_end))
     guided = [guidance_scale > 1 and first <= number < end for number in range(num_inference_steps)]
+    deep = _deep_steps(guided, shortcuts.cache_interval)
+    steps = []
+    for number, (t, x0, onward, anchor) in enumerate(_walk(config, num_inference_steps, shortcuts.solver)):
+        keeps = number + 1 < len(deep) and not deep[number + 1]
+        steps.append(Step(t, x0, onward, anchor, guided[number], deep[number], keeps))
+    return tuple(steps)
+
+
+def _deep_steps(guided: Sequence[bool], cache_interval: int) -> list[bool]:
+    """Return for each step whether it runs the whole UNet."""
     deep: list[bool] = []
     last_deep = 0
-    for number, now in enumerate(guided):
+    for number, is_guided in enumerate(guided):
         # Features of the row without condition are there only if it took part in the last deep step.
-        is_deep = number % shortcuts.cache_interval == 0 or (now and not guided[last_deep])
-        deep.append(is_deep)
-        last_deep = number if is_deep else last_deep
-    keeps = [not after for after in deep[1:]] + [False]
-    flags = zip(guided, deep, keeps, strict=True)
-    return tuple(Step(*found, *flag) for found, flag in zip(walk, flags, strict=True))
+        lacks_features = is_guided and not guided[last_deep]
+        deep.append(number % cache_interval == 0 or lacks_features)
+        if deep[-1]:
+            last_deep = number
+    return deep
 
 
-def combine(weights: Sequence[Sequence[float]], terms: Sequence[Tensor | None]) -> Tensor:
-    """Row by row the sum of `terms`, each [B, 4, h, w], with that row's weights; None for a term that no row needs.
+def advance(steps: Sequence[Step], latents: Tensor, noise_pred: Tensor, history: History | None) -> Advance:
+    """Return what the solvers' sums make of B rows, each at a step of its own.
 
-    A row's sum does not depend on the other rows, to the bit.
+    latents: [B, 4, h, w]. noise_pred: the guided prediction [B, 4, h, w]. history: [B, ...]; None where all rows walk
+    with DDIM. A row's result does not depend on the other rows, to the bit.
     """
-    some = next(term for term in terms if term is not None)
-    table = torch.tensor(weights, dtype=some.dtype).to(some.device)
+    x0 = combine([step.x0 for step in steps], [latents, noise_pred])
+    terms = [latents, x0, *(history or ())]
+    onward = combine([step.onward for step in steps], terms)
+    if history is None:
+        return Advance(onward, x0, None)
+    anchor = history.anchor
+    if any(any(step.anchor) for step in steps):
+        anchor = combine([step.anchor for step in steps], terms)
+    return Advance(onward, x0, History(last_x0=x0, older_x0=history.last_x0, anchor=anchor))
+
+
+def combine(weights: Sequence[Sequence[float]], terms: Sequence[Tensor]) -> Tensor:
+    """Return row by row the sum of `terms`, each [B, 4, h, w], with the weights of that row.
+
+    Weights beyond the last term must be zero in all rows. A row's sum does not depend on the other rows, to the bit.
+    """
+    table = torch.tensor(weights, dtype=terms[0].dtype).to(terms[0].device)
     total: Tensor | None = None
-    for number, (column, term) in enumerate(zip(zip(*weights, strict=True), terms, strict=True)):
+    for number, column in enumerate(zip(*weights, strict=True)):
         if any(column):
-            assert term is not None
-            part = table[:, number, None, None, None] * term
+            part = table[:, number, None, None, None] * terms[number]
             total = part if total is None else total + part
     assert total is not None
     return total
@@ -106,7 +155,7 @@ def combine(weights: Sequence[Sequence[float]], terms: Sequence[Tensor | None]) 
 def _walk(
     config: SamplerConfig, num_steps: int, solver: Solver
 ) -> list[tuple[int, tuple[float, float], Weights, Weights]]:
-    """Of every step its timestep, and the weights of x0, of the next latents and of the next anchor."""
+    """Return for every step its timestep, and the weights of x0, of the next latents and of the next anchor."""
     alphas = alphas_cumprod(config, torch.device("cpu")).double()
     if solver == Solver.DDIM:
         visited, led_to = timesteps(config, num_steps), previous_timesteps(config, num_steps)
@@ -126,9 +175,9 @@ def _walk(
 
 
 def _visited(config: SamplerConfig, num_steps: int) -> Tensor:
-    """The timesteps that diffusers' multistep schedulers visit: not always those of its DDIM.
+    """Return the timesteps that diffusers' multistep schedulers visit, which are not always those of its DDIM.
 
-    Raises InvalidRequest if the schedule has not as many.
+    Raises InvalidRequest if the schedule does not have as many.
     """
     total = config.num_train_timesteps
     if config.timestep_spacing == "trailing":
@@ -144,18 +193,18 @@ def _visited(config: SamplerConfig, num_steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Point:
-    """A point of the schedule: how much signal and how much noise."""
+    """A point of the schedule: how much signal there is and how much noise."""
 
     signal: float
     noise: float
 
     @classmethod
     def of(cls, alpha: float) -> _Point:
-        """The point with this product of alphas."""
+        """Return the point with this product of alphas."""
         return cls(math.sqrt(alpha), math.sqrt(1 - alpha))
 
     def x0(self, config: SamplerConfig) -> tuple[float, float]:
-        """Weights of latents and prediction."""
+        """Return the weights of latents and prediction in x0."""
         if config.prediction_type == "epsilon":
             return 1 / self.signal, -self.noise / self.signal
         return self.signal, -self.noise
@@ -171,19 +220,24 @@ def _ddim(here: _Point, there: _Point) -> Weights:
 
 
 def _onward(points: Sequence[_Point], number: int, solver: Solver) -> tuple[Weights, Weights]:
-    """The weights of step `number` of a multistep solver, from points[number] to points[number + 1]."""
+    """Return the weights of step `number` of a multistep solver: of the next latents, and of the next anchor."""
     if solver == Solver.UNIPC and number:
         corrected = _corrector(points, number)
-        # Predicted from the corrected latents, so the weights of these are put in.
-        onward = _predictor(points, number)
-        scaled = [onward.latents * weight for weight in corrected]
-        summed = (one + other for one, other in zip(scaled, onward._replace(latents=0.0), strict=True))
-        return Weights(*summed), corrected
-    return _predictor(points, number), Weights(latents=1.0) if solver == Solver.UNIPC else Weights()
+        # The predictor starts from the corrected latents, so the weights of these are put in.
+        predicted = _predictor(points, number)
+        rest = predicted._replace(latents=0.0)
+        onward = [predicted.latents * weight + added for weight, added in zip(corrected, rest, strict=True)]
+        return Weights(*onward), corrected
+    # DPM-Solver++ has no anchor; that of UniPC's first step is the latents as they are.
+    anchor = Weights(latents=1.0) if solver == Solver.UNIPC else Weights()
+    return _predictor(points, number), anchor
 
 
 def _predictor(points: Sequence[_Point], number: int) -> Weights:
-    """DPM-Solver++(2M), and UniPC's predictor, which is the same; of first order in the first and the last step."""
+    """Return the weights of DPM-Solver++(2M), which are those of UniPC's predictor too.
+
+    The first and the last step are of first order.
+    """
     here, there = points[number], points[number + 1]
     h = there.half_log_snr - here.half_log_snr
     gain = -there.signal * math.expm1(-h)
@@ -196,7 +250,7 @@ def _predictor(points: Sequence[_Point], number: int) -> Weights:
 
 
 def _corrector(points: Sequence[_Point], number: int) -> Weights:
-    """UniPC's corrector: the latents at `number` once more from the anchor there was at `number - 1`."""
+    """Return the weights of UniPC's corrector: the latents at `number`, again from the anchor at `number - 1`."""
     before, here = points[number - 1], points[number]
     h = here.half_log_snr - before.half_log_snr
     gain = -here.signal * math.expm1(-h)

@@ -16,26 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
+from fashion_rag.denoising.rows import Rows, sum_rows
 from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
-
-
-class Rows(NamedTuple):
-    """Of a step: rows of the whole UNet, and rows of its outermost layers alone."""
-
-    deep: int
-    shallow: int = 0
-
-    @property
-    def total(self) -> int:
-        """Of both kinds."""
-        return self.deep + self.shallow
-
-
-def sum_rows(several: Iterable[Rows]) -> Rows:
-    """The rows of a step that several edits share."""
-    return Rows(*(sum(kind) for kind in zip(*several, strict=True)))
 
 
 @dataclass(frozen=True)

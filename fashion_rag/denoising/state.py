@@ -1,24 +1,26 @@
-"""One edit in progress: where it stands, and what a UNet call made of it. The engine makes these and owns them."""
+"""One edit in progress: where it stands, and what a UNet call has made of it. The engine makes and owns these."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_rag.denoising.plan import Step, plan
-from fashion_rag.denoising.runner import Edit, Inputs, Position
-from fashion_rag.denoising.scheduler import Rows, Ticket, sum_rows
+from fashion_rag.denoising.rows import Rows, sum_rows
+from fashion_rag.denoising.runner import Edit, Inputs, Position, StepRow
+from fashion_rag.denoising.scheduler import Ticket
 
 
 @dataclass(kw_only=True, eq=False)
 class EditState(Ticket):
-    """An edit and where it stands after the steps done. Nothing in it changes while a call with it runs.
+    """An edit and where it stands after the steps done. Nothing in it changes while a call that it is part of runs.
 
-    steps: what is planned. inputs, position: there once the edit is ready.
+    steps: its plan. inputs, position: set once the edit is ready.
     """
 
     edit: Edit
@@ -28,7 +30,7 @@ class EditState(Ticket):
 
     @classmethod
     def of(cls, edit: Edit, arrived: float) -> EditState:
-        """The state of an edit before its first step. Raises InvalidRequest for steps that its schedule has not."""
+        """Return the state of an edit before its first step. Raises InvalidRequest as `plan`."""
         steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
         return cls(
             id=edit.id,
@@ -46,24 +48,41 @@ class EditState(Ticket):
         self.position = Position.first(inputs.latents, self.edit.shortcuts.solver)
 
     @property
+    def current_step(self) -> Step:
+        """Return the step that was begun last."""
+        return self.steps[self.num_begun - 1]
+
+    @property
+    def step_row(self) -> StepRow:
+        """Return the edit's part in the step that it has begun."""
+        return StepRow(self.edit, self.inputs, self.position, self.current_step)
+
+    @property
     def latents(self) -> Tensor:
-        """The latents [1, 4, h, w] after the steps done."""
+        """Return the latents [1, 4, h, w] after the steps done."""
         return self.position.latents
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Where each edit stands after a step, None where that is useless, and its preview if wanted.
+class CallResult(NamedTuple):
+    """What a UNet call has made of one edit.
 
-    seconds: how long the step took. error: why it failed, if it did.
+    position: where it stands; None where the call failed or the latents are not finite. preview: uint8 [h, w, 3], where
+    one was wanted.
     """
 
-    positions: Sequence[Position | None]
-    previews: Sequence[NDArray[np.uint8] | None]
+    position: Position | None
+    preview: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class CallOutcome:
+    """What a UNet call has made of a batch: a result for each edit, its duration, and why it failed, if it did."""
+
+    results: Sequence[CallResult]
     seconds: float
     error: Exception | None = None
 
 
 def running_rows(batch: Sequence[EditState]) -> Rows:
-    """The rows of the step that these edits have begun."""
-    return sum_rows(state.steps[state.num_begun - 1].rows for state in batch)
+    """Return the rows of the step that these edits have begun."""
+    return sum_rows(state.current_step.rows for state in batch)

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview, Progress
-from fashion_rag.denoising.runner import Inputs, UNetCall
-from fashion_rag.denoising.scheduler import Limits, Rows
+from fashion_rag.denoising.rows import Rows
+from fashion_rag.denoising.runner import Inputs
+from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.denoising.state import running_rows
 from fashion_rag.errors import DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
+from fashion_rag.models.unet import DeepUNet
 from fashion_rag.request import PLAIN, Shortcuts, Solver
 from tests.denoising import toy
-from tests.denoising.toy import DEFAULT, LEADING, SIZES, TRAILING, DeepFakeUNet, FakeUNet, Spec
+from tests.denoising.toy import DEFAULT, LEADING, SIZES, TRAILING, FakeUNet, Spec
 from tests.tiny import TEXT_WIDTH
 
 
@@ -56,7 +58,7 @@ def progress(events: Iterable[Event]) -> list[Progress]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_bundle: Path) -> tuple[UNetCall, Callable[[Tensor], Tensor], Callable[[Spec], Tensor]]:
+def pictures(tiny_bundle: Path) -> tuple[DeepUNet, Callable[[Tensor], Tensor], Callable[[Spec], Tensor]]:
     """A UNet, its latents' pictures (0 to 1, not clamped), and the picture that the pipeline makes of an edit."""
     bundle = Bundle.open(tiny_bundle)
     unet, vae = bundle.load_unet(), bundle.load_vae()
@@ -548,7 +550,7 @@ def test_an_idle_engine_does_nothing() -> None:
 
 
 def test_warming_up_tells_the_pace_of_both_ways_to_call_the_unet() -> None:
-    unet = DeepFakeUNet()
+    unet = FakeUNet()
     engine = engine_of(unet, max_rows=4)
     engine.warm_up(toy.inputs())
     assert set(unet.rows) == set(unet.shallow_rows) == {1, 2, 4}
@@ -557,7 +559,7 @@ def test_warming_up_tells_the_pace_of_both_ways_to_call_the_unet() -> None:
 
 
 def test_what_an_edit_costs_is_told_by_its_plan() -> None:
-    unet = DeepFakeUNet()
+    unet = FakeUNet()
     unet.call_s = lambda num_rows: float(num_rows)
     engine = engine_of(unet, max_rows=4)
     engine.warm_up(toy.inputs())
@@ -565,10 +567,3 @@ def test_what_an_edit_costs_is_told_by_its_plan() -> None:
     assert engine.work_s(toy.edit("plain", spec)) == 20.0
     assert engine.work_s(toy.edit("half", spec, shortcuts=Shortcuts(guidance_end=0.5))) == 15.0
     assert engine.work_s(toy.edit("cached", spec, shortcuts=Shortcuts(cache_interval=5))) == 4.0
-
-
-def test_features_are_not_to_be_had_of_a_unet_that_cannot_run_its_outermost_layers_alone() -> None:
-    engine = engine_of(FakeUNet())
-    with pytest.raises(InvalidRequest, match="cache_interval: got 2; must be 1 on this server"):
-        add(engine, "a", shortcuts=Shortcuts(cache_interval=2))
-    assert len(engine) == 0

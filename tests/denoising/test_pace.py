@@ -1,7 +1,7 @@
 import pytest
 
 from fashion_rag.denoising.pace import CALLS, Pace
-from fashion_rag.denoising.scheduler import Rows
+from fashion_rag.denoising.rows import Rows
 
 
 def pace_of(**seconds: list[float]) -> Pace:

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from fashion_rag.denoising.plan import Step, combine, plan
+from fashion_rag.denoising.plan import History, Step, advance, combine, plan
+from fashion_rag.denoising.rows import Rows
 from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod
-from fashion_rag.denoising.scheduler import Rows
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import PLAIN, Shortcuts, Solver
 
@@ -50,12 +50,12 @@ def model(latents: Tensor, t: int) -> Tensor:
 
 
 def walked(steps: tuple[Step, ...], latents: Tensor) -> Tensor:
-    earlier = [torch.zeros_like(latents)] * 3
+    history = History.before_first_step(latents)
     for step in steps:
-        x0 = combine([step.x0] * len(latents), [latents, model(latents, step.t)])
-        terms = [latents, x0, *earlier]
-        anchor = combine([step.anchor] * len(latents), terms) if any(step.anchor) else latents
-        latents, earlier = combine([step.onward] * len(latents), terms), [x0, earlier[0], anchor]
+        noise_pred = model(latents, step.t)
+        latents, _, after = advance([step] * len(latents), latents, noise_pred, history)
+        assert after is not None
+        history = after
     return latents
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from fashion_rag.denoising.plan import Step, plan
-from fashion_rag.denoising.runner import Inputs, Position, Runner
+from fashion_rag.denoising.plan import History, Step, plan
+from fashion_rag.denoising.runner import Inputs, Position, Runner, StepRow
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.request import Shortcuts, Solver
 from tests.denoising import toy
-from tests.denoising.toy import LEADING, SIZES, TRAILING, DeepFakeUNet, FakeUNet, Spec
+from tests.denoising.toy import LEADING, SIZES, TRAILING, FakeUNet, Spec
 
 
 def constant(value: float) -> Inputs:
@@ -29,7 +29,7 @@ def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_ea
     inputs = [constant(value) for value in (1, 2, 3)]
     # Of four steps at 750, 500, 250 and 0.
     steps = [steps_of(Spec(0, 4, edit.guidance_scale))[number] for edit, number in zip(edits, (0, 3, 2), strict=True)]
-    after, x0 = Runner(unet).run(edits, inputs, positions, steps)
+    results = Runner(unet).run([StepRow(*row) for row in zip(edits, inputs, positions, steps, strict=True)])
     ((sample, t, prompt_embeds),) = unet.calls
     assert t.tolist() == [750, 250, 750, 0, 250]
     torch.testing.assert_close(prompt_embeds[:, 0, 0], torch.tensor([1.6, 3.6, 1.5, 2.5, 3.5]))
@@ -38,8 +38,8 @@ def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_ea
         for latent, value, pose in [(7, 1, 0), (9, 3, 0), (7, 1, 1.3), (8, 2, 2.3), (9, 3, 3.3)]
     ]
     torch.testing.assert_close(sample[..., 0, 0], torch.tensor(expected))
-    assert x0.shape == (3, 4, 2, 2)
-    assert [each.latents.shape for each in after] == [(1, 4, 2, 2)] * 3
+    assert [result.x0.shape for result in results] == [(1, 4, 2, 2)] * 3
+    assert [result.position.latents.shape for result in results] == [(1, 4, 2, 2)] * 3
 
 
 @pytest.mark.parametrize("guidance_scales", [(7.5, 1.0, 3.0, 0.0), (0.5, 1.0), (7.5, 2.0), (30.0,)])
@@ -50,15 +50,12 @@ def test_a_shared_step_is_the_pipeline_s_step_of_each_edit(
     specs = [Spec(row, 4, scale, sampler=samplers[row % 2]) for row, scale in enumerate(guidance_scales)]
     # Edit number n has done n steps.
     alone = [toy.alone(FakeUNet(), spec) for spec in specs]
-    together, _ = Runner(FakeUNet()).run(
-        [toy.edit("", spec) for spec in specs],
-        [toy.inputs(spec) for spec in specs],
-        [Position(done[row]) for row, done in enumerate(alone)],
-        [steps_of(spec)[row] for row, spec in enumerate(specs)],
-    )
-    torch.testing.assert_close(
-        torch.cat([each.latents for each in together]), torch.cat([done[row + 1] for row, done in enumerate(alone)])
-    )
+    rows = [
+        StepRow(toy.edit("", spec), toy.inputs(spec), Position(alone[number][number]), steps_of(spec)[number])
+        for number, spec in enumerate(specs)
+    ]
+    for number, result in enumerate(Runner(FakeUNet()).run(rows)):
+        torch.testing.assert_close(result.position.latents, alone[number][number + 1])
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.3, 7.5])
@@ -66,20 +63,21 @@ def test_the_call_of_a_lone_edit_is_the_pipeline_s_to_the_bit(guidance_scale: fl
     spec = Spec(num_inference_steps=1, guidance_scale=guidance_scale)
     own, theirs = FakeUNet(), FakeUNet()
     start, end = toy.alone(theirs, spec)
-    (after,), _ = Runner(own).run([toy.edit("a", spec)], [toy.inputs(spec)], [Position(start)], steps_of(spec))
-    for mine, other in zip(own.calls[0], theirs.calls[0], strict=True):
-        assert torch.equal(mine, other)
-    assert torch.equal(after.latents, end)
+    (step,) = steps_of(spec)
+    (result,) = Runner(own).run([StepRow(toy.edit("a", spec), toy.inputs(spec), Position(start), step)])
+    for mine, pipelines in zip(own.calls[0], theirs.calls[0], strict=True):
+        assert torch.equal(mine, pipelines)
+    assert torch.equal(result.position.latents, end)
 
 
 def test_the_prediction_is_where_the_last_step_leads() -> None:
     specs = [Spec(0, 4, sampler=TRAILING), Spec(1, 4, 1.0, sampler=TRAILING)]
-    positions = [Position(toy.inputs(spec).latents) for spec in specs]
-    last = [steps_of(spec)[-1] for spec in specs]
-    after, x0 = Runner(FakeUNet()).run(
-        [toy.edit("", spec) for spec in specs], [toy.inputs(spec) for spec in specs], positions, last
-    )
-    torch.testing.assert_close(x0, torch.cat([each.latents for each in after]))
+    rows = [
+        StepRow(toy.edit("", spec), toy.inputs(spec), Position(toy.inputs(spec).latents), steps_of(spec)[-1])
+        for spec in specs
+    ]
+    for result in Runner(FakeUNet()).run(rows):
+        torch.testing.assert_close(result.x0, result.position.latents)
 
 
 MANY = [
@@ -95,20 +93,20 @@ MANY = [
 
 def test_edits_of_all_shortcuts_share_steps_and_come_out_as_alone() -> None:
     specs = [Spec(row, 9, 5.0, sampler=(LEADING, TRAILING)[row % 2], shortcuts=one) for row, one in enumerate(MANY)]
-    alone = [toy.alone(DeepFakeUNet(), spec) for spec in specs]
+    alone = [toy.alone(FakeUNet(), spec) for spec in specs]
     edits, inputs = [toy.edit("", spec) for spec in specs], [toy.inputs(spec) for spec in specs]
     plans = [steps_of(spec) for spec in specs]
-    unet = DeepFakeUNet()
+    unet = FakeUNet()
     at = [Position.first(own.latents, spec.shortcuts.solver) for own, spec in zip(inputs, specs, strict=True)]
     # Edit number n begins n steps later, so that they stand at different steps.
     for turn in range(9 + len(specs)):
         here = [row for row in range(len(specs)) if 0 <= turn - row < 9]
         if here:
-            taken = [[those[row] for row in here] for those in (edits, inputs, at)]
-            after, _ = Runner(unet).run(*taken, [plans[row][turn - row] for row in here])
-            for row, position in zip(here, after, strict=True):
-                at[row] = position.alone()
-                torch.testing.assert_close(position.latents, alone[row][turn - row + 1], rtol=1e-5, atol=1e-5)
+            rows = [StepRow(edits[row], inputs[row], at[row], plans[row][turn - row]) for row in here]
+            for row, result in zip(here, Runner(unet).run(rows), strict=True):
+                at[row] = result.position.alone()
+                expected = alone[row][turn - row + 1]
+                torch.testing.assert_close(result.position.latents, expected, rtol=1e-5, atol=1e-5)
     assert sum(unet.rows) == sum(step.rows.deep for one in plans for step in one)
     assert sum(unet.shallow_rows) == sum(step.rows.shallow for one in plans for step in one) > 0
 
@@ -117,16 +115,17 @@ def test_features_are_kept_only_as_long_as_they_are_needed() -> None:
     spec = Spec(0, 4, 5.0, shortcuts=Shortcuts(cache_interval=3))
     position, kept = Position(toy.inputs(spec).latents), []
     for step in steps_of(spec):
-        (position,), _ = Runner(DeepFakeUNet()).run([toy.edit("", spec)], [toy.inputs(spec)], [position], [step])
+        (result,) = Runner(FakeUNet()).run([StepRow(toy.edit("", spec), toy.inputs(spec), position, step)])
+        position = result.position
         kept.append(position.features is not None)
     assert kept == [True, True, False, False]
 
 
 def test_a_copy_of_a_position_shares_no_memory() -> None:
     batch = torch.zeros(3, 4, 2, 2)
-    copy = Position(batch[:1], (batch[1:2], batch[2:], batch[:1]), batch[:2]).alone()
-    assert copy.earlier is not None and copy.features is not None
-    for tensor in (copy.latents, *copy.earlier, copy.features):
+    copy = Position(batch[:1], History(batch[1:2], batch[2:], batch[:1]), batch[:2]).alone()
+    assert copy.history is not None and copy.features is not None
+    for tensor in (copy.latents, *copy.history, copy.features):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fashion_rag.denoising.scheduler import Limits, Rows, Scheduler, Ticket, sum_rows
+from fashion_rag.denoising.rows import Rows, sum_rows
+from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
 from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 SMALL, LARGE = (8, 6), (16, 12)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fashion_rag.denoising.runner import Edit, Inputs, UNetCall
+from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.models.unet import DeepUNet
 from fashion_rag.pipeline import Conditioning, Person, denoise
 from fashion_rag.request import PLAIN, Shortcuts
 from tests.tiny import TEXT_WIDTH
@@ -47,7 +48,7 @@ def inputs(spec: Spec = DEFAULT, text_width: int = TEXT_WIDTH, **changes: Tensor
 
 
 @torch.inference_mode()
-def alone(unet: UNetCall, spec: Spec = DEFAULT) -> list[Tensor]:
+def alone(unet: DeepUNet, spec: Spec = DEFAULT) -> list[Tensor]:
     """The latents that the pipeline makes of an edit: those it starts from, and those after each step."""
     own = inputs(spec)
     person = Person(own.mask, own.masked_image_latents, own.pose_map)
@@ -60,7 +61,9 @@ def alone(unet: UNetCall, spec: Spec = DEFAULT) -> list[Tensor]:
 class FakeUNet:
     """A prediction that depends on all of a row's input and on nothing else; remembers its calls.
 
-    A call takes `call_s` on `clock`, or what `call_s` says of its rows; it raises `error`.
+    A call of the whole network takes `call_s` on `clock`, or what `call_s` says of its rows; it raises `error`. Its
+    features depend on the call that they were made in. `shallow_rows` are those of the calls of the outermost layers,
+    which take no time.
     """
 
     def __init__(self) -> None:
@@ -68,6 +71,7 @@ class FakeUNet:
         self.call_s: float | Callable[[int], float] = 1.0
         self.error: Exception | None = None
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.shallow_rows: list[int] = []
 
     def clock(self) -> float:
         return self.now
@@ -84,14 +88,6 @@ class FakeUNet:
         weights = torch.linspace(-1, 1, sample.shape[1])[:, None, None]
         row = prompt_embeds.mean((1, 2)) + t / 1000
         return torch.sin(sample[:, :4] + (weights * sample).sum(1, keepdim=True) + row[:, None, None, None])
-
-
-class DeepFakeUNet(FakeUNet):
-    """The same, with features that tell it of the call they were made in; `shallow_rows` are of its shallow calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shallow_rows: list[int] = []
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
         noise_pred = self(sample, t, prompt_embeds)
