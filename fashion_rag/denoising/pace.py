@@ -1,4 +1,4 @@
-"""How long a step takes, learned from the steps before. The engine records; the scheduler asks."""
+"""How long a step takes, learned from the steps before. The engine records times; the scheduler reads them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ from statistics import median
 
 from fashion_rag.denoising.rows import Rows
 
-CALLS = 32  # how many of the last steps of the same rows the expected time is the median of
+# The expected time is the median of so many of the last steps with the same rows.
+CALLS = 32
 
 
 class Pace:
-    """The times of the last steps, by their rows. A pure record: it has no clock."""
+    """The times of the last steps, by their rows. This is a record and has no clock."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[Rows, deque[float]] = defaultdict(lambda: deque(maxlen=CALLS))
 
     def record(self, rows: Rows, seconds: float) -> None:
-        """Take note of a step of `rows` that took `seconds`."""
+        """Record that a step of `rows` took `seconds`."""
         self._seconds[rows].append(seconds)
 
     def forget(self) -> None:
-        """Know nothing again: for when a few slow steps have everything refused, and no step would correct them."""
+        """Forget all times.
+
+        Otherwise a few slow steps could have every edit refused, and then no step would correct them.
+        """
         self._seconds.clear()
 
     def row_time_s(self, rows: Rows) -> float:
-        """How long rows take in the calls that serve their kind best, full ones as a rule; 0 while nothing is known."""
+        """Return how long `rows` take in the calls that are cheapest a row, as a rule full ones; 0 if none is known."""
         deep, shallow = self._deep(), self._shallow()
         return rows.deep * _least(deep) + rows.shallow * _least(shallow or deep)
 
     def step_time_s(self, rows: Rows) -> float:
-        """How long a step of `rows` is expected to take; 0 while nothing is known.
+        """Return how long a step of `rows` is expected to take; 0 while nothing is known.
 
-        The median of the last steps of as many rows, or of more where those took less: figures of a row count may be
-        old. Beyond the largest the time is taken to grow with the rows, which is the most that it can. A step of both
-        kinds that was never seen takes what its two calls take; shallow rows never seen take as long as deep ones.
+        This is the median of the last steps with as many rows, or with more rows where those took less, because the
+        times of a row count may be old. Beyond the largest known row count the time is taken to grow in proportion to
+        the rows, which is the most that it can. A step of both kinds that was never seen takes as long as its two calls
+        together; shallow rows that were never seen take as long as deep ones.
         """
         if rows.deep and rows.shallow:
             if seen := self._seconds.get(rows):
@@ -50,7 +55,7 @@ class Pace:
 
 
 def _least(seconds: dict[int, deque[float]]) -> float:
-    """Of a row."""
+    """Return the least time of a row over all row counts, or 0 if there is none."""
     return min((median(times) / num_rows for num_rows, times in seconds.items()), default=0.0)
 
 

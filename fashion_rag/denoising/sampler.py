@@ -1,7 +1,7 @@
-"""The noise schedule, and guidance. No state, no model.
+"""The noise schedule, and classifier-free guidance. There is no state and no model here.
 
-The pipeline, the denoising engine and training call it; `plan.py` says how the schedule is walked. Source: DDIM (arXiv
-2010.02502); zero terminal SNR and trailing spacing: arXiv 2305.08891. Numbers equal diffusers' `DDIMScheduler`.
+The pipeline, the denoising engine and training call it; `plan.py` walks along the schedule. Sources: DDIM (arXiv
+2010.02502); zero terminal SNR and trailing spacing (arXiv 2305.08891). The numbers equal diffusers' `DDIMScheduler`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from torch import Tensor
 
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
-FINAL = -1  # the `t_prev` of the last step
-# Keys of a DDIM configuration that change nothing at the value given; any other value or key is refused.
+# The `t_prev` of the last step.
+FINAL = -1
+# Keys of a DDIM configuration that change nothing at this value; any other value or key is refused.
 _WITHOUT_EFFECT = {"clip_sample": False, "thresholding": False, "trained_betas": None}
 _IGNORED = {"skip_prk_steps", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"}
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The noise schedule and how it is walked; names and defaults are those of diffusers' `DDIMScheduler`."""
+    """The noise schedule and its spacing; names and defaults are those of diffusers' `DDIMScheduler`."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
@@ -51,10 +52,10 @@ class SamplerConfig:
 
     @classmethod
     def from_diffusers(cls, raw: Mapping[str, Any]) -> SamplerConfig:
-        """The configuration in a `scheduler_config.json`. Raises ArtifactError for what this sampler does not do."""
+        """Return the configuration in a `scheduler_config.json`. Raises ArtifactError for an unsupported option."""
         if raw.get("_class_name") != "DDIMScheduler":
             raise ArtifactError(f"scheduler: _class_name is {raw.get('_class_name')!r}; must be 'DDIMScheduler'")
-        # diffusers clips by default, so a configuration that does not say must be refused like one that says true.
+        # diffusers clips by default, so a configuration that does not mention clipping is refused, too.
         options = {"clip_sample": True} | {k: v for k, v in raw.items() if k[0] != "_" and k not in _IGNORED}
         for name, value in _WITHOUT_EFFECT.items():
             if options.pop(name, value) != value:
@@ -66,8 +67,8 @@ class SamplerConfig:
 
 @lru_cache
 def alphas_cumprod(config: SamplerConfig, device: torch.device) -> Tensor:
-    """The products of alphas, float32 [num_train_timesteps + 1]; the entry at index -1 belongs to `FINAL`."""
-    # Kept from one call to the next, so it must not be an inference tensor: training uses it too.
+    """Return the products of alphas, float32 [num_train_timesteps + 1]; the entry at index -1 belongs to `FINAL`."""
+    # The result is cached, so it must not be an inference tensor: training uses it too.
     with torch.inference_mode(False):
         steps = config.num_train_timesteps
         if config.beta_schedule == "linear":
@@ -83,9 +84,9 @@ def alphas_cumprod(config: SamplerConfig, device: torch.device) -> Tensor:
 
 
 def timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
-    """Timesteps to visit, int64 [num_inference_steps], descending.
+    """Return the timesteps to visit, int64 [num_inference_steps], in descending order.
 
-    Raises InvalidRequest if the schedule has not as many.
+    Raises InvalidRequest if the schedule does not have as many.
     """
     total = config.num_train_timesteps
     if not 1 <= num_inference_steps <= total:
@@ -100,17 +101,17 @@ def timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
 
 
 def previous_timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
-    """For each of `timesteps`, where its step leads, int64 [num_inference_steps]; `FINAL` for the last.
+    """Return for each of `timesteps` the timestep that its step leads to, int64 [num_inference_steps].
 
-    Like diffusers, one whole stride back: with trailing spacing and a number of steps that does not divide the
-    schedule, this may lie one beside the timestep that is visited next.
+    It is `FINAL` for the last. As in diffusers, it lies one whole stride back: with trailing spacing and a number of
+    steps that does not divide the schedule, it may differ by one from the timestep that is visited next.
     """
     stride = config.num_train_timesteps // num_inference_steps
     return (timesteps(config, num_inference_steps) - stride).clamp(min=FINAL)
 
 
 def guide(uncond: Tensor, cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance of predictions [B, 4, h, w]; `guidance_scale` is a number or one a row [B]."""
+    """Return the guided prediction of [B, 4, h, w]; `guidance_scale` is a number, or one for each row, [B]."""
     if isinstance(guidance_scale, Tensor):
         guidance_scale = guidance_scale[:, None, None, None]
     return uncond + guidance_scale * (cond - uncond)

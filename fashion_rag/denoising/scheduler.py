@@ -1,11 +1,12 @@
-"""Who shares the next step: bookkeeping without tensors, a model or a clock. Owns the queue; the engine calls it.
+"""Decides which edits share the next step. Owns the queue; the engine calls it.
 
-One rule makes the order: an edit is due at its deadline, or `patience_s` after its arrival where that is sooner, and
-the edit that is due first runs in every step, with others of its size as far as there are rows. So nothing starves:
-what arrives after an edit is due is due later than it, and what arrived before is finite work.
+This is bookkeeping alone: there are no tensors, no model and no clock. One rule makes the order: an edit is due at its
+deadline, or `patience_s` after its arrival where that is sooner. The edit that is due first runs in every step, and
+others of its size join as far as there are rows. Nothing starves: whatever arrives after an edit was due is due later
+than that edit, and whatever arrived before is a finite amount of work.
 
-The rule leaves nothing to chance, so the door plays the steps to come through in advance, at the pace that calls have:
-what could not be kept is not promised. An edit may take more rows in some steps than in others.
+Because the rule is deterministic, `add` can simulate the steps to come, at the pace that calls have had, and refuse an
+edit whose deadline could not be kept. An edit may take more rows in some steps than in others.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from fashion_rag.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is taken on, and how long it may be passed over.
+    """How many edits are accepted, and how long one may be passed over.
 
-    max_rows: of one step. max_waiting: edits that wait, see `Scheduler.num_waiting`; more are refused. patience_s:
-    an edit this long after its arrival goes before all that arrive from then on, whatever their deadlines. margin_s:
-    time kept free before each deadline for what comes after denoising.
+    max_rows: the most rows in one step. max_waiting: the most edits that may wait, see `Scheduler.num_waiting`; further
+    edits are refused. patience_s: this long after its arrival, an edit goes before all edits that arrive from then on,
+    whatever their deadlines are. margin_s: the time kept free before each deadline for the stages after denoising.
 
-    Raises ValueError, naming the field, for anything outside its range.
+    Raises ValueError, naming the field, for a value outside its range.
     """
 
     max_rows: int = 8
@@ -50,10 +51,10 @@ class Limits:
 
 @dataclass(kw_only=True, eq=False)
 class Ticket:
-    """What the scheduler knows of an edit. Times are seconds on one clock.
+    """What the scheduler knows of an edit. All times are seconds on one clock.
 
-    rows: of each of its steps. ready: whether it can run; one that cannot counts as load all the same. num_begun: steps
-    done, the one that is running included; the scheduler counts it up.
+    rows: the rows of each of its steps. ready: whether it can run; an edit that is not ready counts as load all the
+    same. num_begun: how many steps have been begun, including one that is running; the scheduler counts it up.
     """
 
     id: str
@@ -66,12 +67,12 @@ class Ticket:
 
     @property
     def num_steps(self) -> int:
-        """Steps in all."""
+        """Return the number of steps in all."""
         return len(self.rows)
 
     @property
     def num_left(self) -> int:
-        """Steps that are still to be begun."""
+        """Return the number of steps that are still to be begun."""
         return self.num_steps - self.num_begun
 
     @property
@@ -80,20 +81,20 @@ class Ticket:
         return self.rows[min(self.num_begun, self.num_steps - 1)].total
 
     def until_change(self, begun: int) -> int:
-        """After how many steps, when `begun` have been begun, the edit takes other rows, or is done."""
-        rows = self.rows[begun]
-        return next(
-            (step - begun for step in range(begun, self.num_steps) if self.rows[step] != rows), self.num_steps - begun
-        )
+        """Return after how many steps the edit takes different rows or is done, when `begun` have been begun."""
+        for step in range(begun, self.num_steps):
+            if self.rows[step] != self.rows[begun]:
+                return step - begun
+        return self.num_steps - begun
 
 
 T = TypeVar("T", bound=Ticket)
 
 
 class Scheduler(Generic[T]):
-    """The edits in progress, from `add` to `remove`, in the order of arrival. `limits` may be replaced at any time.
+    """The edits in progress, from `add` to `remove`, in the order of their arrival.
 
-    step_time_s: how long a step of such rows is expected to take.
+    limits: may be replaced at any time. step_time_s: returns how long a step of the given rows is expected to take.
     """
 
     def __init__(self, limits: Limits, step_time_s: Callable[[Rows], float]) -> None:
@@ -109,24 +110,25 @@ class Scheduler(Generic[T]):
 
     @property
     def num_rows(self) -> int:
-        """The rows of all edits here, waiting or running."""
+        """Return the rows of all edits here, waiting or running."""
         return sum(ticket.num_rows for ticket in self)
 
     @property
     def num_waiting(self) -> int:
-        """The edits beyond the first `max_rows` rows, in the order of arrival: of any size, ready or not."""
+        """Return the number of edits beyond the first `max_rows` rows in the order of arrival, ready or not."""
         return sum(rows > self.limits.max_rows for rows in accumulate(ticket.num_rows for ticket in self))
 
     def get(self, edit_id: str) -> T | None:
-        """The edit of this id, or None if it is not here (any more)."""
+        """Return the edit of this id, or None if it is not here (any more)."""
         return self._tickets.get(edit_id)
 
     def add(self, ticket: T, now: float) -> None:
-        """Queue `ticket`; `now` is when the next call can begin.
+        """Put `ticket` into the queue.
 
-        Raises InvalidRequest if an edit of the same id is here, DeadlineExceeded if the edit would be late even alone,
-        Overloaded if too many wait, or if with the edit one that could be kept (it, or one here) would be late.
-        `retry_after_s` is then when the first of those here will be done, or by how much the edit would be late.
+        now: the time at which the next call can begin. Raises InvalidRequest if an edit of the same id is here;
+        DeadlineExceeded if the edit would be late even alone; Overloaded if too many edits wait, or if accepting this
+        one would make it, or an edit that can still be in time, late. `retry_after_s` is then the time until the first
+        edit here will be done, or the time by which an edit would be late.
         """
         if ticket.id in self._tickets:
             raise InvalidRequest("request_id", ticket.id, "must not be that of an edit in progress")
@@ -137,17 +139,18 @@ class Scheduler(Generic[T]):
             raise Overloaded(f"{num_waiting} edits are waiting, as many as may", max(1.0, retry_after_s))
         if late_s := self._late_s([*self, ticket], now):
             before = self._late_s(self, now)
-            if late_s := {each: seconds for each, seconds in late_s.items() if each not in before}:
-                message = f"with this edit, {len(late_s)} of {len(self) + 1} would miss their deadlines"
-                raise Overloaded(message, max(1.0, *late_s.values()))
+            newly_late_s = [seconds for late, seconds in late_s.items() if late not in before]
+            if newly_late_s:
+                message = f"with this edit, {len(newly_late_s)} of {len(self) + 1} would miss their deadlines"
+                raise Overloaded(message, max(1.0, *newly_late_s))
         self._tickets[ticket.id] = ticket
 
     def remove(self, edit_id: str) -> None:
-        """Forget an edit; one that is not here (any more) is left alone."""
+        """Forget an edit. Nothing happens for an edit that is not here (any more)."""
         self._tickets.pop(edit_id, None)
 
     def refuse(self, now: float) -> list[tuple[T, DeadlineExceeded]]:
-        """The edits that would miss their deadlines even alone, ready or not, and why; they are removed."""
+        """Remove the edits that would miss their deadlines even alone, ready or not; return them and their errors."""
         step_time_s = cache(self.step_time_s)
         late = [(ticket, error) for ticket in self if (error := self._too_late(ticket, now, step_time_s))]
         for ticket, _ in late:
@@ -155,9 +158,9 @@ class Scheduler(Generic[T]):
         return late
 
     def schedule(self) -> list[T]:
-        """The edits of the next step, all of one size, at most `max_rows` rows; empty only if none is ready.
+        """Return the edits of the next step, and count it as begun.
 
-        The step counts as begun.
+        They are all of one size and take at most `max_rows` rows. The list is empty only if no edit is ready.
         """
         ready = sorted((ticket for ticket in self if ticket.ready), key=self._due)
         batch = self._next({ticket: ticket.num_begun for ticket in ready})
@@ -170,7 +173,10 @@ class Scheduler(Generic[T]):
         return min(ticket.deadline, ticket.arrived + self.limits.patience_s)
 
     def _next(self, begun: Mapping[T, int]) -> list[T]:
-        """Those that share the next step. begun: the steps that each has begun, in the order in which they are due."""
+        """Return the edits that share the next step.
+
+        begun: the number of steps that each edit has begun, in the order in which the edits are due.
+        """
         batch: list[T] = []
         room = self.limits.max_rows
         for ticket, step in begun.items():
@@ -181,15 +187,15 @@ class Scheduler(Generic[T]):
         return batch
 
     def _finished(self, tickets: Iterable[T], now: float) -> dict[T, float]:
-        """When each of `tickets` will be done if no other comes, and those not ready are ready `now`."""
+        """Return when each edit will be done if no other arrives and all edits are ready at `now`."""
         due = sorted(tickets, key=self._due)
         begun = {ticket: ticket.num_begun for ticket in due if ticket.num_left}
-        # The last step of these is the one that is running.
+        # The last step of these edits is running.
         finished = {ticket: now for ticket in due if not ticket.num_left}
         step_time_s = cache(self.step_time_s)
         while begun:
             batch = self._next(begun)
-            # Until one of them is done or takes other rows, the same edits share every step.
+            # The same edits share every step until one of them is done or takes a different number of rows.
             num_steps = min(ticket.until_change(begun[ticket]) for ticket in batch)
             now += num_steps * step_time_s(sum_rows(ticket.rows[begun[ticket]] for ticket in batch))
             for ticket in batch:
@@ -200,13 +206,16 @@ class Scheduler(Generic[T]):
         return finished
 
     def _late_s(self, tickets: Iterable[T], now: float) -> dict[T, float]:
-        """Those of `tickets` that will miss their deadlines, and by how much."""
-        late_by = {
-            each: end - each.deadline + self.limits.margin_s for each, end in self._finished(tickets, now).items()
-        }
-        return {ticket: seconds for ticket, seconds in late_by.items() if seconds > 0}
+        """Return the edits that will miss their deadlines, and by how many seconds."""
+        late_s = {}
+        for ticket, end in self._finished(tickets, now).items():
+            seconds = end - ticket.deadline + self.limits.margin_s
+            if seconds > 0:
+                late_s[ticket] = seconds
+        return late_s
 
     def _too_late(self, ticket: T, now: float, step_time_s: Callable[[Rows], float]) -> DeadlineExceeded | None:
+        """Return the error of an edit that would miss its deadline even alone, or None if it would not."""
         left_s = ticket.deadline - self.limits.margin_s - now
         if left_s == math.inf:
             return None
