@@ -2,7 +2,7 @@
 
 The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, the same seeds for all: the plain 50 steps of
 DDIM, other solvers and numbers of steps, guidance in a part of the steps, deep features kept for several steps, and the
-server's presets. Agreement is read from pixels (fashion_rag/demo/measure.py); CLIP-I and CMMD are by the demo's own
+server's presets. Agreement is read from pixels (fashion_rag.demo.world.measure); CLIP-I and CMMD are by the demo's own
 towers, so not independent. The demo world is a small world: what holds here may not hold for photos.
 `fashion-rag evaluate` does the same on Dress Code.
 
@@ -35,9 +35,9 @@ from rich.table import Table
 from export.backend import Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.demo.agreement import read_edit
-from fashion_rag.demo.draw import render_garment
-from fashion_rag.demo.evaluate import Case, make_cases, paint
+from fashion_rag.demo.model.evaluate import Case, make_cases, paint
+from fashion_rag.demo.world.agreement import read_edit
+from fashion_rag.demo.world.draw import render_garment
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.evaluation.metrics import clip_distance

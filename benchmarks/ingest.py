@@ -29,7 +29,7 @@ from fashion_rag.catalogue.build import Built
 from fashion_rag.catalogue.ingest import on_ray
 from fashion_rag.catalogue.store import Garment, garments_in
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CATEGORIES
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from export.modules import ModuleSpec, TensorSpec, module_specs
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.store import Garment
-from fashion_rag.demo.draw import render_garment
-from fashion_rag.demo.evaluate import make_cases
+from fashion_rag.demo.model.evaluate import make_cases
+from fashion_rag.demo.world.draw import render_garment
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.models.autoencoder import VAE, VAEDecoder, VAEEncoder
 from fashion_rag.models.prompt import MAX_TOKENS

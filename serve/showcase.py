@@ -25,8 +25,8 @@ from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
-from fashion_rag.demo.layout import write_dresscode
-from fashion_rag.demo.world import Garment, kind_caption
+from fashion_rag.demo.world.attributes import Garment, kind_caption
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.request import Template
 from serve import app
 from serve.ports import free_port

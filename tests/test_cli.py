@@ -25,7 +25,7 @@ from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import app
 from fashion_rag.config import DEMO_BUNDLE, Manifest
-from fashion_rag.demo.evaluate import Report, Row
+from fashion_rag.demo.model.evaluate import Report, Row
 
 
 def run(*arguments: object) -> Result:
@@ -90,7 +90,7 @@ def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tm
     def fail(*arguments: object, **more: object) -> None:
         raise RuntimeError("a fault of our own")
 
-    monkeypatch.setattr("fashion_rag.demo.layout.write_dresscode", fail)
+    monkeypatch.setattr("fashion_rag.demo.world.layout.write_dresscode", fail)
     result = run("demo", "world", tmp_path)
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)
@@ -288,7 +288,7 @@ def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest
         progress()
         return report
 
-    monkeypatch.setattr("fashion_rag.demo.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("fashion_rag.demo.model.evaluate.evaluate", evaluate)
     result = run("demo", "evaluate", "--cases", 3, "--dtype", "bfloat16", "--json", tmp_path / "results/report.json")
     assert result.exit_code == 0, result.output
     for shown in ("one garment", "0.750", "0.500", "0.250", "0.950", "30.0"):
@@ -305,8 +305,8 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
         report("vae", 1, 2, 0.5)
         calls.append((work, stages, num_steps, seed))
 
-    monkeypatch.setattr("fashion_rag.demo.train.train", train)
-    monkeypatch.setattr("fashion_rag.demo.train.package", lambda work, out: calls.append((work, out)))
+    monkeypatch.setattr("fashion_rag.demo.model.train.train", train)
+    monkeypatch.setattr("fashion_rag.demo.model.train.package", lambda work, out: calls.append((work, out)))
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
     assert result.exit_code == 0, result.output

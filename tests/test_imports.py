@@ -141,7 +141,7 @@ def test_every_module_has_a_place_in_the_layers() -> None:
         ("fashion_rag.catalogue.index", "from fashion_rag.denoising.sampler import guide"),
         ("fashion_rag.denoising.sampler", "from fashion_rag.catalogue.index import Catalogue"),
         ("fashion_rag.pipeline", "def run():\n    from export import to_onnx"),
-        ("fashion_rag.demo.evaluate", "import serve.app"),
+        ("fashion_rag.demo.model.evaluate", "import serve.app"),
         ("export.to_onnx", "from serve import app"),
         ("serve.app", "from fashion_rag.cli import app"),
         ("fashion_rag.pipeline", "import ray"),
@@ -159,7 +159,7 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("fashion_rag.pipeline", "from fashion_rag.bundle import Bundle\nimport torch"),
-        ("fashion_rag.demo.draw", "from fashion_rag.demo.world import Garment"),
+        ("fashion_rag.demo.world.draw", "from fashion_rag.demo.world.attributes import Garment"),
         ("fashion_rag.cli", "def demo():\n    from serve.showcase import run"),
         ("serve.denoiser", "from ray import serve as ray_serve\nfrom export.engines import Engine"),
         ("export.to_onnx", "import onnx\nfrom fashion_rag.models.unet import UNet"),

@@ -14,7 +14,7 @@ from fashion_rag.bundle import Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder
 from fashion_rag.catalogue.store import garments_in
 from fashion_rag.config import Manifest
-from fashion_rag.demo.tokenizer import write_tokenizer
+from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.models.adapter import InversionAdapter
 
 VOCAB_SIZE = 600

@@ -15,7 +15,7 @@ from fashion_rag.cli.base import BundleOption, DeviceOption, progress, training_
 from fashion_rag.config import DEMO_BUNDLE
 
 if TYPE_CHECKING:
-    from fashion_rag.demo.evaluate import Report
+    from fashion_rag.demo.model.evaluate import Report
 
 
 commands = typer.Typer(no_args_is_help=True, help="The paper-doll world and its model.")
@@ -29,7 +29,7 @@ def demo_world(
     phase: Annotated[Literal["train", "test"], typer.Option(help="Which lists of pairs are written.")] = "test",
 ) -> None:
     """Draw paper-doll persons and garments in the Dress Code layout."""
-    from fashion_rag.demo.layout import write_dresscode
+    from fashion_rag.demo.world.layout import write_dresscode
     from fashion_rag.request import CATEGORIES
 
     with progress("drawing", num_pairs * len(CATEGORIES)) as advance:
@@ -46,7 +46,7 @@ def demo_train(
     seed: Annotated[int, typer.Option(help="Draws the cases and the first weights.")] = 0,
 ) -> None:
     """Train the demo model from nothing; hours on a CPU."""
-    from fashion_rag.demo.train import STAGES, package, train
+    from fashion_rag.demo.model.train import STAGES, package, train
 
     stages = tuple(stage or STAGES)
     with training_progress() as report:
@@ -69,7 +69,7 @@ def demo_evaluate(
     """Measure on held-out paper dolls whether the garment's colour and pattern arrive in the picture."""
     import torch
 
-    from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
+    from fashion_rag.demo.model.evaluate import NUM_PAINTED, evaluate
     from fashion_rag.provenance import provenance, write_result
 
     with progress("painting", NUM_PAINTED * cases) as advance:
@@ -81,7 +81,7 @@ def demo_evaluate(
 
 def report_table(report: Report) -> Table:
     """The report of `demo evaluate` for a terminal."""
-    from fashion_rag.demo.evaluate import Row
+    from fashion_rag.demo.model.evaluate import Row
 
     table = Table(
         box=SIMPLE,

@@ -151,7 +151,7 @@ def evaluate(
     if find_spec("torchmetrics") is None:
         raise InvalidRequest("metrics", metrics, "need more packages: pip install 'fashion-rag[evaluate]'")
 
-    from fashion_rag.demo.agreement import judge_of
+    from fashion_rag.demo.world.agreement import judge_of
     from fashion_rag.evaluation import run
     from fashion_rag.evaluation.edits import Settings
     from fashion_rag.evaluation.networks import Networks

@@ -9,7 +9,7 @@ from fashion_rag.catalogue.index import Match, Query
 from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
 from fashion_rag.catalogue.store import Garment, garments_in
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import ArtifactError
 
 

@@ -13,7 +13,7 @@ from fashion_rag.catalogue import store
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import Garment, StoredPicture, garments_in, in_order
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import ArtifactError
 from tests.catalogue.toy import paint
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
-from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.evaluation.editors import Edited
 from fashion_rag.evaluation.edits import Settings
 from fashion_rag.request import EditRequest

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fashion_rag.data.image import open_image
-from fashion_rag.demo.tokenizer import FULL_VOCAB_SIZE, write_tokenizer
+from fashion_rag.demo.model.tokenizer import FULL_VOCAB_SIZE, write_tokenizer
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.prompt import PLACEHOLDER_ID, PromptEncoder, insert_pseudo_words, prompt_text
 from fashion_rag.models.unet import widen_conv_in

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from fashion_rag.demo.tokenizer import write_tokenizer
+from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode
-from fashion_rag.demo.layout import write_dresscode
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.training.data import Source
 
 

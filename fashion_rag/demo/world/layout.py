@@ -15,8 +15,8 @@ from PIL import Image
 
 from fashion_rag.data.dresscode import Phase
 from fashion_rag.data.pose import KEYPOINT_FRAME
-from fashion_rag.demo.draw import DEFAULT_SIZE, Rendering, render, render_garment
-from fashion_rag.demo.world import Garment, chunks, num_garments, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import Garment, chunks, num_garments, sample_garment, sample_person
+from fashion_rag.demo.world.draw import DEFAULT_SIZE, Rendering, render, render_garment
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from fashion_rag.data.dresscode import DressCode, Order
-from fashion_rag.demo.draw import render, render_garment
-from fashion_rag.demo.layout import write_dresscode
-from fashion_rag.demo.world import Garment, chunks, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import Garment, chunks, sample_garment, sample_person
+from fashion_rag.demo.world.draw import render, render_garment
+from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[2] / "../shared/golden")) / "dresscode"
+GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[3] / "../shared/golden")) / "dresscode"
 SIZE = (96, 72)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.demo.world import Arm, Body, Colour, Garment, Hair, Person, Pose
+from fashion_rag.demo.world.attributes import Arm, Body, Colour, Garment, Hair, Person, Pose
 
 Points = NDArray[np.float64]  # [n, 2]
 

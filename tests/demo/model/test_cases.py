@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fashion_rag.demo import cases
-from fashion_rag.demo.world import sample_garment
+from fashion_rag.demo.model import cases
+from fashion_rag.demo.world.attributes import sample_garment
 from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from fashion_rag.config import Manifest
-from fashion_rag.demo.agreement import DollJudge, as_person, judge_of, read_kind
-from fashion_rag.demo.draw import pattern_maps, render
-from fashion_rag.demo.layout import write_dresscode
-from fashion_rag.demo.measure import read_garment
-from fashion_rag.demo.world import dressed, sample_garment, sample_person
+from fashion_rag.demo.world.agreement import DollJudge, as_person, judge_of, read_kind
+from fashion_rag.demo.world.attributes import dressed, sample_garment, sample_person
+from fashion_rag.demo.world.draw import pattern_maps, render
+from fashion_rag.demo.world.layout import write_dresscode
+from fashion_rag.demo.world.measure import read_garment
 from fashion_rag.errors import ArtifactError
 from fashion_rag.evaluation.edits import Edits, Outcome, Settings
 from fashion_rag.request import CATEGORIES

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.demo import cases, train
-from fashion_rag.demo.evaluate import NUM_PAINTED, evaluate
+from fashion_rag.demo.model import cases, train
+from fashion_rag.demo.model.evaluate import NUM_PAINTED, evaluate
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 

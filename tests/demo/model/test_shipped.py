@@ -8,10 +8,10 @@ from torch.nn import functional
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.image import to_tensor, to_uint8
-from fashion_rag.demo.draw import pattern_maps
-from fashion_rag.demo.evaluate import make_cases, paint
-from fashion_rag.demo.measure import main_colour
-from fashion_rag.demo.world import Garment, dressed
+from fashion_rag.demo.model.evaluate import make_cases, paint
+from fashion_rag.demo.world.attributes import Garment, dressed
+from fashion_rag.demo.world.draw import pattern_maps
+from fashion_rag.demo.world.measure import main_colour
 from fashion_rag.denoising.engine import Preview
 from fashion_rag.models.autoencoder import fit_preview
 from fashion_rag.pipeline import Pipeline

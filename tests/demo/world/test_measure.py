@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fashion_rag.demo.draw import pattern_maps, render
-from fashion_rag.demo.measure import main_colour, main_colours, nearest_colour, read_garment
-from fashion_rag.demo.world import PALETTE, dressed, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import PALETTE, dressed, sample_garment, sample_person
+from fashion_rag.demo.world.draw import pattern_maps, render
+from fashion_rag.demo.world.measure import main_colour, main_colours, nearest_colour, read_garment
 from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)

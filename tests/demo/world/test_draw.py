@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fashion_rag.data.masks import repaint_mask
-from fashion_rag.demo.draw import pattern_maps, render, render_garment
-from fashion_rag.demo.figure import shade
-from fashion_rag.demo.world import PALETTE, PATTERNS, Garment, Person, lab, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Garment, Person, lab, sample_garment, sample_person
+from fashion_rag.demo.world.draw import pattern_maps, render, render_garment
+from fashion_rag.demo.world.figure import shade
 from fashion_rag.request import CATEGORIES
 
 NAMES = list(PALETTE)

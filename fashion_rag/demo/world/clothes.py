@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fashion_rag.demo.figure import LABELS, Cloth, Layer, Points, Skeleton, ellipse, limb, moved, shade
-from fashion_rag.demo.world import PALETTE, Colour, Garment
+from fashion_rag.demo.world.attributes import PALETTE, Colour, Garment
+from fashion_rag.demo.world.figure import LABELS, Cloth, Layer, Points, Skeleton, ellipse, limb, moved, shade
 
 WAIST_Y, SHOULDER_Y = 46.0, 26.0
 # The row of the hem.

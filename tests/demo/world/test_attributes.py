@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fashion_rag.demo.world import (
+from fashion_rag.demo.world.attributes import (
     BACKGROUNDS,
     HAIR_COLOURS,
     KINDS,

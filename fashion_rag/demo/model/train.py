@@ -26,10 +26,10 @@ from fashion_rag.bundle import Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder as retrieval
 from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
-from fashion_rag.demo import recipe
-from fashion_rag.demo.cases import Cases, draw_cases
-from fashion_rag.demo.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
-from fashion_rag.demo.tokenizer import write_tokenizer
+from fashion_rag.demo.model import recipe
+from fashion_rag.demo.model.cases import Cases, draw_cases
+from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
+from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.models.autoencoder import VAE

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion_rag.artifacts import read_config
-from fashion_rag.demo.draw import pattern_maps, render
-from fashion_rag.demo.layout import ATTRIBUTES_FILE, PERSONS_FILE
-from fashion_rag.demo.measure import Reading, main_colour, main_colours, read_garment
-from fashion_rag.demo.world import KINDS, Arm, Body, Garment, Hair, Person, Pose, dressed
+from fashion_rag.demo.world.attributes import KINDS, Arm, Body, Garment, Hair, Person, Pose, dressed
+from fashion_rag.demo.world.draw import pattern_maps, render
+from fashion_rag.demo.world.layout import ATTRIBUTES_FILE, PERSONS_FILE
+from fashion_rag.demo.world.measure import Reading, main_colour, main_colours, read_garment
 from fashion_rag.evaluation.edits import Outcome
 from fashion_rag.evaluation.pictures import cut_out
 

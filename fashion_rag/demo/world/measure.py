@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.demo.world import PALETTE, Garment, lab
+from fashion_rag.demo.world.attributes import PALETTE, Garment, lab
 
 Floats = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fashion_rag.demo import recipe
-from fashion_rag.demo.cases import ATTRIBUTES, NUM_VALUES, Cases
+from fashion_rag.demo.model import recipe
+from fashion_rag.demo.model.cases import ATTRIBUTES, NUM_VALUES, Cases
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.request import Template

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fashion_rag.demo.clothes import garment_layers
-from fashion_rag.demo.figure import (
+from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, Garment, Person
+from fashion_rag.demo.world.clothes import garment_layers
+from fashion_rag.demo.world.figure import (
     FLOOR_Y,
     HEIGHT,
     NEUTRAL_POSE,
@@ -30,7 +31,6 @@ from fashion_rag.demo.figure import (
     neck_layer,
     torso_layer,
 )
-from fashion_rag.demo.world import PALETTE, PATTERNS, Body, Colour, Garment, Person
 
 DEFAULT_SIZE = (96, 72)
 STRIPE_PERIOD, CHECK_SIZE, DOT_RADIUS = 9.6, 5.0, 2.9

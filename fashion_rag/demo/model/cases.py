@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
-from fashion_rag.demo.draw import render, render_garment
-from fashion_rag.demo.world import (
+from fashion_rag.demo.world.attributes import (
     KINDS,
     PALETTE,
     PATTERNS,
@@ -31,6 +30,7 @@ from fashion_rag.demo.world import (
     sample_garment,
     sample_person,
 )
+from fashion_rag.demo.world.draw import render, render_garment
 from fashion_rag.request import CATEGORIES
 
 CHUNK = 500

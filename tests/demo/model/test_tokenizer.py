@@ -8,11 +8,11 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from transformers import CLIPTokenizer
 
-from fashion_rag.demo.tokenizer import FULL_VOCAB_SIZE, write_tokenizer
+from fashion_rag.demo.model.tokenizer import FULL_VOCAB_SIZE, write_tokenizer
 from fashion_rag.models.prompt import prompt_text
 from fashion_rag.request import Template
 
-GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[2] / "../shared/golden")).resolve()
+GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[3] / "../shared/golden")).resolve()
 
 
 @pytest.mark.parametrize("vocab_size", [514, 600, 2048])

@@ -20,10 +20,10 @@ from fashion_rag.catalogue.encoder import RetrievalEncoder
 from fashion_rag.data.image import paste_outside
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
-from fashion_rag.demo.agreement import read_edit
-from fashion_rag.demo.cases import sample_split
-from fashion_rag.demo.draw import render, render_garment
-from fashion_rag.demo.world import Garment, Person, chunks, dressed, kind_caption, sample_person
+from fashion_rag.demo.model.cases import sample_split
+from fashion_rag.demo.world.agreement import read_edit
+from fashion_rag.demo.world.attributes import Garment, Person, chunks, dressed, kind_caption, sample_person
+from fashion_rag.demo.world.draw import render, render_garment
 from fashion_rag.evaluation.editors import edit_together
 from fashion_rag.models.unet import LATENT_CHANNELS
 from fashion_rag.pipeline import Pipeline, decode, invert
