@@ -47,13 +47,13 @@ NUM_VALUES = {name: len(values) for name, values in _VALUES.items()}
 
 
 def held_out(garment: Garment) -> bool:
-    """Whether this kind in these colours and this pattern is never seen in training; about one in ten is."""
+    """Return whether this kind in these colours and this pattern is never seen in training; about one in ten is."""
     combination = (garment.kind, garment.colour, garment.pattern, garment.second_colour)
     return zlib.crc32(repr(combination).encode()) % 10 == 0
 
 
 def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment:
-    """A random garment of `category`: held out for `test`, otherwise one that training may see."""
+    """Return a random garment of `category`: held out for `test`, otherwise one that training may see."""
     while True:
         garment = sample_garment(rng, category)
         if held_out(garment) == test:
@@ -79,7 +79,7 @@ def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
 
 
 def attribute_ids(garment: Garment) -> list[int]:
-    """The garment's ATTRIBUTES as class numbers."""
+    """Return the garment's ATTRIBUTES as class numbers."""
     return [_VALUES[name].index(getattr(garment, name)) for name in ATTRIBUTES]
 
 
@@ -147,7 +147,7 @@ def draw_cases(
     num_workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cases:
-    """The first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold them yet."""
+    """Return the first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold them yet."""
     name = f"cases-{size[0]}x{size[1]}-seed{seed}-{'test' if test else 'train'}"
     folder = cache / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ class Case:
 
     @property
     def truth(self) -> NDArray[np.uint8]:
-        """The picture that the world itself draws of the person in the target."""
+        """Return the picture that the world itself draws of the person in the target."""
         return render(dressed(self.person, self.target), self.request.mask.shape).image
 
 
@@ -83,12 +83,12 @@ class Report:
     guidance_scale: float
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
+        """Return the plain values, for JSON."""
         return asdict(self)
 
 
 def make_cases(num_cases: int, size: tuple[int, int], seed: int, steps: int, guidance_scale: float) -> list[Case]:
-    """Held-out cases with distinct targets, categories in turn."""
+    """Return the held-out cases with distinct targets, categories in turn."""
     rng = np.random.default_rng(seed)
     cases: list[Case] = []
     seen: set[Garment] = set()
@@ -126,7 +126,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: Progress = lambda: None,
 ) -> Report:
-    """The table of the bundle on `num_cases` held-out cases; `progress` is called once for each painted picture.
+    """Return the table of the bundle on `num_cases` held-out cases; `progress` is called once for each painted picture.
 
     Steps and guidance default to the manifest's. dtype: of the networks' weights. Raises ArtifactError for a bundle
     that does not load.
@@ -164,7 +164,7 @@ def evaluate(
 
 
 def _neighbours(encoder: RetrievalEncoder, targets: Sequence[Garment], size: tuple[int, int]) -> list[list[Garment]]:
-    """For each target the two other targets of its category whose pictures are most like it."""
+    """Return for each target the two other targets of its category whose pictures are most like it."""
     vectors = encoder.encode_images([Image.fromarray(render_garment(one, size)) for one in targets])
     alike = vectors @ vectors.T
     for i, one in enumerate(targets):
@@ -187,7 +187,7 @@ def _through_vae(pipeline: Pipeline, images: Sequence[NDArray[np.uint8]]) -> lis
 def paint(
     pipeline: Pipeline, cases: Sequence[Case], garments: Sequence[Sequence[Garment]], progress: Progress
 ) -> list[NDArray[np.uint8]]:
-    """The edits, several to a batch; otherwise exactly the pipeline's stages."""
+    """Return the edits, several to a batch; otherwise exactly the pipeline's stages."""
     out: list[NDArray[np.uint8]] = []
     for start in range(0, len(cases), BATCH):
         batch = cases[start : start + BATCH]
@@ -231,7 +231,7 @@ def _row(name: str, images: Sequence[NDArray[np.uint8]], cases: Sequence[Case], 
 def _retrieval(
     encoder: RetrievalEncoder, targets: Sequence[Garment], size: tuple[int, int], seed: int
 ) -> dict[int, float]:
-    """How often a full caption finds a garment of the same kind, colour and pattern among the first 1 and 3."""
+    """Return how often a full caption finds a garment of the same kind, colour and pattern among the first 1 and 3."""
     found: dict[int, list[bool]] = {1: [], 3: []}
     for number, category in enumerate(CATEGORIES):
         wanted = [one for one in targets if one.category == category]
@@ -251,7 +251,7 @@ def _retrieval(
 
 
 def _change(cases: Sequence[Case], before: Sequence[NDArray[np.uint8]], after: Sequence[NDArray[np.uint8]]) -> float:
-    """Mean absolute difference inside the masks, in levels of 255."""
+    """Return the mean absolute difference inside the masks, in levels of 255."""
     changes = [
         np.abs(a.astype(float) - b)[case.request.mask > 0].mean()
         for case, a, b in zip(cases, after, before, strict=True)

@@ -78,12 +78,12 @@ PREPROCESS: dict[str, Any] = {
 
 
 def make_clip() -> open_clip.CLIP:
-    """The retrieval encoder, untrained. Its towers are also the text and the vision encoder."""
+    """Return the retrieval encoder, untrained. Its towers are also the text and the vision encoder."""
     return open_clip.CLIP(**CLIP)
 
 
 def make_vae() -> AutoencoderKL:
-    """The autoencoder, untrained: 4 times smaller each way, 4 channels."""
+    """Return the autoencoder, untrained: 4 times smaller each way, 4 channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -96,7 +96,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """The denoiser, untrained: two levels, attention on both."""
+    """Return the denoiser, untrained: two levels, attention on both."""
     return UNet2DConditionModel(
         sample_size=24,
         in_channels=IN_CHANNELS,
@@ -114,14 +114,14 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_adapter() -> InversionAdapter:
-    """The inversion adapter, untrained."""
+    """Return the inversion adapter, untrained."""
     return InversionAdapter(
         vision_config(), hidden_dim=192, text_width=TEXT_WIDTH, num_pseudo_words=MANIFEST.num_pseudo_words, dropout=0.1
     )
 
 
 def vision_config() -> CLIPVisionConfig:
-    """The vision tower as transformers describes it."""
+    """Return the vision tower as transformers describes it."""
     cfg = CLIP["vision_cfg"]
     return CLIPVisionConfig(
         hidden_size=cfg["width"],
@@ -136,7 +136,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def text_config() -> CLIPTextConfig:
-    """The text tower as transformers describes it."""
+    """Return the text tower as transformers describes it."""
     cfg = CLIP["text_cfg"]
     return CLIPTextConfig(
         vocab_size=cfg["vocab_size"],
@@ -154,7 +154,7 @@ def text_config() -> CLIPTextConfig:
 
 
 def _block(state: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
-    """One transformer block of OpenCLIP under transformers' names."""
+    """Return one transformer block of OpenCLIP under transformers' names."""
     out = {}
     for kind in ("weight", "bias"):
         parts = state[f"{source}.attn.in_proj_{kind}"].chunk(3)
@@ -169,7 +169,7 @@ def _block(state: dict[str, Tensor], source: str, target: str) -> dict[str, Tens
 
 
 def text_encoder_of(clip: open_clip.CLIP) -> CLIPTextModel:
-    """The text tower of `clip` as a transformers model, frozen."""
+    """Return the text tower of `clip` as a transformers model, frozen."""
     state = clip.state_dict()
     converted = {
         "embeddings.token_embedding.weight": state["token_embedding.weight"],
@@ -185,7 +185,7 @@ def text_encoder_of(clip: open_clip.CLIP) -> CLIPTextModel:
 
 
 def vision_encoder_of(clip: open_clip.CLIP) -> CLIPVisionModel:
-    """The vision tower of `clip` as a transformers model, frozen."""
+    """Return the vision tower of `clip` as a transformers model, frozen."""
     state = clip.visual.state_dict()
     converted = {
         "embeddings.class_embedding": state["class_embedding"],

@@ -29,7 +29,7 @@ PRECISION: Precision = "bfloat16"
 
 
 def pictures(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1] of uint8 [B, H, W, 3]."""
+    """Return the pictures [B, 3, H, W] in [-1, 1] of uint8 [B, H, W, 3]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
@@ -41,13 +41,13 @@ class AttributeHeads(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, NUM_VALUES[name]) for name in ATTRIBUTES])
 
     def forward(self, embedding: Tensor, attributes: Tensor) -> Tensor:
-        """Mean cross-entropy of the four readings; attributes [B, 4]."""
+        """Return the mean cross-entropy of the four readings; attributes [B, 4]."""
         losses = [functional.cross_entropy(head(embedding), attributes[:, i]) for i, head in enumerate(self.heads)]
         return torch.stack(losses).mean()
 
 
 def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE of unit vectors [B, D]; `same` [B, B] marks pairs that describe the same thing."""
+    """Return the symmetric InfoNCE loss of unit vectors [B, D]; `same` [B, B] marks pairs that describe the same thing."""
     logits = scale.clamp(max=CONTRASTIVE_SCALE_LIMIT).exp() * a @ b.T
     target = same / same.sum(dim=1, keepdim=True)
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
@@ -66,7 +66,7 @@ class ClipStage:
         self.network = nn.ModuleDict({"clip": self.clip, "heads": self.heads}).to(device)
 
     def loss(self, rng: np.random.Generator, batch_size: int) -> Tensor:
-        """Contrastive loss plus both attribute losses."""
+        """Return the contrastive loss plus both attribute losses."""
         rows, which = rng.integers(len(self.cases), size=batch_size), rng.integers(3, size=batch_size)
         attributes = torch.from_numpy(self.cases.attributes[rows, which]).to(self.device)
         images = clip_pixels(pictures(self.cases.garments[rows, which], self.device), squash=rng.random() < 0.5)
@@ -83,7 +83,9 @@ class ClipStage:
         return loss
 
     def _text(self, rng: np.random.Generator, caption: str, whole: bool) -> str:
-        """The caption, or some of its chunks; a third begin like a prompt, or later positions would stay untrained."""
+        """Return the caption, or some of its chunks; a third begin like a prompt, or later positions would stay
+        untrained.
+        """
         parts = caption.split(", ")
         if not whole:
             rng.shuffle(parts)
@@ -97,7 +99,9 @@ class ClipStage:
 
 
 def clip_pixels(garments: Tensor, squash: bool) -> Tensor:
-    """Garment pictures [B, 3, H, W] in [-1, 1] as a tower sees them: squeezed whole, or cropped as the paper does."""
+    """Return the garment pictures [B, 3, H, W] in [-1, 1] as a tower sees them: squeezed whole, or cropped as the paper
+    does.
+    """
     size = recipe.VISION_IMAGE
     if squash:
         return functional.interpolate(garments, size=(size, size), mode="bicubic", antialias=True)
@@ -117,7 +121,7 @@ class VaeStage:
         self.network: AutoencoderKL = recipe.make_vae().to(device)
 
     def loss(self, rng: np.random.Generator, batch_size: int) -> Tensor:
-        """L1, squared and gradient error, and a touch of KL to keep the latents near unit scale."""
+        """Return L1, squared and gradient error, and a touch of KL to keep the latents near unit scale."""
         rows = rng.integers(len(self.cases), size=batch_size)
         image = pictures(self.cases.images[rows], self.device)
         hole = torch.from_numpy(self.cases.masks[rows] * (rng.random(batch_size) < 0.2)[:, None, None])
@@ -154,7 +158,7 @@ class AdapterStage:
         self.heads.requires_grad_(False)
 
     def loss(self, rng: np.random.Generator, batch_size: int) -> Tensor:
-        """Contrastive against the garment's own picture embedding, plus the attribute heads of CLIP."""
+        """Return the contrastive loss against the garment's own picture embedding, plus the attribute heads of CLIP."""
         rows, which = rng.integers(len(self.cases), size=batch_size), rng.integers(3, size=batch_size)
         attributes = torch.from_numpy(self.cases.attributes[rows, which]).to(self.device)
         category = self.cases.texts[rows[0]]["category"]

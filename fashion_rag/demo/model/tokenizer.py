@@ -19,7 +19,7 @@ FULL_VOCAB_SIZE = 49408
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """`folder`, now holding a CLIP tokenizer of `vocab_size` tokens in the layout that transformers reads.
+    """Return `folder`, now holding a CLIP tokenizer of `vocab_size` tokens in the layout that transformers reads.
 
     Ids 0 to 511 are the byte symbols ("$" alone is 259, as in the full vocabulary), then come the first
     `vocab_size - 514` merges, then the start and the end token. Padding is "!" (id 0), as in Stable Diffusion 2.

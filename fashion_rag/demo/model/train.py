@@ -128,13 +128,13 @@ class _Trainer:
         return prompts.to(self.device)
 
     def _trained(self, stage: Any) -> Any:
-        """`stage` with the averaged weights of its checkpoint."""
+        """Return `stage` with the averaged weights of its checkpoint."""
         stage.network.load_state_dict(_average(self.work, stage.name))
         stage.network.eval()
         return stage
 
     def _hidden(self, clip: ClipStage) -> NDArray[np.float16]:
-        """The vision tower's hidden states of every in-shop picture, float16 [N, 3, T, D]."""
+        """Return the vision tower's hidden states of every in-shop picture, float16 [N, 3, T, D]."""
         vision = recipe.vision_encoder_of(clip.clip).to(self.device)
         size = recipe.MANIFEST.image_size
 
@@ -185,7 +185,7 @@ class _Trainer:
     def _computed(
         self, name: str, source: str | None, rows: Callable[[int], NDArray[np.float16]]
     ) -> NDArray[np.float16]:
-        """What `rows` gives for every case, computed once for the checkpoint `source` it was made with."""
+        """Return what `rows` gives for every case, computed once for the checkpoint `source` it was made with."""
         stamp = (self.work / f"{source}.pt").stat().st_mtime_ns if source else 0
         path = self.work / f"{name}-{len(self.cases)}-{stamp}.npy"
         starts = range(0, len(self.cases), BATCH)
@@ -212,7 +212,7 @@ class _Trainer:
 
 
 def package(work: Path, out: Path) -> Bundle:
-    """The bundle in `out`, made of the stages trained in `work`; weights stored as float16."""
+    """Return the bundle in `out`, made of the stages trained in `work`; weights stored as float16."""
     with tempfile.TemporaryDirectory() as scratch:
         clip, vae = recipe.make_clip(), recipe.make_vae()
         clip.load_state_dict(_average(work, "clip", "clip."))
@@ -243,7 +243,7 @@ def package(work: Path, out: Path) -> Bundle:
 
 
 def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The averaged weights of a stage's checkpoint whose names begin with `prefix`, without it."""
+    """Return the averaged weights of a stage's checkpoint whose names begin with `prefix`, without it."""
     path = work / f"{stage}.pt"
     if not path.exists():
         raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet")
@@ -252,5 +252,5 @@ def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor
 
 
 def scaling_factor(moments: NDArray[np.float16]) -> float:
-    """What brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
+    """Return what brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
     return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)

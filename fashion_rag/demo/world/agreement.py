@@ -35,7 +35,7 @@ class EditReading:
 
 
 def read_edit(image: NDArray[np.uint8], mask: NDArray[np.uint8], person: Person, garment: Garment) -> EditReading:
-    """What the picture uint8 [H, W, 3] of a person shows where `garment` and the mask [H, W] both are.
+    """Return what the picture uint8 [H, W, 3] of a person shows where `garment` and the mask [H, W] both are.
 
     Raises ValueError where they never are.
     """
@@ -51,7 +51,7 @@ def read_edit(image: NDArray[np.uint8], mask: NDArray[np.uint8], person: Person,
 def read_kind(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], person: Person, category: str, reading: Reading
 ) -> str:
-    """The kind whose drawing is nearest to the picture inside the mask, by squared error: no network looks.
+    """Return the kind whose drawing is nearest to the picture inside the mask, by squared error: no network looks.
 
     Every cut of every kind of the category is drawn on the person, in the colours and pattern that were read.
     """
@@ -81,7 +81,7 @@ class DollJudge:
         self.garments = {name: Garment(**fields) for name, fields in read_config(root / ATTRIBUTES_FILE).items()}
 
     def __call__(self, outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-        """By name, a figure for each outcome."""
+        """Return by name a figure for each outcome."""
         verdicts: dict[str, list[float]] = {"kind": [], "colour": [], "pattern": []}
         for outcome in outcomes:
             person = self.persons[outcome.sample.person_id]
@@ -96,12 +96,15 @@ class DollJudge:
 
 
 def judge_of(root: Path) -> DollJudge | None:
-    """The judge of a data set that `layout.write_dresscode` has drawn, None for any other. Raises as DollJudge."""
+    """Return the judge of a data set that `layout.write_dresscode` has drawn, None for any other.
+
+    Raises as DollJudge.
+    """
     return DollJudge(root) if (root / PERSONS_FILE).is_file() else None
 
 
 def as_person(fields: Mapping[str, Any]) -> Person:
-    """The person of what `dataclasses.asdict` made of one, with lists for tuples, as JSON has them."""
+    """Return the person of what `dataclasses.asdict` made of one, with lists for tuples, as JSON has them."""
     pose = fields["pose"]
     wall, floor = fields["background"]
     return Person(

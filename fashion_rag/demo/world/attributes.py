@@ -150,7 +150,7 @@ class Person:
     outfit: tuple[Garment, ...]
 
     def worn(self, category: str) -> Garment:
-        """The garment of `category` in the outfit; raises KeyError where it has none."""
+        """Return the garment of `category` in the outfit; raises KeyError where it has none."""
         for garment in self.outfit:
             if garment.category == category:
                 return garment
@@ -158,7 +158,7 @@ class Person:
 
 
 def lab(colour: ArrayLike) -> NDArray[np.float64]:
-    """CIE Lab (D65) of sRGB colours in 0..255: float64 [..., 3] of [..., 3]."""
+    """Return CIE Lab (D65) of sRGB colours in 0..255: float64 [..., 3] of [..., 3]."""
     c = np.asarray(colour, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -168,7 +168,7 @@ def lab(colour: ArrayLike) -> NDArray[np.float64]:
 
 
 def lab_distance(a: Colour, b: Colour) -> float:
-    """Euclidean distance of two sRGB colours in CIE Lab (CIE 1976)."""
+    """Return the Euclidean distance of two sRGB colours in CIE Lab (CIE 1976)."""
     return float(np.linalg.norm(lab(a) - lab(b)))
 
 
@@ -183,7 +183,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def sample_garment(rng: np.random.Generator, category: str) -> Garment:
-    """A random garment of `category`; one in three is plain."""
+    """Return a random garment of `category`; one in three is plain."""
     name = _pick(rng, [name for name, kind in KINDS.items() if kind.category == category])
     kind = KINDS[name]
     colour = _pick(rng, tuple(PALETTE))
@@ -194,7 +194,7 @@ def sample_garment(rng: np.random.Generator, category: str) -> Garment:
 
 
 def num_garments(category: str) -> int:
-    """How many distinct garments `sample_garment` can return for `category`."""
+    """Return how many distinct garments `sample_garment` can return for `category`."""
     kinds = [kind for kind in KINDS.values() if kind.category == category]
     num_shapes = sum(len(kind.sleeves) * len(kind.lengths) * len(kind.necklines) for kind in kinds)
     num_pairs = sum(len(seconds) for seconds in SECOND_COLOURS.values())
@@ -211,7 +211,7 @@ def _sample_arm(rng: np.random.Generator) -> Arm:
 
 
 def sample_person(rng: np.random.Generator, category: str, garment: Garment | None = None) -> Person:
-    """A random person who wears `garment` (or a random one) of `category`; what else they wear is plain."""
+    """Return a random person who wears `garment` (or a random one) of `category`; what else they wear is plain."""
     body = Body(rng.uniform(0.93, 1.08), rng.uniform(0.93, 1.0), rng.uniform(-2.5, 2.5))
     pose = Pose(_sample_arm(rng), _sample_arm(rng), rng.uniform(0, 3), rng.uniform(0, 3))
     target = garment or sample_garment(rng, category)
@@ -225,7 +225,7 @@ def sample_person(rng: np.random.Generator, category: str, garment: Garment | No
 
 
 def dressed(person: Person, garment: Garment) -> Person:
-    """The same person with the garment of that category exchanged; raises KeyError where they wear none of it."""
+    """Return the same person with the garment of that category exchanged; raises KeyError where they wear none of it."""
     old = person.worn(garment.category)
     return replace(person, outfit=tuple(garment if worn is old else worn for worn in person.outfit))
 
@@ -271,7 +271,10 @@ _NECKLINE_CHUNKS = {
 
 
 def chunks(garment: Garment) -> tuple[str, str, str]:
-    """Three lower-case noun chunks: colours and pattern, cut, kind. The same garment always gives the same words."""
+    """Return three lower-case noun chunks: colours and pattern, cut, kind.
+
+    The same garment always gives the same words.
+    """
     choice = zlib.crc32(repr(astuple(garment)).encode())
 
     def word(options: Sequence[str], turn: int) -> str:
@@ -290,5 +293,5 @@ def chunks(garment: Garment) -> tuple[str, str, str]:
 
 
 def kind_caption(garment: Garment) -> str:
-    """The kind alone, without colour or pattern: "a t-shirt", "trousers"."""
+    """Return the kind alone, without colour or pattern: "a t-shirt", "trousers"."""
     return garment.kind if garment.kind in ("trousers", "shorts") else f"a {garment.kind}"

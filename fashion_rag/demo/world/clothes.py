@@ -25,7 +25,7 @@ BODICES: dict[str, list[tuple[float, float]]] = {
 
 
 def garment_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms: Sequence[Layer] = ()) -> list[Layer]:
-    """The layers of one garment, back to front.
+    """Return the layers of one garment, back to front.
 
     `neck` shows in the neck opening and `arms` between bodice and sleeves; neither is there in the shop.
     """
@@ -55,7 +55,7 @@ def _trouser_leg(skeleton: Skeleton, garment: Garment, side: int) -> list[Points
 
 
 def _tube(a: Points, b: Points, ra: float, rb: float) -> Points:
-    """A limb cut square at both ends."""
+    """Return a limb cut square at both ends."""
     across = (b - a)[::-1] * (-1, 1) / np.linalg.norm(b - a)
     return np.stack([a + ra * across, b + rb * across, b - rb * across, a - ra * across])
 
@@ -86,7 +86,7 @@ def _sleeve(skeleton: Skeleton, garment: Garment, side: int) -> tuple[Points, ..
 
 
 def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[Layer]:
-    """The opening of the neck: skin when worn, the inside of the back in the shop."""
+    """Return the opening of the neck: skin when worn, the inside of the back in the shop."""
     colour = PALETTE[garment.colour]
     if garment.kind == "tank top" and garment.neckline == "round":
         opening = ellipse(skeleton.at(0, 25.4), 5.4, 5.4, 0, 180)
@@ -106,7 +106,7 @@ def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[
 
 
 def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]:
-    """Collar, buttons, hood, pocket and ribbing: what tells the kinds apart at a glance."""
+    """Return the collar, buttons, hood, pocket and ribbing: what tells the kinds apart at a glance."""
     colour = PALETTE[garment.colour]
     dark = shade(colour, 0.86)
     label = LABELS[garment.category]

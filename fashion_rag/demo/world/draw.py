@@ -53,7 +53,7 @@ class Rendering:
 
 
 def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
-    """The picture of a person with its label map and key points."""
+    """Return the picture of a person with its label map and key points."""
     skeleton = Skeleton(person.body, person.pose)
     layers = _person_layers(skeleton, person)
     scale = size[0] / HEIGHT
@@ -62,14 +62,14 @@ def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
 
 
 def render_garment(garment: Garment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
-    """The in-shop picture of a garment, large on white: uint8 [H, W, 3]."""
+    """Return the in-shop picture of a garment, large on white: uint8 [H, W, 3]."""
     return _paint(_shop_layers(garment), size)
 
 
 def pattern_maps(
     person: Person, category: str, size: tuple[int, int] = DEFAULT_SIZE
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Where the garment of `category` shows, and where a second colour would be: coverage and one map a pattern.
+    """Return where the garment of `category` shows, and where a second colour would be: coverage and one map a pattern.
 
     coverage: float64 [H, W], the share 0..1 of each pixel that is visible fabric, without what lies over it.
     The maps, one for each pattern but plain: float64 [H, W], the share of the pixel that would be fabric in the
@@ -104,7 +104,7 @@ def _shares(mask: Image.Image, factor: int) -> NDArray[np.float64]:
 
 
 def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
-    """Everything in front of the background, back to front."""
+    """Return everything in front of the background, back to front."""
     layers = hair_behind(skeleton, person.hair)
     for side in (-1, 1):
         layers += leg_layers(skeleton, side, person)
@@ -117,7 +117,7 @@ def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
 
 
 def _background(skeleton: Skeleton, person: Person) -> list[Layer]:
-    """Wall, floor and the shadow under the feet."""
+    """Return the wall, floor and the shadow under the feet."""
     wall, floor = person.background
     shadow: Colour = (round(floor[0] * 0.88), round(floor[1] * 0.88), round(floor[2] * 0.88))
     return [
@@ -132,7 +132,7 @@ def _rectangle(top: float, bottom: float) -> Points:
 
 
 def _shop_layers(garment: Garment) -> list[Layer]:
-    """The garment on a neutral skeleton, enlarged about the centre of the canvas."""
+    """Return the garment on a neutral skeleton, enlarged about the centre of the canvas."""
     layers = garment_layers(Skeleton(Body(1, 1, 0), NEUTRAL_POSE), garment, None)
     points = np.concatenate([polygon for layer in layers for polygon in layer.polygons])
     low, high = points.min(axis=0), points.max(axis=0)
@@ -194,7 +194,9 @@ def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth
 
 
 def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], scale: float) -> NDArray[np.bool_]:
-    """Where a pattern has its second colour, inside the (left, top, right, bottom) pixels of a canvas: bool [h, w]."""
+    """Return where a pattern has its second colour, inside the (left, top, right, bottom) pixels of a canvas: bool [h,
+    w].
+    """
     left, top, right, bottom = box
     x = ((np.arange(left, right) + 0.5) / scale - cloth.centre)[None, :] / cloth.scale
     y = ((np.arange(top, bottom) + 0.5) / scale - cloth.top)[:, None] / cloth.scale

@@ -55,31 +55,31 @@ class Skeleton:
 
     @property
     def centre(self) -> float:
-        """The x of the body's line of symmetry."""
+        """Return the x of the body's line of symmetry."""
         return WIDTH / 2 + self.body.shift
 
     def at(self, dx: float, y: float) -> Points:
-        """A point given by its offset from the centre line and its row on a body of height 1."""
+        """Return a point given by its offset from the centre line and its row on a body of height 1."""
         return np.array([self.centre + dx * BREADTH * self.body.width, self.row(y)])
 
     def row(self, y: float) -> float:
-        """The picture row of a row on a body of height 1: the feet stay on the floor."""
+        """Return the picture row of a row on a body of height 1: the feet stay on the floor."""
         return FLOOR_Y - (FLOOR_Y - y) * self.body.height
 
     def outline(self, half: Iterable[tuple[float, float]]) -> Points:
-        """A smooth symmetric polygon from the (dx, y) points of its left half, top to bottom."""
+        """Return a smooth symmetric polygon from the (dx, y) points of its left half, top to bottom."""
         left = list(half)
         return smooth(np.array([self.at(dx, y) for dx, y in left + [(-dx, y) for dx, y in reversed(left)]]))
 
     def arm(self, side: int) -> tuple[Points, Points, Points]:
-        """Shoulder, elbow and wrist."""
+        """Return the shoulder, elbow and wrist."""
         arm = self.pose.left_arm if side > 0 else self.pose.right_arm
         shoulder = self.at(side * 9.8, 29.0)
         elbow = shoulder + 11.0 * self.body.height * _swing(side, arm.upper)
         return shoulder, elbow, elbow + 10.0 * self.body.height * _swing(side, arm.fore)
 
     def leg(self, side: int) -> tuple[Points, Points, Points]:
-        """Hip, knee and ankle."""
+        """Return the hip, knee and ankle."""
         stance = self.pose.left_stance if side > 0 else self.pose.right_stance
         return (
             self.at(side * 5.0, 51.0),
@@ -93,7 +93,7 @@ def _swing(side: int, degrees: float) -> Points:
 
 
 def smooth(points: Points) -> Points:
-    """The polygon with its corners cut three times (Chaikin)."""
+    """Return the polygon with its corners cut three times (Chaikin)."""
     for _ in range(3):
         following = np.roll(points, -1, axis=0)
         points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
@@ -101,18 +101,18 @@ def smooth(points: Points) -> Points:
 
 
 def ellipse(centre: Points, rx: float, ry: float, start: float = 0.0, stop: float = 360.0) -> Points:
-    """A polygon round an ellipse, or the sector's arc from `start` to `stop` degrees (clockwise from the right)."""
+    """Return a polygon round an ellipse, or the sector's arc from `start` to `stop` degrees (clockwise from the right)."""
     angles = np.deg2rad(np.linspace(start, stop, 28))
     return centre + np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
 
 
 def moved(point: Points, dx: float, dy: float) -> Points:
-    """The point moved right and down."""
+    """Return the point moved right and down."""
     return np.array([point[0] + dx, point[1] + dy])
 
 
 def limb(a: Points, b: Points, ra: float, rb: float) -> Points:
-    """A polygon round the segment a-b with round ends of radius `ra` and `rb`."""
+    """Return a polygon round the segment a-b with round ends of radius `ra` and `rb`."""
     along = np.arctan2(*(b - a)[::-1])
     turn = np.linspace(np.pi / 2, 3 * np.pi / 2, 9) + along
     end_a = a + ra * np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -121,7 +121,9 @@ def limb(a: Points, b: Points, ra: float, rb: float) -> Points:
 
 
 def shade(colour: Colour, factor: float = 0.7) -> Colour:
-    """A darker tone of a colour; black becomes lighter and white a full grey, so that a line on them can be seen."""
+    """Return a darker tone of a colour; black becomes lighter and white a full grey, so that a line on them can be
+    seen.
+    """
     if sum(colour) < 120:
         return (92, 92, 104)
     if min(colour) > 240:
@@ -131,7 +133,7 @@ def shade(colour: Colour, factor: float = 0.7) -> Colour:
 
 
 def keypoints(skeleton: Skeleton) -> Points:
-    """The 18 OpenPose (COCO) key points in 96ths of the picture height: float64 [18, 2]."""
+    """Return the 18 OpenPose (COCO) key points in 96ths of the picture height: float64 [18, 2]."""
     head = head_centre(skeleton)
     face = [moved(head, dx, dy) for dx, dy in ((0.0, 1.6), (-3.0, 0.2), (3.0, 0.2), (-7.2, 0.8), (7.2, 0.8))]
     neck = skeleton.at(0, 27.0)
@@ -140,24 +142,24 @@ def keypoints(skeleton: Skeleton) -> Points:
 
 
 def head_centre(skeleton: Skeleton) -> Points:
-    """The middle of the face; heads are of one size, whatever the body."""
+    """Return the middle of the face; heads are of one size, whatever the body."""
     return moved(skeleton.at(0, 26.0), 0, -11.6)
 
 
 def torso_layer(skeleton: Skeleton, skin: Colour) -> Layer:
-    """Chest and shoulders, which show round straps and openings."""
+    """Return the chest and shoulders, which show round straps and openings."""
     torso = skeleton.outline([(-2.6, 25.4), (-10.6, 26.6), (-9.6, 33), (-8.0, 42), (-9.6, 50), (-5, 54)])
     return Layer((torso,), skin, LABELS["head"], shade(skin, 0.78))
 
 
 def neck_layer(skeleton: Skeleton, skin: Colour) -> Layer:
-    """The neck, without an outline so that it joins the chest."""
+    """Return the neck, without an outline so that it joins the chest."""
     neck = limb(moved(head_centre(skeleton), 0, 6), skeleton.at(0, 25.4), 2.6, 2.6)
     return Layer((neck,), skin, LABELS["head"])
 
 
 def leg_layers(skeleton: Skeleton, side: int, person: Person) -> list[Layer]:
-    """One leg and its shoe."""
+    """Return one leg and its shoe."""
     hip, knee, ankle = skeleton.leg(side)
     leg_label, shoe_label = (LEFT_LEG, LEFT_SHOE) if side > 0 else (RIGHT_LEG, RIGHT_SHOE)
     leg = (limb(hip, knee, 4.4, 3.2), limb(knee, ankle, 3.2, 2.2))
@@ -169,7 +171,7 @@ def leg_layers(skeleton: Skeleton, side: int, person: Person) -> list[Layer]:
 
 
 def arm_layer(skeleton: Skeleton, side: int, skin: Colour) -> Layer:
-    """One bare arm with its hand."""
+    """Return one bare arm with its hand."""
     shoulder, elbow, wrist = skeleton.arm(side)
     hand = ellipse(wrist + (wrist - elbow) * 0.12, 2.3, 2.5)
     arm = (limb(shoulder, elbow, 2.7, 2.3), limb(elbow, wrist, 2.3, 1.8), hand)
@@ -177,7 +179,7 @@ def arm_layer(skeleton: Skeleton, side: int, skin: Colour) -> Layer:
 
 
 def head_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
-    """Head, face and the hair in front of it."""
+    """Return the head, face and the hair in front of it."""
     centre = head_centre(skeleton)
     skin, line, label = person.skin, shade(person.skin, 0.78), LABELS["head"]
     ears = tuple(ellipse(moved(centre, dx, 0.8), 1.5, 2.0) for dx in (-7.2, 7.2))
@@ -197,7 +199,7 @@ def head_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
 
 
 def hair_behind(skeleton: Skeleton, hair: Hair) -> list[Layer]:
-    """What shows of the hair round the head and down the neck, by style."""
+    """Return what shows of the hair round the head and down the neck, by style."""
     c = head_centre(skeleton)
     crown = ellipse(moved(c, 0, -1.2), 8.6, 8.6)
     curls = [(8.2 * np.cos(a), 7.6 * np.sin(a) - 1.0) for a in np.deg2rad(np.arange(150, 400, 30))]
@@ -230,7 +232,7 @@ def hair_behind(skeleton: Skeleton, hair: Hair) -> list[Layer]:
 
 
 def hair_in_front(c: Points, hair: Hair) -> list[Layer]:
-    """The fringe over the forehead, by style."""
+    """Return the fringe over the forehead, by style."""
     cap = ellipse(moved(c, 0, -0.6), 7.9, 8.2, 200, 340)
     fringe = {
         "short": [(4.0, -5.0), (-1.0, -3.4), (-5.0, -4.6)],

@@ -38,7 +38,7 @@ class Reading:
 
 
 def read_garment(image: NDArray[np.uint8], coverage: Floats, patterns: Mapping[str, Floats]) -> Reading:
-    """Colours and pattern of the garment in `image` uint8 [H, W, 3].
+    """Return the colours and pattern of the garment in `image` uint8 [H, W, 3].
 
     coverage, patterns: [H, W] as from `draw.pattern_maps`. Raises ValueError where no pixel is fully garment.
     """
@@ -55,7 +55,7 @@ def read_garment(image: NDArray[np.uint8], coverage: Floats, patterns: Mapping[s
 
 
 def main_colour(image: NDArray[np.uint8], coverage: Floats) -> str:
-    """The palette's colour that most pixels of the garment in `image` uint8 [H, W, 3] are nearest to.
+    """Return the palette's colour that most pixels of the garment in `image` uint8 [H, W, 3] are nearest to.
 
     coverage: [H, W] as from `draw.pattern_maps`. Raises ValueError where no pixel is fully garment.
     """
@@ -63,7 +63,7 @@ def main_colour(image: NDArray[np.uint8], coverage: Floats) -> str:
 
 
 def main_colours(garment: Garment, coverage: Floats, patterns: Mapping[str, Floats]) -> set[str]:
-    """What `main_colour` may say of `garment`: the colours that cover 40 % or more of what shows of it.
+    """Return what `main_colour` may say of `garment`: the colours that cover 40 % or more of what shows of it.
 
     Stripes, checks and two tones share the garment about equally, so that neither of their colours is its only one.
     """
@@ -75,12 +75,12 @@ def main_colours(garment: Garment, coverage: Floats, patterns: Mapping[str, Floa
 
 
 def nearest_colour(rgb: Floats) -> str:
-    """The palette's colour nearest to `rgb` (0..255) in CIE Lab."""
+    """Return the palette's colour nearest to `rgb` (0..255) in CIE Lab."""
     return _NAMES[int(_nearest(rgb))]
 
 
 def _nearest(rgb: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers [...] of the palette's colours nearest to `rgb` [..., 3]."""
+    """Return the numbers [...] of the palette's colours nearest to `rgb` [..., 3]."""
     distance = np.linalg.norm(lab(np.clip(rgb, 0, 255))[..., None, :] - _LAB, axis=-1)
     nearest: NDArray[np.int64] = distance.argmin(axis=-1)
     return nearest
@@ -94,7 +94,7 @@ def _inside(coverage: Floats) -> NDArray[np.bool_]:
 
 
 def _fit(pixels: Floats, share: Floats) -> tuple[Floats, Floats, float]:
-    """The two colours whose mixture by `share` [n] comes nearest to `pixels` [n, 3], and the squared error left."""
+    """Return the two colours whose mixture by `share` [n] comes nearest to `pixels` [n, 3], and the squared error left."""
     basis = np.stack([1 - share, share], axis=1)
     colours, _, rank, _ = np.linalg.lstsq(basis, pixels, rcond=None)
     if rank < 2:
