@@ -147,7 +147,9 @@ def draw_cases(
     num_workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cases:
-    """Return the first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold them yet."""
+    """Return the first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold
+    them yet.
+    """
     name = f"cases-{size[0]}x{size[1]}-seed{seed}-{'test' if test else 'train'}"
     folder = cache / name
     folder.mkdir(parents=True, exist_ok=True)

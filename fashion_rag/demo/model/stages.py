@@ -47,7 +47,9 @@ class AttributeHeads(nn.Module):
 
 
 def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss of unit vectors [B, D]; `same` [B, B] marks pairs that describe the same thing."""
+    """Return the symmetric InfoNCE loss of unit vectors [B, D]; `same` [B, B] marks pairs that describe the
+    same thing.
+    """
     logits = scale.clamp(max=CONTRASTIVE_SCALE_LIMIT).exp() * a @ b.T
     target = same / same.sum(dim=1, keepdim=True)
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2

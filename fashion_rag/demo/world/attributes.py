@@ -225,7 +225,9 @@ def sample_person(rng: np.random.Generator, category: str, garment: Garment | No
 
 
 def dressed(person: Person, garment: Garment) -> Person:
-    """Return the same person with the garment of that category exchanged; raises KeyError where they wear none of it."""
+    """Return the same person with the garment of that category exchanged; raises KeyError where they wear
+    none of it.
+    """
     old = person.worn(garment.category)
     return replace(person, outfit=tuple(garment if worn is old else worn for worn in person.outfit))
 

@@ -101,7 +101,9 @@ def smooth(points: Points) -> Points:
 
 
 def ellipse(centre: Points, rx: float, ry: float, start: float = 0.0, stop: float = 360.0) -> Points:
-    """Return a polygon round an ellipse, or the sector's arc from `start` to `stop` degrees (clockwise from the right)."""
+    """Return a polygon round an ellipse, or the sector's arc from `start` to `stop` degrees (clockwise from
+    the right).
+    """
     angles = np.deg2rad(np.linspace(start, stop, 28))
     return centre + np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
 

@@ -94,7 +94,9 @@ def _inside(coverage: Floats) -> NDArray[np.bool_]:
 
 
 def _fit(pixels: Floats, share: Floats) -> tuple[Floats, Floats, float]:
-    """Return the two colours whose mixture by `share` [n] comes nearest to `pixels` [n, 3], and the squared error left."""
+    """Return the two colours whose mixture by `share` [n] comes nearest to `pixels` [n, 3], and the squared
+    error left.
+    """
     basis = np.stack([1 - share, share], axis=1)
     colours, _, rank, _ = np.linalg.lstsq(basis, pixels, rcond=None)
     if rank < 2:
