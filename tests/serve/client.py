@@ -25,9 +25,9 @@ from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
 PATIENCE_S = 120.0
-# The server runs the networks by ONNX Runtime and in batches, the pipeline by PyTorch and alone. The last digits of their
-# sums differ, by which a pixel may be rounded to the next level. Enlarging to the photo's size by a bicubic filter, whose
-# negative weights let a difference grow, rounds once more. Of pictures that differ in their seeds, it is over a hundred.
+# The server runs the networks by ONNX Runtime and in batches, the pipeline by PyTorch and alone. The last digits of
+# their sums differ, so that a pixel may be rounded to the next level. The bicubic filter that enlarges to the photo's
+# size has negative weights, which let a difference grow, and rounds once more. Other edits differ by far more.
 ROUNDING = 2
 CATALOGUE_KEY = "catalogue-key"
 
