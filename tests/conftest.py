@@ -1,10 +1,28 @@
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from export.to_onnx import export_onnx
 from fashion_rag.bundle import Bundle
+from tests.golden.golden import Golden
 from tests.tiny import make_tiny_bundle, make_tiny_catalogue
+
+REPOSITORY = Path(__file__).parents[1]
+
+# How long an example takes says something about the machine and its other work, and nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    """Return the golden data, which are not part of the repository; without them the test is skipped."""
+    folder = Path(os.environ.get("FASHION_RAG_GOLDEN", REPOSITORY / "../shared/golden")).resolve()
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"no golden data in {folder}; set FASHION_RAG_GOLDEN")
+    return Golden(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,7 @@ def test_demo_world_draws_pairs_and_shows_progress(tmp_path: Path) -> None:
 
 
 def test_a_log_gets_lines_in_place_of_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fashion_rag.cli.base.LINE_EVERY_S", math.inf)
     result = run("demo", "world", tmp_path / "rare", "--num-pairs", 1)
     assert "drawing: 1 of 3\n" in result.stderr
     assert "drawing: 2 of 3" not in result.stderr

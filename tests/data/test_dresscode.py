@@ -39,12 +39,13 @@ def root(tmp_path) -> Path:
 
 
 def test_captions_and_retrieved_garments_equal_the_published_ones(golden):
-    entries = json.loads((golden / "case6_dataprep.json").read_text())
     expected = {
         entry["im_name"]: (entry["category"], entry["c_name"], entry["captions"], entry["retrieved"])
-        for entry in entries
+        for entry in golden.samples
     }
-    data = DressCode(golden / "dresscode", size=(64, 48), retrieval=golden / "dresscode" / "retrieval", num_retrieved=3)
+    (num_retrieved,) = {len(retrieved) for *_, retrieved in expected.values()}
+    root = golden.dresscode
+    data = DressCode(root, size=(64, 48), retrieval=root / "retrieval", num_retrieved=num_retrieved)
     assert len(data) == len(expected) > 0
     for sample in data:
         category, garment, caption, retrieved = expected[f"{sample.person_id}_0.jpg"]

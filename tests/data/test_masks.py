@@ -24,13 +24,13 @@ def person():
 
 def test_masks_equal_the_published_ones(golden):
     compared, wrong = 0, []
-    for entry in json.loads((golden / "case6_dataprep.json").read_text()):
+    for entry in golden.samples:
         height, width = size = tuple(entry["size"])
-        person_id, folder = entry["im_name"].removesuffix("_0.jpg"), golden / "dresscode" / entry["category"]
+        person_id, folder = entry["im_name"].removesuffix("_0.jpg"), golden.dresscode / entry["category"]
         labels = Image.open(folder / "label_maps" / f"{person_id}_4.png")
         rows = json.loads((folder / "keypoints" / f"{person_id}_2.json").read_text())["keypoints"]
         row = entry["sheet_row"] * height
-        expected = np.asarray(Image.open(golden / entry["sheet"]).crop((0, row, width, row + height)))
+        expected = np.asarray(Image.open(golden.folder / entry["sheet"]).crop((0, row, width, row + height)))
         mask = repaint_mask_for(np.asarray(labels), np.array(rows)[:, :2], entry["category"], entry["mask_type"], size)
         assert mask.dtype == np.uint8 and mask.sum() > 0
         compared += 1

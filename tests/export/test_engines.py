@@ -11,7 +11,7 @@ import pytest
 
 from export.engines import EngineKey, get_or_build, read_engine, write_whole
 from fashion_rag.errors import ArtifactError
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 KEY = EngineKey(
@@ -48,7 +48,7 @@ folder, name = Path(sys.argv[1]), sys.argv[2]
 
 def build():
     (folder / f"{name}.builds").touch()
-    for _ in range(2000):
+    for _ in range(30_000):
         if (folder / "go").exists():
             return ENGINE
         time.sleep(0.01)
@@ -221,7 +221,7 @@ def test_of_several_builders_one_builds_and_a_dead_one_is_replaced(
     (tmp_path / "go").touch()
     path = tmp_path / "engines" / KEY.file_name
     for other in others:
-        output, errors = other.communicate(timeout=60)
+        output, errors = other.communicate(timeout=PATIENCE_S)
         assert (output.strip(), other.returncode) == (str(path), 0), errors
     # One of the two built after the first had died; the other found it done.
     assert len(list(tmp_path.glob("*.builds"))) == 2

@@ -1,17 +1,22 @@
 """The golden data: what the published code computed on small random weights, and the same weights loaded here.
 
-Every size and configuration comes from the data's own manifest.
+There may be several sets of them. Every size, count, name, order and configuration comes from the set's own manifest,
+from the names of its tensors, or from their shapes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
@@ -36,6 +41,19 @@ class Golden:
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())
 
+    def rows(self, case: str) -> Any:
+        """Return what the JSON file of a case holds; where the set has no such case, the test is skipped."""
+        file = self.manifest["cases"].get(case, {}).get("file")
+        if file is None or not (self.folder / file).is_file():
+            pytest.skip(f"the golden data in {self.folder} have no case {case}")
+        return self.json(file)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Return what was found for each sample, size and mask type of the data preparation (case 6)."""
+        samples: list[dict[str, Any]] = self.json(self.case("6_dataprep")["index"])
+        return samples
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         return load_file(self.folder / f"{name}.safetensors")
 
@@ -54,6 +72,33 @@ class Golden:
     def sampler(self) -> SamplerConfig:
         return SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler", **self.case("5_pipeline")["scheduler"]})
 
+    @property
+    def dresscode(self) -> Path:
+        """Return the data set that the cases from 6 on were made of."""
+        return self.folder / self.case("6_dataprep")["folder"]
+
+    def garments(self) -> list[Image.Image]:
+        """Return the garment pictures that went into the vision tower (case 7), in their order."""
+        files = self.case("7_vision")["garment_files_in_order"]
+        return [Image.open(self.dresscode / file).convert("RGB") for file in files]
+
+    def crops(self) -> list[np.ndarray]:
+        """Return the published crops [H, W, 3] of the first garments of case 7, in their order."""
+        folder = self.folder / self.case("7_vision")["crops"].split("/")[0]
+        files = sorted(folder.glob("*.png"), key=lambda path: int(path.stem))
+        assert [path.stem for path in files] == [str(number) for number in range(len(files))] != []
+        return [np.asarray(Image.open(path).convert("RGB")) for path in files]
+
+    def picture_row(self, sample: str) -> int:
+        """Return the row of a sample of case 8, such as "000110_0.jpg", among the published pictures.
+
+        They are in the order of their files' names, which begin with the sample's; all else is in that of the samples.
+        """
+        about = self.case("8_evaluation")
+        files = next(files for name, files in about.items() if name.startswith("image_files_in_order_of_image_stride"))
+        (row,) = [row for row, file in enumerate(files) if Path(file).name.startswith(f"{Path(sample).stem}_")]
+        return row
+
     @cached_property
     def num_pseudo_words(self) -> int:
         return int(self.config("inversion_adapter")["num_vstar"])
@@ -62,6 +107,11 @@ class Golden:
     def picture_size(self) -> tuple[int, int]:
         height, width = self.case("8_evaluation")["size"]
         return height, width
+
+    @property
+    def crop(self) -> int:
+        """Return the side of the square picture that the vision tower sees."""
+        return int(self.config("vision_encoder")["image_size"])
 
     @cached_property
     def adapter(self) -> InversionAdapter:
@@ -81,11 +131,10 @@ class Golden:
         config = CLIPVisionConfig(**self.config("vision_encoder"))
         model = CLIPVisionModel(config)
         weights = _without_prefix(self.tensors("weights_vision_encoder"), "vision_model.")
-        del weights["visual_projection.weight"]  # leads to the pooled output, of no use here
+        weights.pop("visual_projection.weight", None)  # leads to the pooled output, of no use here
         model.load_state_dict(weights)
-        crop = config.image_size
         return GarmentEncoder(
-            model, self.adapter, self.picture_size, crop, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+            model, self.adapter, self.picture_size, self.crop, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
         ).eval()
 
     @cached_property
@@ -116,6 +165,28 @@ class Golden:
 def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """A CLIP tower's weights: since the data were made, keys have lost `prefix` and position ids are no weights."""
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if "position_ids" not in name}
+
+
+def named(tensors: dict[str, Tensor], pattern: str) -> dict[str, tuple[str, ...]]:
+    """Return the names that match the whole of `pattern`, each with what its groups matched; there is at least one.
+
+    The names say what they hold: "image_stride4" is every fourth pixel, "steps7.timesteps" are those of seven steps.
+    """
+    found = {name: match.groups() for name in tensors if (match := re.fullmatch(pattern, name))}
+    assert found, f"no tensor is named {pattern}; there are {sorted(tensors)}"
+    return found
+
+
+def strided(tensors: dict[str, Tensor], kind: str) -> tuple[Tensor, slice]:
+    """Return the pictures called `kind`, of which only every so many pixels are kept, and the slice that keeps them."""
+    ((name, (stride,)),) = named(tensors, rf"{kind}_stride(\d+)").items()
+    return tensors[name], slice(None, None, int(stride))
+
+
+def first_rows(tensors: dict[str, Tensor], kind: str) -> Tensor:
+    """Return the tensor called `kind`, of which only the first rows are kept; their number is in its shape."""
+    (name,) = named(tensors, rf"{kind}_first\d*")
+    return tensors[name]
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

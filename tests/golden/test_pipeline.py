@@ -29,7 +29,11 @@ from fashion_rag.pipeline import (
     prepare,
 )
 from fashion_rag.request import EditRequest, Template
-from tests.golden.golden import Golden, difference
+from tests.golden.golden import Golden, difference, first_rows, named, strided
+
+# The generator draws the same bits everywhere, but how it makes normal numbers of them, by logarithm and cosine, rounds
+# differently with other vector instructions and in other versions of PyTorch. Another seed is off by more than one.
+DRAWN_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -79,8 +83,9 @@ def test_prompts(case5: Case5) -> None:
     ids = case["prompt_ids"]
     embeds = insert_pseudo_words(encoder.token_embedding(ids), ids, case["prompt_word_embeddings"].flatten(0, 1))
     assert difference(encoder.text_encoder(embeds), case["prompt_embeds"]) < case5.golden.tolerance("case2")
-    assert torch.equal(encoder.tokenize(["", ""]), case["negative_ids"])
-    assert difference(encoder(["", ""]), case["negative_prompt_embeds"]) < case5.golden.tolerance("case2")
+    empty = [""] * len(ids)
+    assert torch.equal(encoder.tokenize(empty), case["negative_ids"])
+    assert difference(encoder(empty), case["negative_prompt_embeds"]) < case5.golden.tolerance("case2")
 
 
 def test_person(case5: Case5) -> None:
@@ -100,19 +105,23 @@ def test_whole_run(case5: Case5) -> None:
     case5.check_latents(case5.unet.outputs[0], "unet_output_step0")
     case5.check_latents(torch.stack(trail), "latents_after_step")
     case5.check_latents(trail[-1], "final_latents")
-    picture = (golden.vae.decode(trail[-1])[:1] / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert difference(picture, case["final_image_float_first"]) < golden.tolerance("case5_image_float")
+    expected = first_rows(case, "final_image_float")
+    pictures = (golden.vae.decode(trail[-1])[: len(expected)] / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert difference(pictures, expected) < golden.tolerance("case5_image_float")
     pixels = torch.from_numpy(decode(golden.vae, trail[-1]))
     assert difference(pixels, case["final_image_uint8"]) <= golden.tolerance("case5_uint8")
 
 
 def test_run_from_a_seed(case5: Case5) -> None:
     case = case5.tensors
-    latents, vae_noise = draw_noise(5, case["gen5.init_latents"].shape)
-    assert torch.equal(latents, case["gen5.init_latents"])
-    assert torch.equal(vae_noise, case["gen5.vae_noise"])
-    trail = case5.run(latents, case5.person("gen5.vae_noise"), len(case["gen5.timesteps"]), case5.guidance_scale)
-    case5.check_latents(trail[-1], "gen5.final_latents")
+    ((name, (seed,)),) = named(case, r"gen(\d+)\.init_latents").items()
+    group = name.split(".")[0]
+    latents, vae_noise = draw_noise(int(seed), case[name].shape)
+    assert difference(latents, case[name]) < DRAWN_TOLERANCE
+    assert difference(vae_noise, case[f"{group}.vae_noise"]) < DRAWN_TOLERANCE
+    steps = len(case[f"{group}.timesteps"])
+    trail = case5.run(latents, case5.person(f"{group}.vae_noise"), steps, case5.guidance_scale)
+    case5.check_latents(trail[-1], f"{group}.final_latents")
 
 
 def test_run_without_guidance(case5: Case5) -> None:
@@ -127,28 +136,42 @@ def test_run_without_guidance(case5: Case5) -> None:
 
 def test_run_whose_steps_do_not_divide_the_schedule(case5: Case5) -> None:
     case = case5.tensors
-    assert torch.equal(timesteps(case5.golden.sampler, 7), case["steps7.timesteps"])
-    trail = case5.run(case["init_latents"], case5.person(), 7, case5.guidance_scale)
-    case5.check_latents(trail[-1], "steps7.final_latents")
+    for name, (number,) in named(case, r"steps(\d+)\.final_latents").items():
+        steps = int(number)
+        assert torch.equal(timesteps(case5.golden.sampler, steps), case[f"steps{number}.timesteps"])
+        trail = case5.run(case["init_latents"], case5.person(), steps, case5.guidance_scale)
+        case5.check_latents(trail[-1], name)
 
 
 def evaluation_samples(golden: Golden) -> list[Sample]:
     case = golden.case("8_evaluation")
-    root = golden.folder / "dresscode"
+    root = golden.dresscode
     data = DressCode(root, size=golden.picture_size, retrieval=root / "retrieval", num_retrieved=case["n_retrieved"])
     by_file = {f"{sample.person_id}_0.jpg": sample for sample in data}
     return [by_file[name] for name in case["samples"]]
 
 
-@pytest.mark.parametrize("row", [0, 1])
-def test_evaluation_at_full_size(golden: Golden, row: int) -> None:
+def test_evaluation_noise(golden: Golden) -> None:
+    """The published code drew the noise of all samples at once."""
+    case = golden.tensors("case8_evaluation")
+    latents, vae_noise = draw_noise(golden.case("8_evaluation")["seed"], case["init_latents"].shape)
+    assert difference(latents, case["init_latents"]) < DRAWN_TOLERANCE
+    assert difference(vae_noise, case["vae_noise"]) < DRAWN_TOLERANCE
+
+
+def test_evaluation_at_full_size(golden: Golden) -> None:
+    for row, sample in enumerate(evaluation_samples(golden)):
+        check_evaluation(golden, row, sample)
+
+
+def check_evaluation(golden: Golden, row: int, sample: Sample) -> None:
+    """Hold one sample of case 8 to the published run, from its files to its picture."""
     case, about = golden.tensors("case8_evaluation"), golden.case("8_evaluation")
     rows = slice(row, row + 1)
-    sample = evaluation_samples(golden)[row]
     manifest = Manifest("golden", image_size=golden.picture_size, num_pseudo_words=golden.num_pseudo_words)
     request = EditRequest(
         image=np.array(sample.image),
-        mask=repaint_mask(sample.label_map, sample.keypoints, sample.category, "bounding_box"),
+        mask=repaint_mask(sample.label_map, sample.keypoints, sample.category, about["mask_type"].split()[0]),
         prompt=sample.caption,
         category=sample.category,
         keypoints=sample.keypoints,
@@ -160,21 +183,26 @@ def test_evaluation_at_full_size(golden: Golden, row: int) -> None:
     (conditioning,) = condition(golden.prompt_encoder, [request], [pseudo_words])
     assert difference(conditioning.prompt_embeds, case["prompt_embeds"][rows]) < golden.tolerance("case8_prompt_embeds")
 
-    # The published code drew the noise of both samples at once.
-    latents, vae_noise = draw_noise(about["seed"], case["init_latents"].shape)
-    assert torch.equal(latents, case["init_latents"])
-    assert torch.equal(vae_noise, case["vae_noise"])
     inputs = prepare(request, manifest)
-    person = encode_person(golden.vae, inputs.image, inputs.mask, inputs.pose_map, vae_noise[rows])
+    person = encode_person(golden.vae, inputs.image, inputs.mask, inputs.pose_map, case["vae_noise"][rows])
     assert torch.equal(person.mask, case["mask_latents"][rows].float())
-    assert difference(person.masked_image_latents, case["masked_image_latents"][rows]) < 1e-4
+    # Those of the encoder, which are larger: a picture this large has more sums than the small one of case 5.
+    assert difference(person.masked_image_latents, case["masked_image_latents"][rows]) < golden.tolerance("case4")
 
     *_, latents = denoise(
-        golden.unet, golden.sampler, latents[rows], person, conditioning, about["steps"], request.guidance_scale
+        golden.unet,
+        golden.sampler,
+        case["init_latents"][rows],
+        person,
+        conditioning,
+        len(case["timesteps"]),
+        request.guidance_scale,
     )
     assert difference(latents, case["final_latents"][rows]) < golden.tolerance("case8_latents")
-    pixels = torch.from_numpy(decode(golden.vae, latents))[:, ::4, ::4]
-    assert difference(pixels, case["image_stride4"][rows]) <= golden.tolerance("case8_uint8")
+    expected, kept = strided(case, "image")
+    place = golden.picture_row(about["samples"][row])
+    pixels = torch.from_numpy(decode(golden.vae, latents))[:, kept, kept]
+    assert difference(pixels, expected[place : place + 1]) <= golden.tolerance("case8_uint8")
 
 
 def test_evaluation_without_retrieval(golden: Golden) -> None:

@@ -25,6 +25,10 @@ from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
 PATIENCE_S = 120.0
+# The server runs the networks by ONNX Runtime and in batches, the pipeline by PyTorch and alone. The last digits of
+# their sums differ, so that a pixel may be rounded to the next level. The bicubic filter that enlarges to the photo's
+# size has negative weights, which let a difference grow, and rounds once more. Other edits differ by far more.
+ROUNDING = 2
 CATALOGUE_KEY = "catalogue-key"
 
 
@@ -73,8 +77,8 @@ def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
 
 
 def same(shown: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> bool:
-    """Whether two pictures are equal but for the last digit of what they were rounded from."""
-    return shown.shape == wanted.shape and int(np.abs(shown.astype(int) - wanted).max()) <= 1
+    """Tell whether two pictures are equal but for ROUNDING."""
+    return shown.shape == wanted.shape and int(np.abs(shown.astype(int) - wanted).max()) <= ROUNDING
 
 
 async def until(reached: Callable[[int, int], bool], patience_s: float = PATIENCE_S) -> int:

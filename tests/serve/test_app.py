@@ -53,7 +53,7 @@ def another_ingress(url: str, config: ServeConfig) -> Iterator[str]:
 )
 def test_the_picture_is_the_pipelines(url: str, pipeline: Pipeline, changes: dict[str, Any]) -> None:
     reply = edit(url, **changes)
-    assert np.array_equal(picture(reply), expected(pipeline, **changes))
+    assert same(picture(reply), expected(pipeline, **changes))
     body = reply.json()
     assert [garment["id"] for garment in body["garments"]] == changes.get(
         "garment_ids", [garment["id"] for garment in body["garments"]]
@@ -63,7 +63,7 @@ def test_the_picture_is_the_pipelines(url: str, pipeline: Pipeline, changes: dic
 
 
 def test_the_seed_makes_the_picture(url: str) -> None:
-    assert not np.array_equal(picture(edit(url, seed=1)), picture(edit(url, seed=2)))
+    assert not same(picture(edit(url, seed=1)), picture(edit(url, seed=2)))
     drawn = edit(url, seed=None)
     assert np.array_equal(picture(edit(url, seed=drawn.json()["seed"])), picture(drawn))
 
@@ -255,9 +255,12 @@ async def long_edits(url: str, count: int) -> AsyncIterator[None]:
 def test_a_caller_that_leaves_ends_the_denoising(url: str, stream: str) -> None:
     async def leave() -> int:
         before = await until(empty)
-        with pytest.raises(httpx.ReadTimeout):
-            async with httpx.AsyncClient(timeout=1.0) as client:
-                await client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS, stream=stream))
+        async with httpx.AsyncClient(timeout=None) as client:
+            asked = form(steps=MANY_STEPS, stream=stream)
+            post = asyncio.create_task(client.post(f"{url}/v1/images/edits", **asked))
+            await until(lambda _, num_calls: num_calls > before)
+            post.cancel()
+            await asyncio.wait([post])
         return await until(empty) - before
 
     assert 0 < asyncio.run(leave()) < MANY_STEPS
@@ -277,7 +280,8 @@ def test_a_full_server_refuses_and_recovers(url: str, config: ServeConfig) -> No
 
 def test_an_edit_that_cannot_be_done_in_time_is_refused_before_its_first_step(url: str) -> None:
     before = asyncio.run(until(empty))
-    late = edit(url, steps=MANY_STEPS, deadline_s=0.6)
+    # A tenth of a millisecond a step, which no machine does.
+    late = edit(url, steps=MANY_STEPS, deadline_s=0.1)
     assert (late.status_code, late.json()["error"]["type"]) == (504, "DeadlineExceeded")
     assert asyncio.run(until(empty)) == before
 

@@ -11,7 +11,7 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 
 from fashion_rag.pipeline import Pipeline
 from serve.config import ServeConfig
-from tests.serve.client import PATIENCE_S, decoded, expected
+from tests.serve.client import PATIENCE_S, decoded, expected, same
 from tests.serve.pictures import SIZE, mask, photo, png
 
 OURS = {"category": "dresses", "seed": 5}
@@ -35,7 +35,7 @@ def test_an_edit(client: openai.OpenAI, pipeline: Pipeline) -> None:
     assert reply.data is not None
     (data,) = reply.data
     assert data.b64_json is not None
-    assert np.array_equal(decoded(data.b64_json), expected(pipeline))
+    assert same(decoded(data.b64_json), expected(pipeline))
     assert reply.created > 0
     # What is not OpenAI's comes along.
     assert reply.model_extra is not None
@@ -87,7 +87,7 @@ def test_a_stream(client: openai.OpenAI, pipeline: Pipeline) -> None:
     steps = [(partial.model_extra or {})["step"] for partial in partials]
     assert steps == [2, 4, 6]
     assert isinstance(completed, ImageEditCompletedEvent)
-    assert np.array_equal(decoded(completed.b64_json), expected(pipeline, steps=NUM_STEPS))
+    assert same(decoded(completed.b64_json), expected(pipeline, steps=NUM_STEPS))
 
 
 def test_errors_are_its_errors(client: openai.OpenAI) -> None:

@@ -1,10 +1,21 @@
 import json
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.training.data import Source
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run each test with one thread, as each of several processes has: sums may differ in the last digit otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

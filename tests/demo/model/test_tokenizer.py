@@ -1,5 +1,3 @@
-import json
-import os
 from pathlib import Path
 
 import open_clip
@@ -11,8 +9,7 @@ from transformers import CLIPTokenizer
 from fashion_rag.demo.model.tokenizer import FULL_VOCAB_SIZE, write_tokenizer
 from fashion_rag.models.prompt import prompt_text
 from fashion_rag.request import Template
-
-GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[3] / "../shared/golden")).resolve()
+from tests.golden.golden import Golden
 
 
 @pytest.mark.parametrize("vocab_size", [514, 600, 2048])
@@ -41,15 +38,15 @@ def test_the_full_vocabulary_gives_the_ids_of_open_clip(tmp_path: Path) -> None:
     assert torch.equal(ours, open_clip.SimpleTokenizer()(texts))
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data in {GOLDEN}; set FASHION_RAG_GOLDEN")
-def test_the_full_vocabulary_gives_the_golden_ids(tmp_path: Path) -> None:
+def test_the_full_vocabulary_gives_the_golden_ids(golden: Golden, tmp_path: Path) -> None:
+    rows = golden.rows("2c_real_clip_prompt_ids")["rows"]
+    assert rows
     tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(tmp_path, FULL_VOCAB_SIZE))
-    rows = json.loads((GOLDEN / "case2c_real_clip_prompt_ids.json").read_text())["rows"]
     for row in rows:
         text = row.get("text")
         if text is None:
             text = prompt_text(Template.GARMENTS, row["category"], "", row["n_retrieved"], row["num_vstar"])
-        ids = tokenizer(text, padding="max_length", truncation=True, max_length=77)["input_ids"]
+        ids = tokenizer(text, padding="max_length", truncation=True, max_length=len(row["input_ids"]))["input_ids"]
         assert ids == row["input_ids"], text
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from fashion_rag.demo.world.draw import render, render_garment
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
+from tests.golden.golden import Golden
 
-GOLDEN = Path(os.environ.get("FASHION_RAG_GOLDEN", Path(__file__).parents[3] / "../shared/golden")) / "dresscode"
 SIZE = (96, 72)
 
 
@@ -124,21 +123,18 @@ def test_more_pairs_than_distinct_garments(tmp_path: Path, num_pairs: int) -> No
         write_dresscode(tmp_path, num_pairs, seed=0)
 
 
-def test_files_are_formatted_as_in_the_data_set(root: Path) -> None:
-    if not GOLDEN.is_dir():
-        pytest.skip(f"no golden data in {GOLDEN}: set FASHION_RAG_GOLDEN")
-    for name in ("fine_captions.json", "coarse_captions.json"):
-        for folder in (root, GOLDEN):
+def test_files_are_formatted_as_in_the_data_set(root: Path, golden: Golden) -> None:
+    for folder in (root, golden.dresscode):
+        for name in ("fine_captions.json", "coarse_captions.json"):
             text = (folder / name).read_text()
             assert text == json.dumps(json.loads(text), indent=0)
-    ours, theirs = (
-        (folder / "dresses" / "keypoints" / f"{number}_2.json").read_text()
-        for folder, number in ((root, "000000"), (GOLDEN, "000110"))
-    )
-    for text in (ours, theirs):
-        content = json.loads(text)
-        assert list(content) == ["keypoints"] and text == json.dumps(content)
-        assert np.shape(content["keypoints"]) == (18, 4)
-    for folder in (root, GOLDEN):
-        text = (folder / "dresses" / "test_pairs_paired.txt").read_text()
-        assert text.endswith("jpg\n") and all(len(line.split(" ")) == 2 for line in text.splitlines())
+        for file in folder.glob("*/keypoints/*_2.json"):
+            text = file.read_text()
+            content = json.loads(text)
+            assert list(content) == ["keypoints"] and text == json.dumps(content)
+            assert np.shape(content["keypoints"]) == (18, 4)
+        lists = list(folder.glob("*/test_pairs_paired.txt"))
+        assert lists
+        for file in lists:
+            text = file.read_text()
+            assert text.endswith("jpg\n") and all(len(line.split(" ")) == 2 for line in text.splitlines())
