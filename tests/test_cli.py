@@ -2,6 +2,7 @@ import errno
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -396,7 +397,7 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
 
 def test_a_folder_that_may_not_be_written_to_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write everywhere, so the answer is the test's own.
-    monkeypatch.setattr("fashion_rag.cli.checks.os.access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or mode == os.R_OK)
     for out in (tmp_path, tmp_path / "deep" / "folder"):
         result = run("demo", "world", out)
         assert result.exit_code == 2
