@@ -200,9 +200,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write `state` as a safetensors file, floating-point tensors as `dtype`."""
+    """Write `state` as a safetensors file, floating-point tensors as `dtype`. Raises OSError, as on a full disk."""
     stored = {key: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for key, tensor in state.items()}
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written: {error}") from error
     path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
