@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ from fashion_rag.errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
 MAX_NAMED = 4  # faults that a message lists; a wrong file has hundreds
+# A folder of half-written files ends in this suffix, and has a lock that the process which writes them holds.
+SCRATCH_LOCK = "written-by-fashion-rag.lock"
+SCRATCH_SUFFIX = ".partial"
+OLD, NEW = "old", "new"
 LOOK_EVERY_S = 1.0
 SAY_EVERY_S = 30.0
 
@@ -56,21 +60,67 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place, old content and all, when the block ends without an error.
+    """Make a new folder that takes the place of `folder`, old content and all, when the block ends without an error.
 
-    Raises ArtifactError if `folder` holds something that is not ours to replace, which is anything without a manifest.
+    Raises ArtifactError as `check_replaceable`. What killed runs left is removed first, as `scratch_beside` does.
     """
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder}: exists and has no {MANIFEST_FILE}; give a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(folder)
     # On the same file system, so that the renames cannot fail half way through a copy.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        new = Path(beside) / "new"
+    with scratch_beside(folder) as scratch:
+        new = scratch / NEW
         new.mkdir()
         yield new
         if folder.exists():
-            folder.rename(Path(beside) / "old")
+            folder.rename(scratch / OLD)
         new.rename(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ArtifactError if `folder` holds something that is not ours to replace: anything without a manifest."""
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder}: exists and has no {MANIFEST_FILE}; give a new or an empty folder")
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Make a hidden folder beside `path` that is removed at the end of the block.
+
+    A run that is killed leaves it there. So those beside `path` that no live process holds are removed first, with a
+    warning for each.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    # Nobody looks for leftovers under this first name, so that the folder is never seen without its lock.
+    begun = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".begun", dir=path.parent))
+    scratch = begun.with_suffix(SCRATCH_SUFFIX)
+    with (begun / SCRATCH_LOCK).open("w") as lock:
+        with suppress(OSError):  # on a file system without locks nobody else can remove the folder either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        begun.rename(scratch)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the folders that `scratch_beside` has made in `parent` and that no live process holds any more."""
+    for lock_path in sorted(parent.glob(f".*{SCRATCH_SUFFIX}/{SCRATCH_LOCK}")):
+        with suppress(OSError), lock_path.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_path.exists():  # its holder may have removed it before this process had the lock
+                _remove_leftover(lock_path.parent)
+
+
+def _remove_leftover(scratch: Path) -> None:
+    """Remove what a killed run left; what it had already put aside for a finished folder is put in its place."""
+    folder = scratch.with_name(scratch.stem[1:].rpartition("-")[0])
+    if (scratch / OLD).exists() and (scratch / NEW).exists() and not folder.exists():
+        (scratch / NEW).rename(folder)
+        logger.warning("%s: put in place, as a run that was killed had finished it", folder)
+    num_bytes = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+    shutil.rmtree(scratch)
+    logger.warning("%s: removed %.1f MB that a run left when it was killed", scratch, num_bytes / 1e6)
 
 
 @contextmanager
@@ -86,12 +136,19 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`."""
+    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`.
+
+    A write that fails, as on a full disk, leaves nothing; what a killed one leaves, the next one overwrites.
+    """
     aside = path.with_name(f"{path.name}.part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -143,9 +200,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write `state` as a safetensors file, floating-point tensors as `dtype`."""
+    """Write `state` as a safetensors file, floating-point tensors as `dtype`. Raises OSError, as on a full disk."""
     stored = {key: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for key, tensor in state.items()}
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written: {error}") from error
     path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 

@@ -44,7 +44,8 @@ from fashion_rag.catalogue.encoding import Encoders
 from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.root import Root
 from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue.versions import live
+from fashion_rag.config import DEMO_BUNDLE, Manifest
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
@@ -152,8 +153,31 @@ class Bundle:
         return Encoders(self.load_retrieval_encoder(device), self.load_garment_encoder(device))
 
     def open_catalogue(self, root: str | Path, cache: Path | None = None) -> Catalogue:
-        """The catalogue in `root`, to be searched and worn with this bundle. Raises as `Catalogue.open`."""
-        return Catalogue.open(root, self.load_retrieval_encoder(), self.fingerprints()[INVERSION], cache)
+        """Return the catalogue in `root`, to be searched and worn with this bundle.
+
+        Raises ArtifactError as `check_catalogue`, before any weights are loaded, and as `Catalogue.open`.
+        """
+        fingerprints = self.fingerprints()
+        self.check_catalogue(root, fingerprints)
+        return Catalogue.open(root, self.load_retrieval_encoder(), fingerprints[INVERSION], cache)
+
+    def check_catalogue(self, root: str | Path, fingerprints: Mapping[str, str] | None = None) -> None:
+        """Raise ArtifactError unless the live version of the catalogue in `root` can be searched with this bundle.
+
+        fingerprints: of this bundle, where they are known already.
+        """
+        built_by = live(Root.at(root)).encoders.get(RETRIEVAL, "none")
+        mine = (fingerprints or self.fingerprints())[RETRIEVAL]
+        if built_by == mine:
+            return
+        opened = str(self.path)
+        if self.path.resolve() == DEMO_BUNDLE.resolve():
+            opened = "the packaged demo bundle, which is the default where no --bundle is given"
+        raise ArtifactError(
+            f"{root}: was built with another bundle than the one that was opened, {opened}; give the catalogue's own "
+            f"with --bundle, or build the catalogue again with this one (its retrieval encoder is {built_by[:12]}, "
+            f"this bundle's is {mine[:12]})"
+        )
 
     def build_catalogue(
         self, root: str | Path, garments: Sequence[Garment], device: Device = "cpu", **how: Any

@@ -6,7 +6,6 @@ The command line calls it, once. The released weights are under CC BY-NC 4.0, an
 from __future__ import annotations
 
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from fashion_rag.artifacts import read_config, write_json, write_state
+from fashion_rag.artifacts import check_replaceable, read_config, scratch_beside, write_json, write_state
 from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder
 from fashion_rag.config import Manifest
@@ -68,6 +67,12 @@ def import_bundle(
     At full size this takes about 15 GB of memory. Raises ArtifactError, writing nothing, for a file that is missing
     or damaged, and for weights that are not exactly those of the configurations.
     """
+    # What takes no time is checked before anything is fetched or loaded.
+    check_replaceable(out)
+    for path in (unet, adapter):
+        if not path.is_file():
+            raise ArtifactError(f"{path}: not a readable file of weights: there is no such file")
+    _check_retrieval(retrieval)
     base_folder, vision_folder = _folder(base, BASE_FILES), _folder(vision, VISION_FILES)
     text_encoder = read_text_encoder(base_folder / "text_encoder")
     vision_encoder = read_vision_encoder(vision_folder)
@@ -78,7 +83,7 @@ def import_bundle(
         num_pseudo_words=inversion_adapter.num_pseudo_words,
         licence=f"{RELEASED_LICENCE} {licence}".strip(),
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_beside(out) as scratch:
         parts = BundleParts(
             text_encoder=text_encoder,
             tokenizer=base_folder / "tokenizer",
@@ -89,7 +94,7 @@ def import_bundle(
             unet=_read_unet(unet, base_folder / "unet" / CONFIG_FILE),
             vae=read_vae(base_folder / "vae"),
             scheduler=_ddim(read_config(base_folder / "scheduler" / SCHEDULER_FILE)),
-            retrieval=_retrieval_folder(retrieval, Path(scratch)),
+            retrieval=_retrieval_folder(retrieval, scratch / "retrieval"),
         )
         return write_bundle(out, manifest, parts, dtype)
 
@@ -147,18 +152,24 @@ def _ddim(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": "DDIMScheduler"}
 
 
-def _retrieval_folder(source: str, scratch: Path) -> Path:
-    """The folder `source`, or `scratch` with the pretrained OpenCLIP model MODEL/TAG written into it."""
+def _check_retrieval(source: str) -> None:
+    """Raise ArtifactError unless `source` is a folder, or MODEL/TAG of a pretrained OpenCLIP model."""
+    model_name, _, tag = source.partition("/")
+    if not Path(source).is_dir() and tag not in open_clip.list_pretrained_tags_by_model(model_name):
+        raise ArtifactError(f"{source}: no such folder, nor MODEL/TAG of a pretrained OpenCLIP model")
+
+
+def _retrieval_folder(source: str, folder: Path) -> Path:
+    """Return the folder `source`, or the new `folder` with the pretrained OpenCLIP model MODEL/TAG written into it."""
     if Path(source).is_dir():
         return Path(source)
     model_name, _, tag = source.partition("/")
-    if tag not in open_clip.list_pretrained_tags_by_model(model_name):
-        raise ArtifactError(f"{source}: no such folder, nor MODEL/TAG of a pretrained OpenCLIP model")
     try:
         model = open_clip.create_model(model_name, pretrained=tag, require_pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ArtifactError(f"{source}: could not be fetched: {error}") from error
     config = {"model_cfg": open_clip.get_model_config(model_name), "preprocess_cfg": model.visual.preprocess_cfg}
-    write_json(scratch / encoder.CONFIG_FILE, config)
-    write_state(scratch / encoder.WEIGHTS_FILE, model.state_dict())
-    return scratch
+    folder.mkdir()
+    write_json(folder / encoder.CONFIG_FILE, config)
+    write_state(folder / encoder.WEIGHTS_FILE, model.state_dict())
+    return folder

@@ -8,7 +8,7 @@ alone, within the rounding of float32. Tensors are float32; run the stages witho
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +261,8 @@ class Pipeline:
     ) -> Pipeline:
         """The pipeline of a model bundle; without a catalogue, edits must bring their garments or use none."""
         bundle = Bundle.open(bundle_path)
+        # First, as a catalogue that does not fit is found at once, and large networks take long to load.
+        opened = bundle.open_catalogue(catalogue) if catalogue else None
         return cls(
             manifest=bundle.manifest,
             sampler=bundle.sampler,
@@ -269,12 +271,20 @@ class Pipeline:
             prompt_encoder=bundle.load_prompt_encoder(device, dtype),
             garment_encoder=bundle.load_garment_encoder(device, dtype),
             device=torch.device(device),
-            catalogue=bundle.open_catalogue(catalogue) if catalogue else None,
+            catalogue=opened,
         )
 
     @torch.inference_mode()
-    def __call__(self, request: EditRequest, garments: Sequence[Garment] | None = None) -> EditResult:
-        """The edited photo; `garments` stand in for retrieval. Raises InvalidRequest for what cannot be edited."""
+    def __call__(
+        self,
+        request: EditRequest,
+        garments: Sequence[Garment] | None = None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> EditResult:
+        """Return the edited photo. Raises InvalidRequest for what cannot be edited.
+
+        garments: stand in for retrieval. progress: called after each denoising step.
+        """
         timings: dict[str, float] = {}
         with self._timed("retrieve", timings):
             if garments is None:
@@ -287,7 +297,9 @@ class Pipeline:
         with self._timed("denoise", timings):
             steps, scale = request.num_inference_steps, request.guidance_scale
             walk = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale, request.shortcuts)
-            *_, latents = walk
+            for stepped in walk:
+                latents = stepped
+                progress()
         with self._timed("decode", timings):
             edited = finish(request, decode(self.vae, latents)[0])
         return EditResult(edited, tuple(garment.id for garment in garments), request.seed, timings)

@@ -1,7 +1,9 @@
+import errno
 import importlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import app
 from fashion_rag.config import DEMO_BUNDLE, Manifest
 from fashion_rag.demo.model.evaluate import Report, Row
+from fashion_rag.errors import ArtifactError, InvalidRequest
 
 
 def run(*arguments: object) -> Result:
@@ -87,6 +90,44 @@ def test_what_the_project_refuses_is_one_line_and_status_2(tmp_path: Path) -> No
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("edit",),
+        ("edit", "--colour", "red"),
+        ("edits",),
+        ("serve", "--port", "eighty"),
+        ("index", "build", "a", "b", "--out", "c"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and result.stderr.endswith("--help`.\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/models/out"), 1, "/models/out: No space left on device"),
+        (ArtifactError("a.bin: is damaged"), 1, "a.bin: is damaged"),
+        (InvalidRequest("steps", 0, "must be\nmore"), 2, "steps: got 0; must be more"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_expected_fault_is_one_line_and_has_its_status(
+    error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fashion_rag.demo.world.layout.write_dresscode", fail)
+    result = run("demo", "world", tmp_path)
+    assert result.exit_code == status
+    assert result.stderr.splitlines()[-1] == f"error: {message}"
+
+
 def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*arguments: object, **more: object) -> None:
         raise RuntimeError("a fault of our own")
@@ -129,7 +170,7 @@ def test_bundle_check_finds_a_damaged_part(tiny_bundle: Path, tmp_path: Path) ->
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes()[:100] if path.parent.name == "vae" else path.read_bytes())
     result = run("bundle", "check", damaged)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "vae" in result.stderr
 
 
@@ -144,6 +185,8 @@ def test_search_finds_garments_of_a_built_catalogue(tiny_bundle: Path, world: Pa
     assert len(lines) == 2
     assert scores == sorted(scores, reverse=True)
     assert {line.split()[1] for line in lines} == {path.name[:6] for path in world.glob("dresses/images/*_1.jpg")}
+    pictures = [Path(line.split()[-1]) for line in lines]
+    assert all(picture.is_relative_to(catalogue) and picture.is_file() for picture in pictures)
 
 
 def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict[str, Path], tmp_path: Path) -> None:
@@ -152,6 +195,7 @@ def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict
     result = edit(photo, tmp_path / "deep/first.png", *options)
     assert result.exit_code == 0, result.output
     assert f"garments {garment.stem}, seed 0" in result.stdout
+    assert "2/2" in result.stderr  # steps done, of steps in all
     before, after = pixels(photo["image"]), pixels(tmp_path / "deep/first.png")
     kept = pixels(photo["mask"]) == 0
     assert (after[kept] == before[kept]).all()
@@ -184,7 +228,7 @@ def test_a_catalogue_is_published_rolled_back_and_pruned(tiny_bundle: Path, worl
     assert [line[0] for line in versions("--activate", name)] == ["*", " "]
     assert len(versions("--prune", 1)) == 2  # readers may still be on what was just replaced
     refused = run("index", "versions", "--catalogue", catalogue, "--activate", "no-version")
-    assert refused.exit_code == 2 and "must be the name of a version" in refused.stderr
+    assert refused.exit_code == 1 and "must be the name of a version" in refused.stderr
 
 
 def test_index_build_says_what_it_skips(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -221,6 +265,9 @@ def test_search_narrows_by_attributes(tiny_bundle: Path, tmp_path: Path) -> None
     assert len(run(*search).stdout.splitlines()) == 2
     (line,) = run(*search, "--attribute", "size=M").stdout.splitlines()
     assert " b " in line
+    none = run(*search, "--attribute", "size=XXL")
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert none.stderr.endswith("no garment of dresses has size=XXL\n")
     assert run(*search, "--attribute", "size").exit_code == 2
 
 
@@ -231,6 +278,148 @@ def test_edit_retrieves_from_a_catalogue(
     result = edit(photo, tmp_path / "edited.png", *options)
     assert result.exit_code == 0, result.output
     assert len(result.stdout.partition("garments ")[2].split(", ")) == 3  # two garments and the seed
+
+
+def test_search_says_which_categories_have_garments(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "shop" / "dresses").mkdir(parents=True)
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "shop" / "dresses" / "a.png")
+    options = ("--out", tmp_path / "catalogue", "--bundle", tiny_bundle, "--work", tmp_path / "work")
+    assert run("index", "build", tmp_path / "shop", *options).exit_code == 0
+    search = ("search", "red", "--catalogue", tmp_path / "catalogue", "--bundle", tiny_bundle, "--category")
+    empty = run(*search, "upper_body")
+    assert (empty.exit_code, empty.stdout) == (0, "")
+    assert empty.stderr.endswith("no garment of upper_body; there are garments of dresses (1)\n")
+    unknown = run(*search, "hats")
+    assert unknown.exit_code == 2
+    assert "category: got 'hats'; must be one of dresses, lower_body, upper_body" in unknown.stderr
+
+
+def test_a_forgotten_bundle_is_named_before_anything_is_loaded(
+    tiny_catalogue: Path, photo: dict[str, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_weights(monkeypatch)
+    given = ("--catalogue", tiny_catalogue)
+    for result in (
+        run("search", "red", "--category", "dresses", *given),
+        run("index", "evaluate", *given),
+        run("index", "publish", *given),
+        edit(photo, tmp_path / "edited.png", "--category", "dresses", *given),
+        run("evaluate", world, "--out", tmp_path / "evaluation", *given),
+    ):
+        assert result.exit_code == 1
+        last = result.stderr.splitlines()[-1]
+        assert f"{tiny_catalogue}: was built with another bundle" in last
+        assert "the packaged demo bundle, which is the default" in last and "with --bundle" in last
+
+
+def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every attempt to load weights fail, as what is wrong must be found before."""
+
+    def load(path: Path) -> None:
+        raise AssertionError(f"{path}: was loaded")
+
+    for module in ("fashion_rag.catalogue.encoder", "fashion_rag.models.pretrained", "fashion_rag.bundle"):
+        monkeypatch.setattr(f"{module}.read_state", load)
+
+
+def test_edit_finds_what_is_wrong_before_it_loads_weights(
+    tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_weights(monkeypatch)
+    Image.new("L", (60, 81), 255).save(tmp_path / "tall.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty").mkdir()
+    garment = ("--category", "dresses", "--garment", photo["image"])
+    for more, message in (
+        (("--mask", tmp_path / "tall.png"), "mask: got (81, 60); must have the image's size (80, 60)"),
+        (("--image", tmp_path / "nowhere.png"), "must be a file that exists"),
+        (("--mask", tmp_path / "text.png"), "mask: got"),
+        (("--garment", tmp_path / "text.png"), "garment: got"),
+        (("--keypoints", tmp_path / "nowhere.json"), "keypoints: got"),
+        (("--out", tmp_path / "edited.docx"), "out: got"),
+        (("--out", tmp_path / "folder.png"), "must be a file, and is a folder"),
+        (("--out", photo["image"] / "edited.png"), "must be a folder, and is a file"),
+        (("--bundle", tmp_path / "empty"), "has no manifest.json"),
+        (("--catalogue", tmp_path / "empty"), "must be a folder that `fashion-rag index build` has written"),
+        (("--steps", 0), "steps: got 0"),
+        (("--guided", "0,2"), "guidance_end: got 2.0"),
+        (("--device", "abacus"), "device: got 'abacus'"),
+    ):
+        result = edit(photo, tmp_path / "edited.png", *garment, "--bundle", tiny_bundle, *more)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr and result.stderr.count("\n") == 1
+    without = edit(photo, tmp_path / "edited.png", "--category", "dresses", "--bundle", tiny_bundle)
+    assert without.exit_code == 2 and "must be 0 without --catalogue or --garment" in without.stderr
+
+
+def test_every_command_finds_what_is_wrong_before_it_loads_weights(
+    tiny_bundle: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_weights(monkeypatch)
+    file, nowhere, out = tmp_path / "file", tmp_path / "nowhere", tmp_path / "out"
+    file.touch()
+    bad_bundle = ("--bundle", nowhere)
+    for arguments, option in (
+        (("index", "build", nowhere, "--out", out), "source"),
+        (("index", "build", world, "--out", file), "out"),
+        (("index", "build", world, "--out", out, *bad_bundle), "bundle"),
+        (("index", "publish", "--catalogue", nowhere), "catalogue"),
+        (("index", "versions", "--catalogue", nowhere), "catalogue"),
+        (("index", "versions", "--catalogue", world), "catalogue"),
+        (("index", "evaluate", "--catalogue", nowhere), "catalogue"),
+        (("search", "red", "--category", "dresses", "--catalogue", nowhere), "catalogue"),
+        (("evaluate", nowhere, "--out", out), "root"),
+        (("evaluate", world, "--out", file), "out"),
+        (("evaluate", world, "--out", out), "num_retrieved"),
+        (("evaluate", world, "--out", out, "--num-retrieved", 0, "--metrics", "beauty"), "metrics"),
+        (("evaluate", world, "--out", out, "--num-retrieved", 0, "--lpips-weights", nowhere), "lpips-weights"),
+        (("train", nowhere, "--work", out, "--out", out), "data"),
+        (("train", world, "--work", file, "--out", out), "work"),
+        (("train", world, "--work", out, "--out", out, "--steps", 0), "steps"),
+        (("bench", "--out", file / "a.json"), "out"),
+        (("bench", "--out", out, "--trace", nowhere), "trace"),
+        (("bundle", "import", "--unet", nowhere, "--adapter", file, "--out", out), "unet"),
+        (("bundle", "check", file), "bundle"),
+        (("export", "onnx", nowhere, "--out", out), "bundle"),
+        (("export", "onnx", tiny_bundle, "--out", file), "out"),
+        (("export", "tensorrt", tiny_bundle, nowhere), "folder"),
+        (("demo", "world", file), "out"),
+        (("demo", "world", out, "--num-pairs", 0), "num-pairs"),
+        (("demo", "train", "--work", file), "work"),
+        (("demo", "train", "--work", out, "--stage", "love"), "stage"),
+        (("demo", "evaluate", *bad_bundle), "bundle"),
+        (("demo", "run", "--out", file / "a.png"), "out"),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert result.stderr.startswith(f"error: {option}: got ") and result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write everywhere, so the answer is the test's own.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or mode == os.R_OK)
+    for out in (tmp_path, tmp_path / "deep" / "folder"):
+        result = run("demo", "world", out)
+        assert result.exit_code == 2
+        assert f"in a folder that may be written to, and {tmp_path} may not" in result.stderr
+
+
+def test_an_export_into_a_folder_of_something_else_is_refused_at_once(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_weights(monkeypatch)
+    (tmp_path / "holiday.jpg").touch()
+    result = run("export", "onnx", tiny_bundle, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "exists and has no manifest.json; give a new or an empty folder" in result.stderr
+
+
+def test_a_url_of_an_unknown_kind_is_one_line(tiny_bundle: Path) -> None:
+    result = run("index", "versions", "--catalogue", "carrier-pigeon://shop/catalogue")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: carrier-pigeon://shop/catalogue: must be a folder or a URL")
 
 
 def test_edit_names_the_option_that_is_wrong(tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path) -> None:
@@ -318,7 +507,12 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
     assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
 
 
-def test_bundle_import_hands_its_options_on_and_shows_the_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_import_hands_its_options_on_and_shows_the_licence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("u.pth", "a.pth"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
     calls: list[dict[str, Any]] = []
     signature = inspect.signature(import_bundle)
 
@@ -404,6 +598,7 @@ def test_export_tensorrt_tells_what_was_built(monkeypatch: pytest.MonkeyPatch, t
     pytest.importorskip("tensorrt_rtx_bindings")
     calls: list[tuple[object, ...]] = []
     (tmp_path / "unet.engine").write_bytes(bytes(2_500_000))
+    (tmp_path / "manifest.json").touch()
 
     def build(bundle: Bundle, folder: Path, flavour: Flavour, targets: tuple[str, ...], progress: BuildProgress) -> Any:
         calls.append((bundle.path, folder, flavour.name, targets))
@@ -418,4 +613,4 @@ def test_export_tensorrt_tells_what_was_built(monkeypatch: pytest.MonkeyPatch, t
     assert calls == [(DEMO_BUNDLE, tmp_path, "tensorrt_rtx", ("8.9", "12.0"))]
     assert "unet: 2.5 MB" in result.stdout and "for 8.9, 12.0" in result.stdout
     refused = run("export", "tensorrt", DEMO_BUNDLE, tmp_path, "--architecture", "9.0")
-    assert refused.exit_code == 2 and "architecture: got 9.0" in refused.stderr
+    assert refused.exit_code == 1 and "architecture: got 9.0" in refused.stderr

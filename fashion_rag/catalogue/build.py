@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fashion_rag.artifacts import cache_folder, locked, written_aside
+from fashion_rag.artifacts import cache_folder, locked, scratch_beside, written_aside
 from fashion_rag.catalogue.changes import Added, Change, pending
 from fashion_rag.catalogue.encoding import BATCH_SIZE, INDEX_FOLDER, Encoded, Encoders, Part, Skipped, encode
 from fashion_rag.catalogue.root import Root
@@ -134,10 +133,10 @@ def build(
     # Another build of this root, on this machine, would share `work`.
     with (
         locked(work.with_name(f"{work.name}.lock")),
-        tempfile.TemporaryDirectory(prefix=f"{work.name}-", dir=work.parent) as scratch,
+        scratch_beside(work) as scratch,
     ):
         name = current(root)
-        parent, before = _live(root, name, Path(scratch) / "cache", mirror)
+        parent, before = _live(root, name, scratch / "cache", mirror)
         log = pending(root, parent)
         parts = work / _short(str(sorted(fingerprints.items())))
         known = Known(parts, root)
@@ -160,7 +159,7 @@ def build(
         skipped += refused
         if not chosen:
             raise ArtifactError(f"{root.path}: no garment is left; {len(skipped)} could not be taken in")
-        folder = Path(scratch) / "version"
+        folder = scratch / "version"
         (folder / INDEX_FOLDER).mkdir(parents=True)
         Part.write(folder, chosen)
         VectorIndex.build(Part(folder).vectors).save(folder / INDEX_FOLDER)

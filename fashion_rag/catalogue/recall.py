@@ -28,10 +28,11 @@ class Recall:
     at: dict[int, float]
 
 
-def evaluate(catalogue: Catalogue, progress: Callable[[], None] = lambda: None) -> list[Recall]:
-    """The recall of each category, and of all, with one and with three chunks; garments without caption are left out.
+def evaluate(catalogue: Catalogue, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Recall]:
+    """Return the recall of each category, and of all, with one and with three chunks.
 
-    `progress` is called once for each search. Raises ArtifactError if no garment has a caption.
+    Garments without a caption are left out. progress: takes how many searches are done, and how many there are. Raises
+    ArtifactError if no garment has a caption.
     """
     of_category: defaultdict[str, list[Garment]] = defaultdict(list)
     for garment in catalogue:
@@ -40,6 +41,7 @@ def evaluate(catalogue: Catalogue, progress: Callable[[], None] = lambda: None) 
     if not of_category:
         raise ArtifactError("catalogue: no garment has a caption to search for")
     recalls = []
+    done, total = 0, len(NUM_CHUNKS) * sum(map(len, of_category.values()))
     for num_chunks in NUM_CHUNKS:
         ranks: dict[str, list[int | None]] = {}
         for category, garments in sorted(of_category.items()):
@@ -50,7 +52,8 @@ def evaluate(catalogue: Catalogue, progress: Callable[[], None] = lambda: None) 
                 for garment, matches in zip(some, catalogue.search_many(queries), strict=True):
                     ids = [match.garment.id for match in matches]
                     ranks[category].append(ids.index(garment.id) + 1 if garment.id in ids else None)
-                    progress()
+                done += len(some)
+                progress(done, total)
         ranks["all"] = [rank for found in ranks.values() for rank in found]
         recalls += [_recall(category, num_chunks, found) for category, found in ranks.items()]
     return recalls

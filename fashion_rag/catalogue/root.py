@@ -68,9 +68,15 @@ class Root:
 
     @classmethod
     def at(cls, url: str | Path) -> Root:
-        """The root at a local path, or at any URL that fsspec knows. It need not exist yet."""
+        """Return the root at a local path, or at any URL that fsspec knows. It need not exist yet.
+
+        Raises ArtifactError for a URL of a kind that fsspec does not know, or needs another package for.
+        """
         # Other processes write here as well, so a listing must never be an old one.
-        return cls(*fsspec.core.url_to_fs(str(url), use_listings_cache=False))
+        try:
+            return cls(*fsspec.core.url_to_fs(str(url), use_listings_cache=False))
+        except (ImportError, ValueError) as error:
+            raise ArtifactError(f"{url}: must be a folder or a URL that can be opened: {error}") from error
 
     @property
     def is_local(self) -> bool:

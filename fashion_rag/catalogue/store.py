@@ -45,6 +45,12 @@ class StoredPicture:
         """The name of the file."""
         return self.reference.rpartition("/")[2]
 
+    @property
+    def location(self) -> str:
+        """Return the path of the file, or its URL in a store."""
+        full = self.root.full(self.reference)
+        return full if self.root.is_local else str(self.root.fs.unstrip_protocol(full))
+
     def read_bytes(self) -> bytes:
         """The file's content. Raises OSError as a path does, and ArtifactError for one that is far too large."""
         return self.root.read(self.reference, MAX_PICTURE_BYTES)
@@ -71,6 +77,11 @@ class Garment:
         """The garment of a row of the catalogue in `root`."""
         picture = StoredPicture(root, row.image, row.sha256)
         return cls(row.id, row.category, row.caption, picture, row.chunks, row.attributes, pseudo_words)
+
+    @property
+    def location(self) -> str:
+        """Return the path, or the URL in a store, of the picture."""
+        return str(self.picture) if isinstance(self.picture, Path) else self.picture.location
 
     def image(self) -> Image.Image:
         """The RGB picture, upright. Raises ArtifactError if it is missing or damaged."""

@@ -1,18 +1,21 @@
 """The `fashion-rag` command: reads arguments, shows progress, calls the modules that do the work.
 
-Each command imports what it needs when it runs, so that `--help` is quick. What this project refuses on purpose
-(`FashionRAGError`) ends in one line on stderr and exit status 2.
+Each command imports what it needs when it runs, so that `--help` is quick. An expected fault ends in one line on
+stderr: with exit status 2 for arguments that cannot be (usage, and InvalidRequest), with 1 for whatever else this
+project refuses or the operating system reports, such as a full disk. Ctrl-C ends with 130. Any other
+error is a fault of our own and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from fashion_rag.cli import bundles, catalogues, demo, edits, serving, training
-from fashion_rag.errors import FashionRAGError
+from fashion_rag.errors import FashionRAGError, InvalidRequest
 
 
 class _Commands(TyperGroup):
@@ -20,8 +23,27 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except FashionRAGError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
+            raise _ended(str(error), 2 if isinstance(error, InvalidRequest) else 1) from None
+        except typer.TyperException as error:
+            usage: Any = error
+            message = usage.format_message()
+            if not message or "\n" in message:  # a group without a command shows its help instead
+                raise
+            path = (usage.ctx or ctx).command_path
+            raise _ended(f"{message} See `{path} --help`.", 2) from None
+        except KeyboardInterrupt:
+            raise _ended("interrupted", 130) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has gone, which typer ends quietly
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise _ended(f"{where}{error.strerror or error}", 1) from None
+
+
+def _ended(message: str, status: int) -> typer.Exit:
+    """Say on one line of stderr why the command ends, and return what ends it."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return typer.Exit(status)
 
 
 app = typer.Typer(

@@ -80,8 +80,8 @@ Number = TypeVar("Number", int, float)
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """A bar on stderr for as long as the block runs; the callable moves it by one of `total`."""
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr for as long as the block runs; the callable moves it by one of `total`."""
     with _bars() as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)

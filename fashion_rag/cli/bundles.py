@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fashion_rag.cli.base import build_progress, progress
+from fashion_rag.cli.checks import MANIFEST_FILE, check_bundle, check_file, check_folder, check_out_folder
 
 commands = typer.Typer(no_args_is_help=True, help="Model bundles: the weights and settings of one model.")
 export = typer.Typer(no_args_is_help=True, help="A bundle's networks without PyTorch, for serving.")
@@ -31,6 +32,10 @@ def bundle_import(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How weights are stored.")] = "float32",
 ) -> None:
     """Make a bundle of the weights released with the paper; about 15 GB of memory."""
+    check_file("unet", unet)
+    check_file("adapter", adapter)
+    check_out_folder("out", out)
+
     import torch
 
     from fashion_rag.bundle_import import import_bundle
@@ -42,6 +47,8 @@ def bundle_import(
 @commands.command("check")
 def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bundle.")]) -> None:
     """Load every part of a bundle, strictly, and say so."""
+    check_bundle(path)
+
     from fashion_rag.bundle import Bundle
 
     bundle = Bundle.open(path)
@@ -66,13 +73,20 @@ def export_onnx(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights.")] = "float32",
 ) -> None:
     """Write the networks of a bundle as ONNX files, each compared with PyTorch."""
+    check_bundle(bundle)
+    check_out_folder("out", out)
+
     import torch
+
+    from fashion_rag.artifacts import check_replaceable
+    from fashion_rag.bundle import Bundle
+
+    check_replaceable(out)
+    opened = Bundle.open(bundle)
 
     from export import to_onnx
     from export.modules import module_specs
-    from fashion_rag.bundle import Bundle
 
-    opened = Bundle.open(bundle)
     with progress("exporting", len(module_specs(opened))) as advance:
         parities = to_onnx.export_onnx(opened, out, getattr(torch, dtype), progress=advance)
     for parity in parities:
@@ -96,6 +110,11 @@ def export_tensorrt(
     ] = None,
 ) -> None:
     """Build TensorRT engines from exported ONNX files, into the same folder; many minutes for a real model."""
+    check_bundle(bundle)
+    check_folder("folder", folder)
+    check_file("folder", folder / MANIFEST_FILE)
+    check_out_folder("folder", folder)
+
     from export import to_tensorrt
     from export.flavours import find_flavour
     from fashion_rag.bundle import Bundle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from fashion_rag.cli.base import BundleOption, CatalogueOption, CategoryOption, build_progress, progress
+from fashion_rag.cli.base import BundleOption, CatalogueOption, CategoryOption, build_progress
+from fashion_rag.cli.checks import (
+    check_bundle,
+    check_catalogue,
+    check_category,
+    check_least,
+    check_out_file,
+    check_out_folder,
+)
 from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from fashion_rag.catalogue.build import Built
@@ -37,14 +47,25 @@ def index_build(
     work: Annotated[Path | None, typer.Option(help="Folder for what is half done.", show_default="temporary")] = None,
 ) -> None:
     """Encode what is new in a folder of garments, and publish a version of the catalogue with it."""
+    if not source.exists():
+        raise InvalidRequest("source", str(source), "must be a folder or a Parquet file that exists")
+    check_least("workers", workers, 0)
+    check_least("num-gpus", num_gpus, 0)
+    check_bundle(bundle)
+    if "://" not in out:
+        check_out_folder("out", Path(out))
+    if work is not None:
+        check_out_folder("work", work)
+
     from fashion_rag.bundle import Bundle
     from fashion_rag.catalogue.build import in_process
     from fashion_rag.catalogue.ingest import on_ray
     from fashion_rag.catalogue.store import garments_in
 
+    opened = Bundle.open(bundle.resolve())
     garments = garments_in(source)
     with build_progress() as report:
-        built = Bundle.open(bundle.resolve()).build_catalogue(
+        built = opened.build_catalogue(
             out,
             garments,
             "cuda" if num_gpus else "cpu",
@@ -62,10 +83,16 @@ def index_publish(
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """Publish a version of a catalogue that holds the garments added and deleted since the last."""
+    check_bundle(bundle)
+    check_catalogue(catalogue)
+
     from fashion_rag.bundle import Bundle
 
+    opened = Bundle.open(bundle)
+    # Another bundle would encode every garment anew, which `index build` does, but nobody wants by an oversight.
+    opened.check_catalogue(catalogue)
     with build_progress() as report:
-        built = Bundle.open(bundle).build_catalogue(catalogue, (), progress=partial(report, "encoding garments"))
+        built = opened.build_catalogue(catalogue, (), progress=partial(report, "encoding garments"))
     _show_built(catalogue, built)
 
 
@@ -76,6 +103,9 @@ def index_versions(
     prune: Annotated[int | None, typer.Option(help="Remove all but so many of the newest, and the live one.")] = None,
 ) -> None:
     """List the versions of a catalogue; the live one has a star."""
+    check_catalogue(catalogue)
+    check_least("prune", prune, 0)
+
     from fashion_rag.catalogue import changes, versions
     from fashion_rag.catalogue.root import Root
 
@@ -97,13 +127,17 @@ def index_evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
 ) -> None:
     """Measure how often a garment's own caption finds it: recall by category, with one and three noun chunks."""
+    check_bundle(bundle)
+    check_catalogue(catalogue)
+    check_out_file("json", json_file)
+
     from fashion_rag.bundle import Bundle
     from fashion_rag.catalogue.recall import RANKS, evaluate
     from fashion_rag.provenance import provenance, write_result
 
     found = Bundle.open(bundle).open_catalogue(catalogue)
-    with progress("searching") as advance:
-        recalls = evaluate(found, progress=advance)
+    with build_progress() as report:
+        recalls = evaluate(found, progress=partial(report, "searching"))
     table = Table("category", "chunks", "garments", *(f"@{rank}" for rank in RANKS), box=SIMPLE)
     for recall in recalls:
         shown = (f"{recall.at[rank]:.3f}" for rank in RANKS)
@@ -131,9 +165,27 @@ def search(
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """List the garments of a catalogue that are nearest to a text, best first."""
+    check_category("category", category)
+    check_least("k", k, 1)
+    if not text.strip():
+        raise InvalidRequest("text", text, "must not be empty")
+    check_bundle(bundle)
+    check_catalogue(catalogue)
+
     from fashion_rag.bundle import Bundle
     from fashion_rag.catalogue.attributes import parse_filter
 
+    wanted = parse_filter(attribute or [])
     found = Bundle.open(bundle).open_catalogue(catalogue)
-    for match in found.search(text, category, k, parse_filter(attribute or [])):
-        typer.echo(f"{match.score:.3f}  {match.garment.id}  {match.garment.caption}  {match.garment.picture}")
+    matches = found.search(text, category, k, wanted)
+    for match in matches:
+        garment = match.garment
+        typer.echo(f"{match.score:.3f}  {garment.id}  {garment.caption}  {garment.location}")
+    if not matches:
+        counts = Counter(garment.category for garment in found)
+        if attribute and counts[category]:
+            said = f"no garment of {category} has {', '.join(attribute)}"
+        else:
+            known = ", ".join(f"{name} ({number})" for name, number in sorted(counts.items()))
+            said = f"no garment of {category}; there are garments of {known or 'no category'}"
+        typer.echo(f"{catalogue}: {said}", err=True)

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_rag.cli.base import BundleOption, DeviceOption, progress, training_progress
+from fashion_rag.cli.checks import (
+    PICTURE_SUFFIXES,
+    check_bundle,
+    check_device,
+    check_least,
+    check_out_file,
+    check_out_folder,
+)
 from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from fashion_rag.demo.model.evaluate import Report
@@ -29,6 +38,10 @@ def demo_world(
     phase: Annotated[Literal["train", "test"], typer.Option(help="Which lists of pairs are written.")] = "test",
 ) -> None:
     """Draw paper-doll persons and garments in the Dress Code layout."""
+    check_least("num-pairs", num_pairs, 1)
+    check_least("seed", seed, 0)
+    check_out_folder("out", out)
+
     from fashion_rag.demo.world.layout import write_dresscode
     from fashion_rag.request import CATEGORIES
 
@@ -46,8 +59,15 @@ def demo_train(
     seed: Annotated[int, typer.Option(help="Draws the cases and the first weights.")] = 0,
 ) -> None:
     """Train the demo model from nothing; hours on a CPU."""
+    check_least("steps", steps, 1)
+    check_out_folder("work", work)
+    if out is not None:
+        check_out_folder("out", out)
+
     from fashion_rag.demo.model.train import STAGES, package, train
 
+    if unknown := set(stage or ()) - set(STAGES):
+        raise InvalidRequest("stage", sorted(unknown)[0], f"must be one of {', '.join(STAGES)}")
     stages = tuple(stage or STAGES)
     with training_progress() as report:
         train(work, stages, dict.fromkeys(stages, steps) if steps else None, seed=seed, report=report)
@@ -67,7 +87,13 @@ def demo_evaluate(
     ] = "float32",
 ) -> None:
     """Measure on held-out paper dolls whether the garment's colour and pattern arrive in the picture."""
+    check_least("cases", cases, 1)
+    check_bundle(bundle)
+    check_out_file("json", json_file)
+
     import torch
+
+    check_device(device)
 
     from fashion_rag.demo.model.evaluate import NUM_PAINTED, evaluate
     from fashion_rag.provenance import provenance, write_result
@@ -109,6 +135,8 @@ def demo_run(
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
 ) -> None:
     """Serve the demo bundle, send it some edits over HTTP and put the pictures side by side."""
+    check_out_file("out", out, PICTURE_SUFFIXES)
+
     from serve.showcase import run
 
     run(out, keep)

@@ -22,9 +22,21 @@ from fashion_rag.cli.base import (
     progress,
     shortcuts_of,
 )
+from fashion_rag.cli.checks import (
+    PICTURE_SUFFIXES,
+    check_bundle,
+    check_catalogue,
+    check_category,
+    check_device,
+    check_file,
+    check_folder,
+    check_installed,
+    check_out_file,
+    check_out_folder,
+)
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import CATEGORIES, PLAIN, EditRequest, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Template
 
 if TYPE_CHECKING:
     from fashion_rag.data.dresscode import Order
@@ -54,6 +66,21 @@ def edit(
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """Edit one photo here, without a server."""
+    garments = garment or []
+    check_category("category", category)
+    for option, path in (("image", image), ("mask", mask), ("keypoints", keypoints)):
+        check_file(option, path)
+    for path in garments:
+        check_file("garment", path)
+    check_out_file("out", out, PICTURE_SUFFIXES)
+    shortcuts = shortcuts_of(solver, guided, cache_interval)
+    manifest = check_bundle(bundle)
+    if not garments and catalogue is None and num_garments and template is not Template.CAPTION:
+        raise InvalidRequest("num_garments", num_garments, "must be 0 without --catalogue or --garment")
+    if len(garments) > MAX_GARMENTS:
+        raise InvalidRequest("garment", len(garments), f"must be given at most {MAX_GARMENTS} times")
+    check_catalogue(catalogue)
+
     import numpy as np
     from PIL import Image
 
@@ -62,8 +89,8 @@ def edit(
     from fashion_rag.pipeline import Pipeline
     from serve.schemas import parse_keypoints
 
+    check_device(device)
     pixels = np.asarray(open_image(image))
-    pipeline = Pipeline.load(bundle, None if garment else catalogue, device)
     request = EditRequest(
         image=pixels,
         mask=open_mask(mask),
@@ -73,13 +100,16 @@ def edit(
         num_garments=num_garments,
         template=template,
         seed=seed,
-        num_inference_steps=pipeline.manifest.num_inference_steps if steps is None else steps,
-        guidance_scale=pipeline.manifest.guidance_scale if guidance_scale is None else guidance_scale,
-        shortcuts=shortcuts_of(solver, guided, cache_interval),
+        num_inference_steps=manifest.num_inference_steps if steps is None else steps,
+        guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
+        shortcuts=shortcuts,
     )
-    given = [Garment(path.stem, category, "", path) for path in garment] if garment else None
-    with progress("editing"):
-        result = pipeline(request, given)
+    given = [Garment(path.stem, category, "", path) for path in garments]
+    for path in garments:
+        open_image(path, field="garment")
+    pipeline = Pipeline.load(bundle, None if given else catalogue, device)
+    with progress("editing", request.num_inference_steps) as advance:
+        result = pipeline(request, given or None, advance)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(result.image).save(out)
     typer.echo(f"{out}: garments {', '.join(result.garment_ids) or 'none'}, seed {result.seed}")
@@ -143,45 +173,75 @@ def evaluate(
     ] = "float32",
 ) -> None:
     """Edit the samples of a data set and measure the pictures: the paper's table, as Markdown and JSON."""
-    from importlib.util import find_spec
     from itertools import product
+    from types import SimpleNamespace
+
+    check_installed("metrics", metrics, "torchmetrics", "evaluate")
+    check_folder("root", root)
+    check_folder("retrieval", retrieval)
+    check_folder("clip", clip)
+    for option, path in (
+        ("inception-weights", inception_weights),
+        ("lpips-weights", lpips_weights),
+        ("api-keys", api_keys),
+    ):
+        check_file(option, path)
+    check_out_folder("out", out)
+    if server and catalogue:
+        raise InvalidRequest("server", server, "must go without --catalogue: it has its own")
+    if server and not server.startswith(("http://", "https://")):
+        raise InvalidRequest("server", server, "must be a URL, as http://127.0.0.1:8000")
+    for category in categories.split(","):
+        check_category("categories", category)
+    num_garments, chunks_of = numbers(int, "num_retrieved", num_retrieved), numbers(int, "num_chunks", num_chunks)
+    shortcuts = shortcuts_of(solver, guided, cache_interval)
+    if not server and catalogue is None and retrieval is None and any(num_garments):
+        rule = "must be 0 without --catalogue, --retrieval or --server"
+        raise InvalidRequest("num_retrieved", num_retrieved, rule)
+    manifest = check_bundle(bundle)
+    check_catalogue(catalogue)
 
     from fashion_rag.bundle import Bundle
-
-    if find_spec("torchmetrics") is None:
-        raise InvalidRequest("metrics", metrics, "need more packages: pip install 'fashion-rag[evaluate]'")
-
     from fashion_rag.demo.world.agreement import judge_of
     from fashion_rag.evaluation import run
-    from fashion_rag.evaluation.edits import Settings
+    from fashion_rag.evaluation.edits import Settings, open_data
+    from fashion_rag.evaluation.metrics import available
     from fashion_rag.evaluation.networks import Networks
 
-    manifest = Bundle.open(bundle).manifest
-    networks = Networks.load(clip or bundle / "retrieval", inception_weights, lpips_weights, device)
-    with _editor(bundle, catalogue, server, api_keys, device, dtype) as (editor, model, garments_from):
-        common = Settings(
+    check_device(device)
+    asked = metrics.split(",") if metrics else None
+    available(SimpleNamespace(inception=inception_weights, lpips=lpips_weights), asked)
+    orders: list[Order] = ["paired", "unpaired"] if order == "both" else [order]
+    wanted = [
+        Settings(
             root=str(root.resolve()),
-            model=model,
-            catalogue=garments_from,
+            model="",
             layout=layout,
+            order=one_order,
+            num_chunks=chunks,
+            num_retrieved=garments,
             retrieval=str(retrieval.resolve()) if retrieval else None,
             mask_type=mask_type,
             template=template,
             steps=manifest.num_inference_steps if steps is None else steps,
             guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-            shortcuts=shortcuts_of(solver, guided, cache_interval),
+            shortcuts=shortcuts,
             seed=seed,
         )
-        orders: list[Order] = ["paired", "unpaired"] if order == "both" else [order]
-        counts = (numbers(int, "num_retrieved", num_retrieved), numbers(int, "num_chunks", num_chunks))
+        for one_order, garments, chunks in product(orders, num_garments, chunks_of)
+    ]
+    for settings in wanted:
+        open_data(settings, categories.split(","), manifest.image_size)
+    opened = Bundle.open(bundle)
+    if catalogue:
+        opened.check_catalogue(catalogue)
+    networks = Networks.load(clip or bundle / "retrieval", inception_weights, lpips_weights, device)
+    with _editor(bundle, catalogue, server, api_keys, device, dtype) as (editor, model, garments_from):
         plan = run.Plan(
-            settings=[
-                dataclasses.replace(common, order=each, num_retrieved=garments, num_chunks=chunks)
-                for each, garments, chunks in product(orders, *counts)
-            ],
+            settings=[dataclasses.replace(one, model=model, catalogue=garments_from) for one in wanted],
             categories=categories.split(","),
             limit=limit,
-            metrics=metrics.split(",") if metrics else None,
+            metrics=asked,
             batch_size=batch_size,
             sheet_rows=sheet_rows,
         )
@@ -194,7 +254,7 @@ def evaluate(
 def _editor(
     bundle: Path, catalogue: str | None, server: str | None, api_keys: Path | None, device: str, dtype: str
 ) -> Iterator[tuple[Editor, str, str | None]]:
-    """What edits for `evaluate`, and what its settings say of the model and the catalogue."""
+    """Yield what edits for `evaluate`, and what its settings say of the model and the catalogue."""
     import httpx
     import torch
 
@@ -209,8 +269,6 @@ def _editor(
         version = f"{catalogue} {pipeline.catalogue.version}" if pipeline.catalogue else None
         yield PipelineEditor(pipeline), f"{parts} {dtype}", version
         return
-    if catalogue:
-        raise InvalidRequest("server", server, "must go without --catalogue: it has its own")
     headers = {"authorization": f"Bearer {read_keys(api_keys)[0]}"} if api_keys else {}
     with httpx.Client(base_url=server, headers=headers, timeout=300.0) as client:
         yield ServerEditor(client), server, None

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from fashion_rag.cli.base import BackendOption, CompiledOption, load_progress, numbers, progress
+from fashion_rag.cli.checks import (
+    check_bundle,
+    check_catalogue,
+    check_file,
+    check_folder,
+    check_least,
+    check_out_file,
+)
 from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 
 
@@ -82,6 +91,18 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw the latencies to; needs matplotlib.")] = None,
 ) -> None:
     """Send edits at random times, whether the server keeps up or not, and measure what becomes of them."""
+    for option, path in (("prompts", prompts), ("trace", trace), ("api-keys", api_keys)):
+        check_file(option, path)
+    for option, path in (("out", out), ("save-trace", save_trace), ("plot", plot)):
+        check_out_file(option, path)
+    check_folder("compiled", compiled)
+    check_bundle(bundle)
+    check_catalogue(catalogue)
+    if url and not url.startswith(("http://", "https://")):
+        raise InvalidRequest("url", url, "must be a URL, as http://127.0.0.1:8000")
+    check_least("warm-up", warm_up, 0)
+    rates = numbers(float, "rate", rate)
+
     from serve.bench import drawn, mix
     from serve.bench.run import Settings, run, write
 
@@ -99,7 +120,7 @@ def bench(
         out,
         bundle,
         wanted,
-        rates=numbers(float, "rate", rate),
+        rates=rates,
         duration_s=duration,
         seed=seed,
         num_warm_up=warm_up,

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from fashion_rag.cli.base import BundleOption, numbers, training_progress
+from fashion_rag.cli.checks import check_bundle, check_folder, check_installed, check_least, check_out_folder
 from fashion_rag.config import DEMO_BUNDLE
-from fashion_rag.errors import InvalidRequest
 
 
 def train(
@@ -56,12 +56,28 @@ def train(
     seed: Annotated[int, typer.Option(help="Draws samples and noise.")] = 0,
 ) -> None:
     """Train the inversion adapter and the UNet of a bundle on a data set; TensorBoard's files lie in WORK/logs."""
-    from importlib.util import find_spec
+    check_installed("data", str(data), "tensorboard", "train")
+    check_folder("data", data)
+    check_folder("retrieval", retrieval)
+    check_out_folder("work", work)
+    check_out_folder("out", out)
+    check_bundle(bundle)
+    for option, value, least in (
+        ("steps", steps, 1),
+        ("batch-size", batch_size, 1),
+        ("parts", parts, 0),
+        ("processes", processes, 1),
+        ("workers", workers, 0),
+        ("sheet-every", sheet_every, 0),
+    ):
+        check_least(option, value, least)
+    shares = numbers(float, "garment_shares", garment_shares or ("0,.4,.3,.3" if retrieval else "0,1,0,0"))
 
     import torch
 
-    if find_spec("tensorboard") is None:
-        raise InvalidRequest("train", "tensorboard missing", "needs more packages: pip install 'fashion-rag[train]'")
+    from fashion_rag.artifacts import check_replaceable
+
+    check_replaceable(out)
 
     from fashion_rag.training.data import Source
     from fashion_rag.training.fit import Plan, pick_precision
@@ -69,7 +85,6 @@ def train(
     from fashion_rag.training.run import Settings
     from fashion_rag.training.run import train as train_here
 
-    shares = numbers(float, "garment_shares", garment_shares or ("0,.4,.3,.3" if retrieval else "0,1,0,0"))
     settings = Settings(
         base=bundle.resolve(),
         source=Source(data.resolve(), retrieval.resolve() if retrieval else None, mask_type=mask_type),

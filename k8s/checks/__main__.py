@@ -1,4 +1,7 @@
-"""Checks all that `kubectl apply -k` is meant for: a line a folder, its faults below it; exits with their number."""
+"""Checks all that `kubectl apply -k` is meant for, and the command lines in all pages of documentation.
+
+Prints a line a folder or page, its faults below it, and exits with their number.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from k8s.checks import capacity, monitoring, references, schemas, security, serving
+from k8s.checks import capacity, commands, monitoring, references, schemas, security, serving
 from k8s.checks.overlay import ROOT, Overlay
 
 RUNBOOK = ROOT / "README.md"
+REPOSITORY = ROOT.parent
 
 
 def main() -> None:
-    """See above."""
-    number = 0
-    for folder in folders():
-        faults = list(faults_of(folder))
-        number += len(faults)
-        print(f"{folder.relative_to(ROOT)}: {'ok' if not faults else f'{len(faults)} faults'}")
+    """Check everything, print what is found, and exit with the number of faults."""
+    found = [(folder, list(faults_of(folder))) for folder in folders()]
+    found += [(page, commands.check_page(page.read_text("utf-8"))) for page in commands.pages(REPOSITORY)]
+    for path, faults in found:
+        print(f"{path.relative_to(REPOSITORY)}: {'ok' if not faults else f'{len(faults)} faults'}")
         for fault in faults:
             print(f"  {fault}")
-    sys.exit(min(number, 100))
+    sys.exit(min(sum(len(faults) for _, faults in found), 100))
 
 
 def folders() -> list[Path]:
@@ -47,6 +50,7 @@ def faults_of(folder: Path) -> Iterator[str]:
     yield from capacity.check(overlay)
     yield from references.check(overlay, parents, runbook)
     yield from security.check(overlay)
+    yield from commands.check(overlay)
     yield from monitoring.check(overlay.documents, dashboards(overlay), runbook)
 
 

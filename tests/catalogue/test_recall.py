@@ -71,10 +71,11 @@ def test_recall_is_the_share_found_at_a_rank_or_before() -> None:
 def test_searches_are_made_together_and_looked_through_to_the_last_rank() -> None:
     names = [f"g{number}" for number in range(SEARCHED_TOGETHER + 3)]
     catalogue: Any = Ranked([garment(name, name) for name in names], {("dresses", name): (name, 1) for name in names})
-    calls: list[None] = []
-    found = evaluate(catalogue, lambda: calls.append(None))
+    calls: list[tuple[int, int]] = []
+    found = evaluate(catalogue, lambda done, total: calls.append((done, total)))
     assert all(recall.at == dict.fromkeys(RANKS, 1.0) and recall.num_garments == len(names) for recall in found)
-    assert len(calls) == 2 * len(names)
+    total = 2 * len(names)
+    assert calls == [(done, total) for done in (SEARCHED_TOGETHER, len(names), len(names) + SEARCHED_TOGETHER, total)]
     assert [len(queries) for queries in catalogue.searches] == [SEARCHED_TOGETHER, 3] * 2
     assert {query.k for queries in catalogue.searches for query in queries} == {max(RANKS)}
 

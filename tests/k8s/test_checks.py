@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.checks import capacity, references, schemas, security, serving
-from k8s.checks.__main__ import RUNBOOK, faults_of, folders
+from k8s.checks import capacity, commands, references, schemas, security, serving
+from k8s.checks.__main__ import REPOSITORY, RUNBOOK, faults_of, folders
 from k8s.checks.overlay import ROOT, Overlay, graph_of, groups_of, quantity
 from serve.config_file import read_graph
 
@@ -377,3 +377,97 @@ def test_a_right_too_many_is_found(fault: str) -> None:
 def test_a_folder_that_does_not_render_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kustomization"):
         Overlay.render(tmp_path)
+
+
+@pytest.mark.parametrize("page", commands.pages(REPOSITORY), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_command_lines_in_pages_have_no_fault(page: Path) -> None:
+    assert commands.check_page(page.read_text("utf-8")) == []
+
+
+def test_all_pages_are_looked_at() -> None:
+    names = {str(page.relative_to(REPOSITORY)) for page in commands.pages(REPOSITORY)}
+    assert {"README.md", "k8s/README.md", "benchmarks/README.md"} <= names
+
+
+def test_command_lines_are_found_in_scripts() -> None:
+    script = """
+    # Don't read this: fashion-rag serve --nothing
+    [ -f "$COMPILED/manifest.json" ] || fashion-rag export onnx /models/bundle \\
+        --out "$COMPILED" > log 2>&1
+    if WORK=/tmp/work exec /usr/bin/fashion-rag serve --port 80|tee log; then (fashion-rag search "a # b; c") & fi
+    kubectl -n fashion-rag exec loader -- fashion-rag bundle check /models/bundle  # and this: fashion-rag
+    kubectl -n fashion-rag exec loader -- sh -ec 'cd /models; fashion-rag index build "$(ls)"'
+    echo fashion-rag
+    """
+    assert list(commands.command_lines(script)) == [
+        ["export", "onnx", "/models/bundle", "--out", "$COMPILED"],
+        ["serve", "--port", "80"],
+        ["search", "a # b; c"],
+        ["bundle", "check", "/models/bundle"],
+        ["index", "build", "$(ls)"],
+    ]
+
+
+COMMAND_FAULTS = {
+    'fashion-rag export onnx /models/bundle "$COMPILED"': "Missing option '--out'",
+    "fashion-rag export onnx --out /models/compiled": "Missing argument 'bundle'",
+    "fashion-rag export onnx a b --out c": "Got unexpected extra argument",
+    "fashion-rag serve --prot 80": "No such option: --prot",
+    "fashion-rag serve --port $PORT --host": "'--host' requires an argument",
+    "fashion-rag serve --port eighty": "Invalid value for '--port'",
+    "fashion-rag export coreml a": "there is no command coreml; there are onnx, tensorrt",
+    "fashion-rag export": "is not a whole command",
+    "fashion-rag serve 'a": "not a shell script",
+}
+
+
+@pytest.mark.parametrize("script", COMMAND_FAULTS)
+def test_a_wrong_command_line_is_found(script: str) -> None:
+    (found,) = commands.check_script(f"cd /models\n{script}\necho done")
+    assert COMMAND_FAULTS[script] in found
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "fashion-rag serve --port $PORT",
+        "fashion-rag index build ... --out a",
+        "fashion-rag edit --help",
+        "fashion-rag ...",
+    ],
+)
+def test_variables_elisions_and_help_are_no_faults(script: str) -> None:
+    assert commands.check_script(script) == []
+
+
+def test_a_wrong_command_line_is_found_in_a_manifest() -> None:
+    def job(command: list[str], args: list[str]) -> Break:
+        def change(overlay: Overlay) -> None:
+            spec = named(overlay, "Job", "fashion-rag-models")["spec"]["template"]["spec"]
+            spec["containers"][0] |= {"command": command, "args": args}
+
+        return change
+
+    for command, args in (
+        (["sh", "-ec", "set -x\nfashion-rag export onnx /models/bundle $COMPILED"], []),
+        (["fashion-rag", "export"], ["onnx", "/models/bundle", "$(COMPILED)"]),
+        ([], ["fashion-rag", "export", "onnx", "/models/bundle"]),
+    ):
+        (found,) = commands.check(broken("overlays/cpu-demo", job(command, args)))
+        assert "Job fashion-rag-models" in found and "Missing option '--out'" in found
+
+
+def test_wrong_command_lines_are_found_in_a_page() -> None:
+    fence = "```"
+    page = f"""
+    Run `fashion-rag serve` or `fashion-rag index versions --activate
+    NAME`, never `fashion-rag search`:
+    {fence}bash run
+    fashion-rag export onnx my-bundle my-compiled   # each network
+    {fence}
+    {fence}python
+    fashion-rag serve --nothing
+    {fence}
+    """
+    found = commands.check_page(page)
+    assert [fault.partition(": ")[2] for fault in found] == ["Missing option '--out'.", "Missing option '--catalogue'."]

@@ -1,0 +1,106 @@
+"""What can be checked before anything heavy is imported or loaded: paths, numbers, and what a command needs installed.
+
+Every command calls these first, so that a wrong option costs no time. Each raises InvalidRequest, which names the
+option, what was given, and the rule.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from fashion_rag.config import Manifest
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import CATEGORIES
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MANIFEST_FILE = "manifest.json"
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Check that a file, if one is given, is there and may be read."""
+    if path is None:
+        return
+    if not path.is_file():
+        raise InvalidRequest(option, str(path), "must be a file" if path.exists() else "must be a file that exists")
+    if not os.access(path, os.R_OK):
+        raise InvalidRequest(option, str(path), "must be a file that may be read")
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Check that a folder, if one is given, is there."""
+    if path is not None and not path.is_dir():
+        raise InvalidRequest(option, str(path), "must be a folder" if path.exists() else "must be a folder that exists")
+
+
+def check_out_folder(option: str, path: Path) -> None:
+    """Check that a folder can be made, or be written to where there is one."""
+    if path.exists() and not path.is_dir():
+        raise InvalidRequest(option, str(path), "must be a folder, and is a file")
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InvalidRequest(option, str(path), f"must be a folder, and {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidRequest(option, str(path), f"must be in a folder that may be written to, and {there} may not")
+
+
+def check_out_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Check that a file, if one is given, can be written, and ends in one of `suffixes` where there are any."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidRequest(option, str(path), "must be a file, and is a folder")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InvalidRequest(option, str(path), f"must end in one of {', '.join(suffixes)}")
+    check_out_folder(option, path.parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InvalidRequest(option, str(path), "must be a file that may be written")
+
+
+def check_bundle(path: Path) -> Manifest:
+    """Return the manifest of the bundle in `path`, which must be a folder with a sound one."""
+    check_folder("bundle", path)
+    if not (path / MANIFEST_FILE).is_file():
+        raise InvalidRequest("bundle", str(path), f"must be the folder of a model bundle, and has no {MANIFEST_FILE}")
+    return Manifest.read(path / MANIFEST_FILE)
+
+
+def check_catalogue(catalogue: str | None) -> None:
+    """Check that a catalogue, if one is given as a local folder, is there; a URL is left to whoever opens it."""
+    if catalogue is None or "://" in catalogue:
+        return
+    check_folder("catalogue", Path(catalogue))
+    if not (Path(catalogue) / "CURRENT").is_file():
+        raise InvalidRequest("catalogue", catalogue, "must be a folder that `fashion-rag index build` has written")
+
+
+def check_category(option: str, category: str) -> None:
+    """Check that a category is one of the three."""
+    if category not in CATEGORIES:
+        raise InvalidRequest(option, category, f"must be one of {', '.join(CATEGORIES)}")
+
+
+def check_least(option: str, value: float | None, least: float) -> None:
+    """Check that a number, if one is given, is at least `least`."""
+    if value is not None and not value >= least:
+        raise InvalidRequest(option, value, f"must be at least {least:g}")
+
+
+def check_installed(option: str, value: object, package: str, extra: str) -> None:
+    """Check that a package of one of the optional extras is installed."""
+    if find_spec(package) is None:
+        raise InvalidRequest(option, value, f"needs more packages: pip install 'fashion-rag[{extra}]'")
+
+
+def check_device(device: str) -> None:
+    """Check that PyTorch knows the device and that this machine has it. Imports PyTorch, so it comes last."""
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise InvalidRequest("device", device, "must be cpu, cuda, or cuda:NUMBER") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise InvalidRequest("device", device, f"must be on this machine, which has {torch.cuda.device_count()} GPUs")
