@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,34 +54,35 @@ def edit(
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """Edit one photo here, without a server."""
-    import numpy as np
     from PIL import Image
 
     from fashion_rag.catalogue.store import Garment
-    from fashion_rag.data.image import open_image, open_mask
+    from fashion_rag.data.image import open_mask, open_photo
     from fashion_rag.pipeline import Pipeline
     from serve.schemas import parse_keypoints
 
-    pixels = np.asarray(open_image(image))
+    photo = open_photo(image)
     pipeline = Pipeline.load(bundle, None if garment else catalogue, device)
     request = EditRequest(
-        image=pixels,
+        image=photo.pixels,
         mask=open_mask(mask),
         prompt=prompt,
         category=category,
-        keypoints=parse_keypoints(keypoints.read_text(), pixels.shape[:2]) if keypoints else None,
+        keypoints=parse_keypoints(keypoints.read_text(), photo.pixels.shape[:2]) if keypoints else None,
         num_garments=num_garments,
         template=template,
         seed=seed,
         num_inference_steps=pipeline.manifest.num_inference_steps if steps is None else steps,
         guidance_scale=pipeline.manifest.guidance_scale if guidance_scale is None else guidance_scale,
         shortcuts=shortcuts_of(solver, guided, cache_interval),
+        icc_profile=photo.icc_profile,
     )
     given = [Garment(path.stem, category, "", path) for path in garment] if garment else None
     with progress("editing"):
         result = pipeline(request, given)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(result.image).save(out)
+    options: dict[str, Any] = {"icc_profile": result.icc_profile} if result.icc_profile else {}
+    Image.fromarray(result.image).save(out, **options)
     typer.echo(f"{out}: garments {', '.join(result.garment_ids) or 'none'}, seed {result.seed}")
 
 
