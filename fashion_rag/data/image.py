@@ -120,7 +120,7 @@ def open_mask(
     White marks what to repaint, or else transparency does: `uploaded_mask` has the rules. Raises InvalidRequest as
     `open_image` does, and for a mask that marks nothing or is unclear.
     """
-    image, _ = _decode(data, field, max_pixels)
+    image, _ = _decode(data, field, max_pixels, has_colours=False)
     mask = marked(image, field)
     if size is not None:
         mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
@@ -181,8 +181,13 @@ def _erode(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return eroded
 
 
-def _decode(data: bytes | Path, field: str, max_pixels: int) -> tuple[Image.Image, bytes | None]:
-    """Return the picture, upright and in mode RGB or, with transparency, RGBA, and its profile; None = sRGB."""
+def _decode(
+    data: bytes | Path, field: str, max_pixels: int, has_colours: bool = True
+) -> tuple[Image.Image, bytes | None]:
+    """Return the picture, upright and in mode RGB or, with transparency, RGBA, and its profile; None = sRGB.
+
+    has_colours: whether the profile in the file counts, which says nothing of the levels of a mask.
+    """
     shown = f"{len(data)} bytes" if isinstance(data, bytes) else str(data)
     source = io.BytesIO(data) if isinstance(data, bytes) else data
     with _warnings_lock, warnings.catch_warnings():
@@ -192,7 +197,7 @@ def _decode(data: bytes | Path, field: str, max_pixels: int) -> tuple[Image.Imag
                 _check_size(image.size, field, max_pixels)
                 # In place, as a large photo has no room for needless copies.
                 ImageOps.exif_transpose(image, in_place=True)
-                return _eight_bit(image)
+                return _eight_bit(image, image.info.get("icc_profile") if has_colours else None)
         except Image.DecompressionBombError as error:
             raise InvalidRequest(field, shown, f"must have at most {max_pixels} pixels") from error
         except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:  # as Pillow raises them
@@ -215,9 +220,8 @@ def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
         raise InvalidRequest(field, f"{width}x{height} pixels", f"each side must have at least {MIN_SIDE} pixels")
 
 
-def _eight_bit(image: Image.Image) -> tuple[Image.Image, bytes | None]:
+def _eight_bit(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, bytes | None]:
     """Return the picture in mode RGB or RGBA, and the profile of its colours, which leads to sRGB and back."""
-    icc_profile = image.info.get("icc_profile")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode == "CMYK":
