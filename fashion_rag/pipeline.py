@@ -25,6 +25,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.index import Catalogue, Match, Query
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
+from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
 from fashion_rag.denoising.plan import History, advance, plan
@@ -129,13 +130,15 @@ def condition(
 
 
 def prepare(request: EditRequest, manifest: Manifest) -> Photo:
-    """The request's photo, mask and pose at the bundle's image size, on the CPU."""
+    """Return the request's photo, in sRGB, its mask and its pose at the bundle's image size, on the CPU."""
     height, width = manifest.image_size
+    # To the model's size first: the photo may be a hundred times as large.
+    photo = Image.fromarray(request.image).resize((width, height), Image.Resampling.BICUBIC)
     mask = Image.fromarray((request.mask != 0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     keypoints = np.zeros((18, 2)) if request.keypoints is None else request.keypoints
     keypoints = scale_keypoints(keypoints, request.mask.shape, manifest.image_size)
     return Photo(
-        image=to_tensor(Image.fromarray(request.image), manifest.image_size)[None],
+        image=to_tensor(to_srgb(photo, request.icc_profile), manifest.image_size)[None],
         mask=torch.from_numpy(np.array(mask)).float()[None, None],
         pose_map=heat_maps(keypoints, manifest.image_size, manifest.pose_sigma)[None],
     )
@@ -233,7 +236,11 @@ def decode(vae: VAE, latents: Tensor) -> NDArray[np.uint8]:
 
 
 def finish(request: EditRequest, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The request's own photo, uint8 and at its own size, with `picture` [H, W, 3] where the mask says."""
+    """Return the request's own photo at its own size and in its own colours, with `picture` where the mask says.
+
+    picture: uint8 [H, W, 3] in sRGB, of any size.
+    """
+    picture = from_srgb(picture, request.icc_profile)
     # The seam is as soft at every size: 3 pixels at the paper's 512x384.
     return paste_outside(request.image, request.mask, picture, feather_px=min(request.mask.shape) // 128)
 
@@ -302,7 +309,8 @@ class Pipeline:
                 progress()
         with self._timed("decode", timings):
             edited = finish(request, decode(self.vae, latents)[0])
-        return EditResult(edited, tuple(garment.id for garment in garments), request.seed, timings)
+        garment_ids = tuple(garment.id for garment in garments)
+        return EditResult(edited, garment_ids, request.seed, timings, request.icc_profile)
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

@@ -86,7 +86,8 @@ PLAIN = Shortcuts()
 class EditRequest:
     """One edit. Pictures may have any size; the pipeline resizes to the model's.
 
-    image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
+    image: uint8 [H, W, 3] RGB. icc_profile: the RGB profile that its colours are in, and those of the edited photo will
+    be; None = sRGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
     keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = no pose known.
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
     attributes: search only among garments that have, of each name, one of the values.
@@ -110,6 +111,7 @@ class EditRequest:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     shortcuts: Shortcuts = PLAIN
+    icc_profile: bytes | None = field(default=None, repr=False)
     deadline: float = math.inf
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -191,9 +193,14 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class EditResult:
-    """The picture (uint8 [H, W, 3], the input's size), the garments used (ids, best first) and seconds per stage."""
+    """What an edit returns.
+
+    image: uint8 [H, W, 3], of the photo's size and in its colours, whose profile icc_profile is; None = sRGB.
+    garment_ids: of the garments used, best first. timings_s: seconds in each stage.
+    """
 
     image: NDArray[np.uint8]
     garment_ids: tuple[str, ...]
     seed: int
     timings_s: dict[str, float]
+    icc_profile: bytes | None = field(default=None, repr=False)

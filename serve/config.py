@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from export.backend import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
+from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.request import Solver
 from serve.schemas import Preset
@@ -55,7 +56,7 @@ class IngressSettings(Config):
     max_edits_per_key: int = 24
     retry_after_s: float = 5.0
     deadline_s: float = 300.0
-    max_pixels: int = 32_000_000
+    max_pixels: int = MAX_PIXELS
     # Chosen by benchmarks/frontier.py.
     presets: dict[str, Preset] = field(
         default_factory=lambda: {

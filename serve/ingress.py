@@ -91,11 +91,12 @@ def _preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
 
 def _partial_event(form: EditForm, request: EditRequest, partial: Partial, index: int) -> bytes:
     pixels = finish(request, partial.preview)
-    return sse("image_edit.partial_image", partial_image(form, pixels, index, partial.step, partial.num_steps))
+    event = partial_image(form, pixels, index, partial.step, partial.num_steps, request.icc_profile)
+    return sse("image_edit.partial_image", event)
 
 
 def _last_event(form: EditForm, request: EditRequest, edited: Edited) -> bytes:
-    event = edit_completed(form, edited.image, edited.garments, request.seed, edited.timings_s)
+    event = edit_completed(form, edited.image, edited.garments, request.seed, edited.timings_s, request.icc_profile)
     return sse("image_edit.completed", event)
 
 
@@ -193,6 +194,7 @@ class Ingress:
                 [request.seed for request in requests],
                 edited[0].garments,
                 edited[0].timings_s,
+                requests[0].icc_profile,
             )
             return JSONResponse(reply.model_dump())
 

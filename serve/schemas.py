@@ -350,9 +350,13 @@ def edit_reply(
     seeds: Sequence[int],
     garments: Sequence[GarmentUsed],
     timings_s: dict[str, float],
+    icc_profile: bytes | None = None,
 ) -> EditReply:
-    """The reply for finished pictures, uint8 [H, W, 3] of one size. Encodes them, so keep it off an event loop."""
-    encoded = [encode_picture(pixels, form.output_format, form.output_compression) for pixels in pictures]
+    """Return the reply for finished pictures, uint8 [H, W, 3] of one size and with the colours of `icc_profile`.
+
+    Encodes them, so keep it off an event loop.
+    """
+    encoded = [encode_picture(pixels, form.output_format, form.output_compression, icc_profile) for pixels in pictures]
     return EditReply(
         created=int(time.time()),
         data=[ImageData(b64_json=text, seed=seed) for text, seed in zip(encoded, seeds, strict=True)],
@@ -364,9 +368,16 @@ def edit_reply(
     )
 
 
-def partial_image(form: EditForm, pixels: NDArray[np.uint8], index: int, step: int, num_steps: int) -> PartialImage:
-    """The event for a preview, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
-    return PartialImage(**_drawn(form, pixels), partial_image_index=index, step=step, num_steps=num_steps)
+def partial_image(
+    form: EditForm,
+    pixels: NDArray[np.uint8],
+    index: int,
+    step: int,
+    num_steps: int,
+    icc_profile: bytes | None = None,
+) -> PartialImage:
+    """Return the event for a preview, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
+    return PartialImage(**_drawn(form, pixels, icc_profile), partial_image_index=index, step=step, num_steps=num_steps)
 
 
 def edit_completed(
@@ -375,10 +386,11 @@ def edit_completed(
     garments: Sequence[GarmentUsed],
     seed: int,
     timings_s: dict[str, float],
+    icc_profile: bytes | None = None,
 ) -> EditCompleted:
-    """The event for the finished picture, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
+    """Return the event for the finished picture, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
     timings_ms = _milliseconds(timings_s)
-    return EditCompleted(**_drawn(form, pixels), garments=list(garments), seed=seed, timings_ms=timings_ms)
+    return EditCompleted(**_drawn(form, pixels, icc_profile), garments=list(garments), seed=seed, timings_ms=timings_ms)
 
 
 def sse(event: str, payload: BaseModel) -> bytes:
@@ -387,17 +399,26 @@ def sse(event: str, payload: BaseModel) -> bytes:
     return f"event: {event}\ndata: {payload.model_dump_json(ensure_ascii=True)}\n\n".encode()
 
 
-def encode_picture(pixels: NDArray[np.uint8], output_format: OutputFormat, output_compression: int) -> str:
-    """The picture, uint8 [H, W, 3], as a file of this format in base64. output_compression: 0 to 100 = best."""
+def encode_picture(
+    pixels: NDArray[np.uint8], output_format: OutputFormat, output_compression: int, icc_profile: bytes | None = None
+) -> str:
+    """Return the picture, uint8 [H, W, 3], as a file of this format in base64.
+
+    output_compression: 0 to 100 = best. icc_profile: goes into the file; without one the colours are sRGB.
+    """
     content = io.BytesIO()
-    options = {"compress_level": PNG_LEVEL} if output_format == "png" else {"quality": output_compression}
+    options: dict[str, Any] = {"quality": output_compression}
+    if output_format == "png":
+        options = {"compress_level": PNG_LEVEL}
+    if icc_profile is not None:
+        options["icc_profile"] = icc_profile
     Image.fromarray(pixels).save(content, format=output_format, **options)
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _drawn(form: EditForm, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+def _drawn(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes | None) -> dict[str, Any]:
     return {
-        "b64_json": encode_picture(pixels, form.output_format, form.output_compression),
+        "b64_json": encode_picture(pixels, form.output_format, form.output_compression, icc_profile),
         "created_at": int(time.time()),
         "size": _size(pixels),
         "quality": form.quality,

@@ -22,7 +22,7 @@ from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.encoding import stored_jpeg
 from fashion_rag.catalogue.table import GarmentRow, checked
 from fashion_rag.config import Manifest
-from fashion_rag.data.image import MIN_SIDE, open_hole, open_image, open_mask
+from fashion_rag.data.image import MIN_SIDE, OpenedPhoto, open_image, open_mask, open_photo
 from fashion_rag.data.pose import scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import EditRequest
@@ -121,13 +121,13 @@ def edit_requests(
     if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
         raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
     preset = _preset(form, settings.presets)
-    photo = np.asarray(open_image(form.image, max_pixels=settings.max_pixels))
-    photo_size = (photo.shape[0], photo.shape[1])
+    photo = open_photo(form.image, max_pixels=settings.max_pixels)
+    photo_size = (photo.pixels.shape[0], photo.pixels.shape[1])
     size = _asked_size(form, photo_size, settings.max_pixels)
     seed = secrets.randbelow(RANDOM_SEEDS) if form.seed is None else form.seed
     edit = EditRequest(
-        image=photo,
-        mask=_mask(form, settings.max_pixels),
+        image=photo.pixels,
+        mask=_mask(form, photo, settings.max_pixels),
         prompt=form.prompt,
         category=form.category,
         keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
@@ -149,6 +149,7 @@ def edit_requests(
             guidance_end=form.guidance_end,
             cache_interval=form.cache_interval,
         ),
+        icc_profile=photo.icc_profile,
         deadline=arrived + (form.deadline_s or settings.deadline_s),
         request_id=request_id,
     )
@@ -230,13 +231,13 @@ def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
     return presets[name]
 
 
-def _mask(form: EditForm, max_pixels: int) -> NDArray[np.uint8]:
+def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the mask that was sent, else the transparent part of the photo. Raises InvalidRequest for neither."""
     if form.mask is not None:
         return open_mask(form.mask, max_pixels=max_pixels)
-    mask = open_hole(form.image, max_pixels=max_pixels)
-    if mask is None:
+    if photo.hole is None:
         raise InvalidRequest("mask", None, "must be given, unless the photo is transparent where to repaint")
-    return mask
+    return photo.hole
 
 
 def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:

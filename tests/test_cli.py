@@ -30,6 +30,7 @@ from fashion_rag.cli import app
 from fashion_rag.config import DEMO_BUNDLE, Manifest
 from fashion_rag.demo.model.evaluate import Report, Row
 from fashion_rag.errors import ArtifactError, InvalidRequest
+from tests.profiles import display_p3
 
 
 def run(*arguments: object) -> Result:
@@ -204,6 +205,18 @@ def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict
     assert (pixels(tmp_path / "again.png") == after).all()
     edit(photo, tmp_path / "other.png", *options, "--seed", 1)
     assert (pixels(tmp_path / "other.png") != after).any()
+
+
+def test_an_edited_photo_keeps_its_profile(tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path) -> None:
+    before = pixels(photo["image"])
+    Image.fromarray(before).save(photo["image"], icc_profile=display_p3())
+    for name in ("edited.png", "edited.jpg", "edited.webp"):
+        result = edit(photo, tmp_path / name, "--category", "dresses", "--num-garments", 0, "--bundle", tiny_bundle)
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / name) as written:
+            assert written.info["icc_profile"] == display_p3()
+    kept = pixels(photo["mask"]) == 0
+    assert (pixels(tmp_path / "edited.png")[kept] == before[kept]).all()
 
 
 def test_a_catalogue_is_published_rolled_back_and_pruned(tiny_bundle: Path, world: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fashion_rag.config import Manifest
+from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import (
@@ -26,6 +28,7 @@ from fashion_rag.pipeline import (
     retrieve_many,
 )
 from fashion_rag.request import EditRequest, Template
+from tests.profiles import display_p3
 
 SAMPLER = SamplerConfig(beta_schedule="scaled_linear")
 # What requests of one batch may differ by from requests alone: the rounding of float32, on values of about one.
@@ -326,6 +329,34 @@ def test_finish_keeps_the_photo_outside_the_mask() -> None:
     image = finish(request, np.full((64, 48, 3), 255, dtype=np.uint8))
     assert np.array_equal(image[request.mask == 0], request.image[request.mask == 0])
     assert (image[request.mask != 0] == 255).all()
+
+
+def test_the_model_sees_srgb_whatever_the_photos_profile(pipeline: Pipeline) -> None:
+    size = pipeline.manifest.image_size
+    request = edit_request(size)
+    tagged = dataclasses.replace(request, icc_profile=display_p3())
+    srgb = np.asarray(to_srgb(Image.fromarray(request.image), display_p3()))
+    untagged = dataclasses.replace(request, image=srgb)
+    assert torch.equal(prepare(tagged, pipeline.manifest).image, prepare(untagged, pipeline.manifest).image)
+    assert not torch.equal(prepare(tagged, pipeline.manifest).image, prepare(request, pipeline.manifest).image)
+
+
+def test_an_edited_photo_is_in_its_own_colours(pipeline: Pipeline) -> None:
+    request = edit_request(num_garments=0, icc_profile=display_p3())
+    result = pipeline(request)
+    assert result.icc_profile == display_p3()
+    assert np.array_equal(result.image[request.mask == 0], request.image[request.mask == 0])
+    assert pipeline(edit_request(num_garments=0)).icc_profile is None
+
+
+def test_what_is_pasted_has_the_colours_of_the_photos_profile() -> None:
+    request = edit_request((100, 90), icc_profile=display_p3())
+    picture = np.full((64, 48, 3), (215, 93, 31), np.uint8)
+    image = finish(request, picture)
+    # The same colour in Display P3.
+    assert np.abs(image[request.mask != 0].astype(int) - (200, 100, 50)).max() <= 1
+    assert np.array_equal(image[request.mask != 0][0], from_srgb(picture, display_p3())[0, 0])
+    assert np.array_equal(image[request.mask == 0], request.image[request.mask == 0])
 
 
 def test_half_precision_stays_near_full(tiny_bundle: Path, pipeline: Pipeline) -> None:

@@ -155,7 +155,8 @@ async def read_requests(http: Request, manifest: Manifest) -> tuple[EditForm, li
 async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequence[Edited]) -> JSONResponse:
     """What our own server would answer."""
     pictures, seeds = [one.image for one in edited], [request.seed for request in requests]
-    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, edited[0].garments, edited[0].timings_s)
+    result = (edited[0].garments, edited[0].timings_s, requests[0].icc_profile)
+    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, *result)
     return JSONResponse(body.model_dump())
 
 

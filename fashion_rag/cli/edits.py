@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -81,28 +81,28 @@ def edit(
         raise InvalidRequest("garment", len(garments), f"must be given at most {MAX_GARMENTS} times")
     check_catalogue(catalogue)
 
-    import numpy as np
     from PIL import Image
 
     from fashion_rag.catalogue.store import Garment
-    from fashion_rag.data.image import open_image, open_mask
+    from fashion_rag.data.image import open_mask, open_photo
     from fashion_rag.pipeline import Pipeline
     from serve.schemas import parse_keypoints
 
     check_device(device)
-    pixels = np.asarray(open_image(image))
+    photo = open_photo(image)
     request = EditRequest(
-        image=pixels,
+        image=photo.pixels,
         mask=open_mask(mask),
         prompt=prompt,
         category=category,
-        keypoints=parse_keypoints(keypoints.read_text(), pixels.shape[:2]) if keypoints else None,
+        keypoints=parse_keypoints(keypoints.read_text(), photo.pixels.shape[:2]) if keypoints else None,
         num_garments=num_garments,
         template=template,
         seed=seed,
         num_inference_steps=manifest.num_inference_steps if steps is None else steps,
         guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
         shortcuts=shortcuts,
+        icc_profile=photo.icc_profile,
     )
     given = [Garment(path.stem, category, "", path) for path in garments]
     for path in garments:
@@ -111,7 +111,8 @@ def edit(
     with progress("editing", request.num_inference_steps) as advance:
         result = pipeline(request, given or None, advance)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(result.image).save(out)
+    options: dict[str, Any] = {"icc_profile": result.icc_profile} if result.icc_profile else {}
+    Image.fromarray(result.image).save(out, **options)
     typer.echo(f"{out}: garments {', '.join(result.garment_ids) or 'none'}, seed {result.seed}")
 
 

@@ -1,7 +1,7 @@
 """Pictures in and out: decoding uploads, model tensors, the garment crop, pasting the result back.
 
-The pipeline uses the tensor functions and `paste_outside`; the servers and the command line use `open_image` and
-`open_mask`. Sizes are (height, width).
+The pipeline uses the tensor functions and `paste_outside`; the servers and the command line use `open_photo` and
+`open_mask`, and `open_image` for garments. Sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fashion_rag.data.colour import is_two_way, to_srgb
+from fashion_rag.data.uploaded_mask import marked
 from fashion_rag.errors import InvalidRequest
 
 # Only these: Pillow also knows formats that start other programs (EPS runs Ghostscript).
@@ -73,82 +76,102 @@ def vision_pixels(
     return (levels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
+class OpenedPhoto(NamedTuple):
+    """An uploaded photo as its owner sent it.
+
+    pixels: uint8 [H, W, 3], upright, in the colours of icc_profile, an RGB profile; None = sRGB. hole: its transparent
+    part as a mask, uint8 [H, W], 1 = transparent; None where there is no such part.
+    """
+
+    pixels: NDArray[np.uint8]
+    hole: NDArray[np.uint8] | None
+    icc_profile: bytes | None
+
+
+def open_photo(data: bytes | Path, *, field: str = "image", max_pixels: int = MAX_PIXELS) -> OpenedPhoto:
+    """Return the uploaded photo, with transparency on white, in the colours of its own profile.
+
+    A photo whose profile is not RGB, or leads to sRGB but not back, is converted to sRGB. Raises InvalidRequest as
+    `open_image` does.
+    """
+    image, icc_profile = _decode(data, field, max_pixels)
+    hole = None
+    if image.mode == "RGBA":
+        transparent = np.asarray(image.getchannel("A")) < 128
+        hole = transparent.astype(np.uint8) if transparent.any() else None
+    return OpenedPhoto(np.asarray(_on_white(image)), hole, icc_profile)
+
+
 def open_image(data: bytes | Path, *, field: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The uploaded picture as 8-bit RGB, upright (EXIF), transparency on white; the first frame of an animation.
+    """Return the uploaded picture as 8-bit sRGB, upright (EXIF), transparency on white; an animation's first frame.
 
     Raises InvalidRequest, naming `field`, for what is no whole picture of FORMATS, has more than `max_pixels` (known
     before anything is decoded) or a side under MIN_SIDE.
     """
-    image = _decode(data, field, max_pixels)
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
-    return image
+    image, icc_profile = _decode(data, field, max_pixels)
+    return to_srgb(_on_white(image), icc_profile)
 
 
 def open_mask(
     data: bytes | Path, size: tuple[int, int] | None = None, *, field: str = "mask", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """The uploaded mask as uint8 [H, W], 1 = repaint; nearest to `size` where given.
+    """Return the uploaded mask as uint8 [H, W], 1 = repaint; nearest to `size` where given.
 
-    White marks what to repaint. In a picture that is not opaque everywhere the transparent part does instead, as in
-    OpenAI's image edits. Raises InvalidRequest as `open_image`, and for a mask that marks nothing.
+    White marks what to repaint, or else transparency does: `uploaded_mask` has the rules. Raises InvalidRequest as
+    `open_image` does, and for a mask that marks nothing or is unclear.
     """
-    image = _decode(data, field, max_pixels)
-    marked = _hole(image)
-    mask = (np.asarray(image.convert("L")) >= 128).astype(np.uint8) if marked is None else marked
+    image, _ = _decode(data, field, max_pixels, has_colours=False)
+    mask = marked(image, field)
     if size is not None:
         mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return _marking(mask, field)
-
-
-def open_hole(data: bytes | Path, *, field: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | None:
-    """The transparent part of an uploaded picture as a mask, uint8 [H, W]; None for one that is opaque everywhere.
-
-    Raises InvalidRequest as `open_mask`.
-    """
-    mask = _hole(_decode(data, field, max_pixels))
-    return None if mask is None else _marking(mask, field)
+        if not mask.any():
+            raise InvalidRequest(field, "nothing marked", f"must still mark something at the size {size}")
+    return mask
 
 
 def paste_outside(
     original: NDArray[np.uint8], mask: NDArray[np.uint8], picture: NDArray[np.uint8], feather_px: int
 ) -> NDArray[np.uint8]:
-    """The edited photo, uint8 [H, W, 3]: `picture` where `mask` is set, else `original` pixel for pixel.
+    """Return the edited photo, uint8 [H, W, 3]: `picture` where `mask` is set, else `original` pixel for pixel.
 
     original: [H, W, 3]. mask: [H, W], nonzero = repainted. picture: [h, w, 3], resized to the original's size.
     feather_px: over so many pixels, all inside the mask, the original fades into the picture.
     """
     height, width = mask.shape
-    if picture.shape != original.shape:
-        picture = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
     edited = original.copy()
     if not mask.any():
         return edited
     # Large photos are mostly outside. One pixel more, as the ramp begins at the mask's edge.
-    area = tuple(
-        slice(max(0, int(marked[0]) - 1), int(marked[-1]) + 2)
-        for marked in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
+    rows, columns = (
+        slice(max(0, int(repainted[0]) - 1), int(repainted[-1]) + 2)
+        for repainted in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
     )
-    inside = mask[area] != 0
-    weight = _ramp(mask[area], feather_px)[inside][:, None]
-    edited[area][inside] = (weight * picture[area][inside] + (1 - weight) * original[area][inside]).round()
+    if picture.shape != original.shape:
+        resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        box = (columns.start, rows.start, min(columns.stop, width), min(rows.stop, height))
+        picture = np.asarray(resized.crop(box))
+    else:
+        picture = picture[rows, columns]
+    depth = _depth(mask[rows, columns] != 0, feather_px + 1)
+    target = edited[rows, columns]
+    np.copyto(target, picture, where=(depth > feather_px)[..., None])
+    seam = (depth > 0) & (depth <= feather_px)
+    weight = (depth[seam].astype(np.float32) / np.float32(feather_px + 1))[:, None]
+    target[seam] = (weight * picture[seam] + (1 - weight) * target[seam]).round()
     return edited
 
 
-def _ramp(mask: NDArray[np.uint8], feather_px: int) -> NDArray[np.float32]:
-    """Weights [H, W]: 0 outside the mask, rising by 1 / (feather_px + 1) a pixel inwards, then 1."""
-    inside = mask != 0
-    total = inside.astype(np.float32)
-    for _ in range(feather_px):
+def _depth(inside: NDArray[np.bool_], max_depth: int) -> NDArray[np.uint16]:
+    """Return how many pixels deep each pixel [H, W] lies inside: 0 outside, 1 at the edge, at most `max_depth`."""
+    depth = inside.astype(np.uint16)
+    for _ in range(max_depth - 1):
         inside = _erode(inside)
-        total += inside
-    weights: NDArray[np.float32] = total / np.float32(feather_px + 1)
-    return weights
+        depth += inside
+    return depth
 
 
 def _erode(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The area without its outermost pixels; the border of the picture is no edge of the area."""
+    """Return the area without its outermost pixels; the border of the picture is no edge of the area."""
     rows = area.copy()
     rows[1:] &= area[:-1]
     rows[:-1] &= area[1:]
@@ -158,8 +181,13 @@ def _erode(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return eroded
 
 
-def _decode(data: bytes | Path, field: str, max_pixels: int) -> Image.Image:
-    """The picture upright, in mode RGB, or RGBA where the file has transparency."""
+def _decode(
+    data: bytes | Path, field: str, max_pixels: int, has_colours: bool = True
+) -> tuple[Image.Image, bytes | None]:
+    """Return the picture, upright and in mode RGB or, with transparency, RGBA, and its profile; None = sRGB.
+
+    has_colours: whether the profile in the file counts, which says nothing of the levels of a mask.
+    """
     shown = f"{len(data)} bytes" if isinstance(data, bytes) else str(data)
     source = io.BytesIO(data) if isinstance(data, bytes) else data
     with _warnings_lock, warnings.catch_warnings():
@@ -167,7 +195,9 @@ def _decode(data: bytes | Path, field: str, max_pixels: int) -> Image.Image:
         try:
             with Image.open(source, formats=FORMATS) as image:
                 _check_size(image.size, field, max_pixels)
-                return _eight_bit(ImageOps.exif_transpose(image))
+                # In place, as a large photo has no room for needless copies.
+                ImageOps.exif_transpose(image, in_place=True)
+                return _eight_bit(image, image.info.get("icc_profile") if has_colours else None)
         except Image.DecompressionBombError as error:
             raise InvalidRequest(field, shown, f"must have at most {max_pixels} pixels") from error
         except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:  # as Pillow raises them
@@ -175,16 +205,11 @@ def _decode(data: bytes | Path, field: str, max_pixels: int) -> Image.Image:
             raise InvalidRequest(field, shown, rule) from error
 
 
-def _hole(image: Image.Image) -> NDArray[np.uint8] | None:
-    if image.mode != "RGBA" or (alpha := np.asarray(image.getchannel("A"))).min() == 255:
-        return None
-    return (alpha < 128).astype(np.uint8)
-
-
-def _marking(mask: NDArray[np.uint8], field: str) -> NDArray[np.uint8]:
-    if not mask.any():
-        raise InvalidRequest(field, "nothing marked", "must mark the part to repaint: white, or transparent")
-    return mask
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image
 
 
 def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
@@ -195,11 +220,21 @@ def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
         raise InvalidRequest(field, f"{width}x{height} pixels", f"each side must have at least {MIN_SIDE} pixels")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """Return the picture in mode RGB or RGBA, and the profile of its colours, which leads to sRGB and back."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
+    if image.mode == "CMYK":
+        return to_srgb(image, icc_profile), None
+    is_grey = image.mode.startswith(("1", "I", "L")) and image.mode != "LAB"
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit grey instead of scaling it.
         levels = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if icc_profile is None or (not is_grey and is_two_way(icc_profile)):
+        return image, icc_profile
+    srgb = to_srgb(image.getchannel("R") if is_grey else image.convert("RGB"), icc_profile)
+    if image.mode == "RGBA":
+        srgb.putalpha(image.getchannel("A"))
+    return srgb, None

@@ -16,6 +16,7 @@ from fashion_rag.data.image import (
     binarise,
     open_image,
     open_mask,
+    open_photo,
     paste_outside,
     to_tensor,
     to_uint8,
@@ -24,6 +25,7 @@ from fashion_rag.data.image import (
 )
 from fashion_rag.errors import InvalidRequest
 from tests.golden.golden import named, strided
+from tests.profiles import display_p3, linear_grey, one_way_rgb, press
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -253,23 +255,92 @@ def test_damaged_files_are_opened_or_refused(format, data):
         assert str(error).startswith("image: got ")
 
 
+# Uploads: colours
+
+
+# TIFF holds any mode and any profile; of the others, each has a place of its own for a profile.
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_photo_keeps_its_pixels_and_its_profile(format, mode):
+    if (format, mode) in (("JPEG", "RGBA"), ("JPEG", "P"), ("WEBP", "P")):
+        pytest.skip("the format has no such mode")
+    image = Image.fromarray(noise()).convert(mode)
+    options = {"lossless": True} if format == "WEBP" else {}
+    photo = open_photo(encoded(image, format, icc_profile=display_p3(), **options))
+    assert photo.icc_profile == display_p3() and photo.hole is None
+    if format != "JPEG":
+        np.testing.assert_array_equal(photo.pixels, np.asarray(image.convert("RGB")))
+
+
+def test_a_garment_picture_is_converted_to_srgb():
+    image = open_image(encoded(Image.new("RGB", (20, 20), (200, 100, 50)), icc_profile=display_p3()))
+    # What the matrix and the curve of the two spaces give.
+    assert np.abs(np.array(image.getpixel((3, 3))) - (215, 93, 31)).max() <= 1
+    assert "icc_profile" not in image.info
+
+
+def test_a_grey_photo_is_converted_to_srgb_by_its_profile():
+    # A fifth of the light is 124 in sRGB.
+    for mode in ("L", "LA"):
+        data = encoded(Image.new("L", (20, 20), 51).convert(mode), icc_profile=linear_grey())
+        photo = open_photo(data)
+        assert photo.icc_profile is None
+        assert np.abs(photo.pixels.astype(int) - 124).max() <= 1
+        np.testing.assert_array_equal(photo.pixels, np.asarray(open_image(data)))
+
+
+def test_a_sixteen_bit_grey_photo_is_converted_too():
+    photo = open_photo(encoded(Image.fromarray(np.full((16, 16), 51 * 257, np.uint16)), icc_profile=linear_grey()))
+    assert photo.icc_profile is None and np.abs(photo.pixels.astype(int) - 124).max() <= 1
+
+
+def test_a_cmyk_photo_is_converted_to_srgb_by_its_profile():
+    inks = Image.merge("CMYK", [Image.new("L", (32, 32), level) for level in (0, 255, 255, 0)])
+    photo = open_photo(encoded(inks, "JPEG", icc_profile=press()))
+    assert photo.icc_profile is None
+    assert photo.pixels.max() < 10  # on this press; in general, it would be red
+    assert open_photo(encoded(inks, "JPEG", icc_profile=b"damaged")).pixels[..., 0].min() > 230
+
+
+def test_a_photo_whose_profile_has_no_way_back_is_converted_to_srgb():
+    photo = open_photo(encoded(Image.new("RGBA", (20, 20), (250, 0, 0, 255)), icc_profile=one_way_rgb()))
+    assert photo.icc_profile is None and photo.hole is None
+    assert np.ptp(photo.pixels.astype(int), axis=-1).max() <= 1
+
+
+@pytest.mark.parametrize("profile", [b"damaged", display_p3()[:200], linear_grey(), press()])
+def test_a_profile_that_does_not_fit_counts_as_none(profile):
+    data = encoded(Image.fromarray(noise()), "TIFF", icc_profile=profile)
+    photo = open_photo(data)
+    assert photo.icc_profile is None
+    np.testing.assert_array_equal(photo.pixels, noise())
+    np.testing.assert_array_equal(np.asarray(open_image(data)), noise())
+
+
+def test_a_turned_photo_keeps_its_profile():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = open_photo(encoded(quadrants(), "JPEG", exif=exif, quality=95, icc_profile=display_p3()))
+    assert photo.icc_profile == display_p3()
+    assert photo.pixels.shape == (40, 20, 3) and photo.pixels[0, -1, 0] > 200
+
+
+def test_a_photo_has_a_hole_where_it_is_transparent():
+    pixels = noise(channels=4)
+    photo = open_photo(encoded(Image.fromarray(pixels), icc_profile=display_p3()))
+    np.testing.assert_array_equal(photo.hole, pixels[..., 3] < 128)
+    assert (photo.pixels[pixels[..., 3] == 0] == 255).all()
+    pixels[..., 3] = 128
+    assert open_photo(encoded(Image.fromarray(pixels))).hole is None
+
+
 # Uploads: masks
 
 
-def test_white_marks_what_to_repaint():
-    drawn = np.zeros((20, 30), np.uint8)
-    drawn[5:10, 3:7] = 255
-    for image in (Image.fromarray(drawn), Image.fromarray(drawn).convert("1"), Image.fromarray(drawn).convert("RGBA")):
-        mask = open_mask(encoded(image))
-        assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask, drawn // 255)
-
-
-def test_transparent_marks_what_to_repaint():
-    photo = noise(20, 30, 4)
-    photo[..., 3] = 255
-    photo[5:10, 3:7, 3] = 0
-    np.testing.assert_array_equal(open_mask(encoded(Image.fromarray(photo))), photo[..., 3] == 0)
+def test_a_mask_is_read_without_a_look_at_its_profile():
+    drawn = np.full((20, 30), 100, np.uint8)
+    drawn[5:10, 3:7] = 200
+    np.testing.assert_array_equal(open_mask(encoded(Image.fromarray(drawn), icc_profile=linear_grey())), drawn == 200)
 
 
 def test_a_mask_is_scaled_without_grey():
@@ -281,13 +352,35 @@ def test_a_mask_is_scaled_without_grey():
 
 
 def test_a_mask_that_marks_nothing_is_refused():
-    half_opaque = Image.new("RGBA", (20, 20), (255, 255, 255, 200))
-    for image in (Image.new("L", (20, 20)), half_opaque):
-        with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
-            open_mask(encoded(image), field="selection")
+    with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
+        open_mask(encoded(Image.new("L", (20, 20))), field="selection")
+    spot = np.zeros((60, 60), np.uint8)
+    spot[0, 0] = 255
+    with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
+        open_mask(encoded(Image.fromarray(spot)), (20, 20), field="selection")
 
 
 # Pasting back
+
+
+def pasted_in_full(original, mask, picture, feather_px):
+    """Blend every pixel of the picture, with weights that rise by one share a pixel from the mask's edge inwards."""
+    padded, depth = np.pad(mask != 0, 1, mode="edge"), np.zeros(mask.shape, np.float32)
+    for _ in range(feather_px + 1):
+        inside = padded[1:-1, 1:-1]
+        depth += inside
+        height, width = inside.shape
+        windows = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        padded = np.pad(np.logical_and.reduce(windows), 1, mode="edge")
+    weight = (depth / np.float32(feather_px + 1))[..., None]
+    return (weight * picture + (1 - weight) * original).round().astype(np.uint8)
+
+
+@given(hnp.arrays(np.uint8, (14, 11), elements=st.integers(0, 1), fill=st.just(1)), st.integers(0, 4))
+def test_pasting_blends_as_if_every_pixel_were_weighed(mask, feather_px):
+    original, picture = noise(14, 11, seed=1), noise(14, 11, seed=2)
+    expected = pasted_in_full(original, mask, picture, feather_px)
+    np.testing.assert_array_equal(paste_outside(original, mask, picture, feather_px), expected)
 
 
 @given(

@@ -31,6 +31,7 @@ from serve.schemas import (
     partial_image,
     sse,
 )
+from tests.profiles import display_p3
 from tests.serve.pictures import photo
 
 GARMENT = GarmentUsed(id="g1", score=0.5, caption="red dress")
@@ -200,6 +201,19 @@ def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:
         best, worst = (encode_picture(photo(), output_format, quality) for quality in (100, 0))
         assert decoded(best).format == output_format.upper()
         assert len(worst) < len(best) / 2
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_every_picture_of_a_reply_or_a_stream_carries_the_profile(output_format: str) -> None:
+    asked = form(output_format=output_format)
+    for profile in (display_p3(), None):
+        reply = edit_reply(asked, [photo(), photo()], [1, 2], [GARMENT], {}, profile)
+        events = [
+            partial_image(asked, photo(), 0, 5, 10, profile),
+            edit_completed(asked, photo(), [GARMENT], 11, {}, profile),
+        ]
+        pictures = [decoded(picture.b64_json) for picture in [*reply.data, *events]]
+        assert [picture.info.get("icc_profile") for picture in pictures] == [profile] * 4
 
 
 def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> None:

@@ -21,8 +21,9 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import EditRequest, Shortcuts, Solver, Template
 from serve import uploads
 from serve.config import IngressSettings
-from serve.schemas import EditForm, Preset
-from serve.uploads import edit_requests, parse_form, read_form
+from serve.schemas import EditForm, GarmentForm, Preset
+from serve.uploads import edit_requests, garment_picture, parse_form, read_form
+from tests.profiles import display_p3, one_way_rgb
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 
 MANIFEST = Manifest("toy", image_size=(64, 48), num_inference_steps=7, guidance_scale=2.5)
@@ -76,9 +77,9 @@ def requests(settings: IngressSettings = SETTINGS, /, **fields: str | bytes | No
     return edit_requests(changed(**fields), MANIFEST, settings, "request-7", ARRIVED)
 
 
-def saved(image: Image.Image) -> bytes:
+def saved(image: Image.Image, **options: Any) -> bytes:
     content = io.BytesIO()
-    image.save(content, format="PNG")
+    image.save(content, format="PNG", **options)
     return content.getvalue()
 
 
@@ -412,7 +413,58 @@ def test_an_opaque_photo_without_a_mask_is_refused(mode: str) -> None:
         requests(image=white, mask=None)
 
 
+def test_white_strokes_on_a_transparent_canvas_are_what_is_repainted() -> None:
+    strokes = np.dstack([mask()] * 4)
+    (edit,) = requests(mask=png(strokes))
+    assert np.array_equal(edit.mask != 0, mask() != 0)
+
+
+def test_a_mask_that_may_mean_either_part_is_refused_by_name() -> None:
+    strokes = np.dstack([np.zeros((*SIZE, 3), np.uint8), mask()])
+    with pytest.raises(InvalidRequest, match=r"mask: got .*must be clear"):
+        requests(mask=png(strokes))
+
+
+# Colours
+
+
+def test_the_photo_keeps_its_profile_and_its_pixels() -> None:
+    edits = requests(image=saved(Image.fromarray(photo()), icc_profile=display_p3()), n="2")
+    for edit in edits:
+        assert edit.icc_profile == display_p3()
+        assert np.array_equal(edit.image, photo())
+    (smaller,) = requests(image=saved(Image.fromarray(photo()), icc_profile=display_p3()), size="30x40")
+    assert smaller.icc_profile == display_p3()
+    assert np.array_equal(smaller.image, requests(size="30x40")[0].image)
+
+
+@pytest.mark.parametrize("profile", [None, b"damaged", one_way_rgb()])
+def test_a_photo_without_a_profile_that_leads_back_comes_back_as_srgb(profile: bytes | None) -> None:
+    (edit,) = requests(image=saved(Image.fromarray(photo()), icc_profile=profile))
+    assert edit.icc_profile is None
+
+
+def test_a_garment_picture_is_stored_as_srgb() -> None:
+    picture = saved(Image.new("RGB", (20, 30), (200, 100, 50)), icc_profile=display_p3())
+    _, jpeg = garment_picture(GarmentForm(image=picture, id="a", category="dresses"), 10_000)
+    with Image.open(io.BytesIO(jpeg)) as stored:
+        assert "icc_profile" not in stored.info
+        assert np.abs(np.asarray(stored).astype(int) - (215, 93, 31)).max() <= 2
+
+
 # Sizes
+
+
+@pytest.mark.parametrize("size", [(8160, 6120), (8064, 6048), (8192, 6144)])
+def test_by_default_the_photos_of_phones_are_taken(size: tuple[int, int]) -> None:
+    edit = {"prompt": "red dress", "category": "dresses", "garment_ids": ["a"]}
+    # Of one bit a pixel, as what is tested is a limit.
+    image = saved(Image.new("1", size))
+    half = Image.new("1", size)
+    half.paste(1, (0, 0, size[0] // 2, size[1]))
+    form = EditForm.model_validate({"image": image, "mask": saved(half), **edit})
+    (request,) = edit_requests(form, MANIFEST, IngressSettings(), "request-7", ARRIVED)
+    assert request.image.shape == (size[1], size[0], 3)
 
 
 def test_photo_mask_and_keypoints_are_brought_to_the_size_asked_for() -> None:
