@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import compile_path
 
 from serve.errors import STATUSES
 from serve.schemas import ErrorReply, Readiness, stream_document
@@ -26,6 +27,14 @@ class DocumentedAPI(FastAPI):
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         return document
+
+    def methods_of(self, path: str) -> str:
+        """Return the methods that the document names for an address, as in the header Allow; none for another."""
+        for template, operations in self.openapi()["paths"].items():
+            if compile_path(template)[0].match(path):
+                methods = [method.upper() for method in operations]
+                return ", ".join(sorted([*methods, "HEAD"] if "GET" in methods else methods))
+        return ""
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

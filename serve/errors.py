@@ -65,17 +65,20 @@ def add_handlers(api: FastAPI) -> None:
 async def answer_error(request: Request, raised: Exception) -> JSONResponse:
     """Return the reply to any error: {"error": {"type", "field", "message", "param", "code"}} under its status."""
     error, status = explained(raised)
-    headers = dict(getattr(error, "headers", None) or {})
+    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names the methods of one route, and several may have the address.
+        headers["allow"] = request.app.methods_of(request.url.path) or headers["allow"]
     reply = error_reply(error, status, request.headers.get("x-request-id"))
     return JSONResponse(reply.model_dump(), status, headers)
 
 
 def explained(error: BaseException) -> tuple[BaseException, int]:
-    """The error in this project's words, if it has some for it, and its HTTP status."""
+    """Return the error in this project's words, if it has some for it, and its HTTP status."""
     error = unwrapped(error)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]

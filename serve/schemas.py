@@ -72,8 +72,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high"]
 Category = Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
 Attribute = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[^=]+=.+$"})]
-# No file is empty, but every text is a schema's idea of one.
-Picture = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary", "minLength": 1})]
 Coordinate = Annotated[float, Field(strict=True, ge=-MAX_KEYPOINT, le=MAX_KEYPOINT, allow_inf_nan=False)]
 Points = Annotated[list[tuple[Coordinate, Coordinate]], Field(min_length=NUM_KEYPOINTS, max_length=NUM_KEYPOINTS)]
 
@@ -133,8 +131,8 @@ class EditForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image: Picture = Field(repr=False, description="The photo.")
-    mask: Picture | None = Field(
+    image: bytes = Field(repr=False, description="The photo.")
+    mask: bytes | None = Field(
         None,
         repr=False,
         description="White where to repaint, or transparent; of the photo's size. Without it, the photo is repainted "
@@ -231,8 +229,8 @@ class GarmentForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: Picture = Field(repr=False, description="The in-shop picture.")
-    id: Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{ID}$", "not": {"const": RESERVED_ID}})] = Field(
+    image: bytes = Field(repr=False, description="The in-shop picture.")
+    id: Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "pattern": f"^{ID}$"})] = Field(
         description=f"Of the garment; one that is in the catalogue is replaced. Not {RESERVED_ID!r}."
     )
     category: Category
@@ -247,7 +245,7 @@ class PictureForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: Picture = Field(repr=False, description="A picture of what to look for.")
+    image: bytes = Field(repr=False, description="A picture of what to look for.")
     category: Category
     limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
     attributes: list[Attribute] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
