@@ -33,8 +33,18 @@ def error(reply: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "path",
-    ["/healthz", "/readyz", "/v1/models", f"/v1/models/{MODEL}", "/v1/garments/red-dress", "/docs", "/openapi.json"]
-    + ["/v1/garments/red-dress/image", "/v1/garments/red-dress/similar", "/v1/garments/search?q=a&category=dresses"],
+    [
+        "/healthz",
+        "/readyz",
+        "/docs",
+        "/openapi.json",
+        "/v1/models",
+        f"/v1/models/{MODEL}",
+        "/v1/garments/red-dress",
+        "/v1/garments/red-dress/image",
+        "/v1/garments/red-dress/similar",
+        "/v1/garments/search?q=a&category=dresses",
+    ],
 )
 def test_what_can_be_read_answers_head_without_a_body(url: str, path: str) -> None:
     read, asked = httpx.get(f"{url}{path}"), httpx.head(f"{url}{path}")
@@ -46,7 +56,7 @@ def test_a_model_is_found_by_its_name(url: str) -> None:
     assert httpx.get(f"{url}/v1/models/{MODEL}").json() == httpx.get(f"{url}/v1/models").json()["data"][0]
     for unknown in ("gpt-image-2", "tiny", "a%2Fb", ".."):
         reply = httpx.get(f"{url}/v1/models/{unknown}")
-        assert reply.status_code == (404)
+        assert reply.status_code == 404
     refused = error(httpx.get(f"{url}/v1/models/gpt-image-2"))
     assert (refused["type"], refused["param"], refused["code"]) == ("NotFound", "model", "model_not_found")
 

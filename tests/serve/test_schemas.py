@@ -126,7 +126,7 @@ def test_dress_code_keypoints_are_scaled_from_their_frame() -> None:
     ],
 )
 def test_other_keypoints_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="keypoints: .*from -100000 to 100000"):
+    with pytest.raises(InvalidRequest, match=r"keypoints: .*from -100000 to 100000"):
         parse_keypoints(text, (80, 60))
 
 
