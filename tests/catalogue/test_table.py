@@ -38,6 +38,7 @@ BROKEN = [
     ({"id": "a/b"}, "id", "got 'a/b'"),
     ({"id": "a\n"}, "id", "letters, digits"),
     ({"id": "ä"}, "id", "letters, digits"),
+    ({"id": "search"}, "id", "must not be 'search'"),
     ({"id": "a" * 129}, "id", "1 to 128"),
     ({"category": "shoes"}, "category", "must be one of dresses"),
     ({"caption": "x" * 2001}, "caption", "at most 2000"),

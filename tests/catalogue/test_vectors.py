@@ -333,8 +333,8 @@ def test_a_filter_passes_rows_with_one_of_the_values_of_each_attribute(wanted: A
     ("wanted", "message"),
     [
         ({"color": "red"}, "filter: got 'color'; must name attributes among category, colour, size"),
-        ({"colour": []}, "filter colour: got []; must be a text or a list of at least one"),
-        ({"colour": ["red", 3]}, "filter colour: got ['red', 3]; must be"),
+        ({"colour": []}, "attributes: got {'colour': []}; must be a text or a list of at least one"),
+        ({"colour": ["red", 3]}, "attributes: got {'colour': ['red', 3]}; must be"),
     ],
 )
 def test_a_filter_that_cannot_be_is_refused(wanted: Any, message: str) -> None:

@@ -16,7 +16,7 @@ import uvicorn
 from fashion_rag.catalogue.table import GarmentRow, check_id
 from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CATEGORIES, EditRequest
 from serve.config import IngressSettings
 from serve.door import Door
 from serve.ingress import Ingress, api
@@ -59,7 +59,7 @@ class Stage:
 
 
 class Retriever:
-    """A catalogue of garments in memory, of which every search finds all of its category that pass the filter."""
+    """A catalogue of garments in memory, of which every search finds all of its category, whatever the filter."""
 
     def __init__(self) -> None:
         self.garments = {"red-dress": self._found("red-dress", "dresses", {"size": ["M"]})}
@@ -72,6 +72,8 @@ class Retriever:
         pass
 
     async def search(self, like: object, category: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
+        if category not in CATEGORIES:
+            raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
         return [each for each in self.garments.values() if each.category == category][:k]
 
     async def similar(self, garment_id: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:

@@ -236,29 +236,15 @@ def test_fields_of_the_images_api_without_a_use_here_are_taken() -> None:
 
 
 # Whole numbers and fractions in writings that Python, JSON or C know; each is read as its number or refused.
-WRITINGS = ["9" * 400, "9" * 5000, "-" + "9" * 400, "1e400", "-1e400", "nan", "-inf", "1e-400", "-0", "-0.0", "+1"]
-WRITINGS += [
-    "true",
-    "false",
-    "0x10",
-    "1_000",
-    " 1 ",
-    "01",
-    "1.0",
-    "1.",
-    ".5",
-    "\uff11",
-    "\u0661",
-    "\u00bd",
-    "1,5",
-    "--1",
-]
+HUGE = ["9" * 400, "9" * 5000, "-" + "9" * 400, "1e400", "-1e400", "nan", "-inf", "1e-400"]
+ODD = ["-0", "-0.0", "+1", "true", "false", "0x10", "1_000", " 1 ", "01", "1.0", "1.", ".5", "1,5", "--1"]
+OTHER_DIGITS = ["\uff11", "\u0661", "\u00bd"]
 NUMBERS = [name for name, field in EditForm.model_fields.items() if {int, float} & set(get_args(field.annotation))]
 NUMBERS += [name for name, field in EditForm.model_fields.items() if field.annotation in (int, float)]
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "keypoints", "size"])
-@pytest.mark.parametrize("value", WRITINGS)
+@pytest.mark.parametrize("value", [*HUGE, *ODD, *OTHER_DIGITS])
 def test_any_writing_of_a_number_is_read_or_refused_by_name(name: str, value: str) -> None:
     try:
         (edit, *_) = requests(**{name: value})
