@@ -214,10 +214,10 @@ def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, 
     (found,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
     assert found.garment.id == "red-top"
     nobody = edit_request(attributes={"size": ["S", "L"], "colour": "red"}, num_garments=num_garments)
-    with pytest.raises(InvalidRequest, match="got 'size=S, size=L, colour=red'; .*category upper_body") as refused:
+    with pytest.raises(InvalidRequest, match=r"got 'size=S, size=L, colour=red'; .*category upper_body") as refused:
         narrowed(nobody)
     assert refused.value.field == "attributes"
-    with pytest.raises(InvalidRequest, match="attributes: got 'size=M'; .*category dresses"):
+    with pytest.raises(InvalidRequest, match=r"attributes: got 'size=M'; .*category dresses"):
         retrieve(catalogue, edit_request(attributes={"size": "M"}, category="dresses"))
     assert retrieve(catalogue, replace(nobody, num_garments=0)) == []
 
@@ -228,7 +228,7 @@ def test_an_empty_category_is_refused_by_name(pipeline: Pipeline, attributes: di
     catalogue = added_to(pipeline.catalogue, size="M")
     gone = {str(row): Deleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"}
     emptied = Catalogue(catalogue._base, {**catalogue._log, **{"9" * 20 + name: one for name, one in gone.items()}}, ())
-    with pytest.raises(InvalidRequest, match="category: got 'dresses'; must have garments .*num_garments=0"):
+    with pytest.raises(InvalidRequest, match=r"category: got 'dresses'; must have garments .*num_garments=0"):
         retrieve(emptied, edit_request(category="dresses", attributes=attributes))
     assert retrieve(emptied, edit_request(category="dresses", num_garments=0)) == []
 

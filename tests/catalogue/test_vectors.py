@@ -332,7 +332,7 @@ def test_a_filter_passes_rows_with_one_of_the_values_of_each_attribute(wanted: A
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"color": "red"}, "filter: got 'color'; must name attributes among category, colour, size"),
+        ({"color": "red"}, "attributes: got 'color'; must name attributes among category, colour, size"),
         ({"colour": []}, "attributes: got {'colour': []}; must be a text or a list of at least one"),
         ({"colour": ["red", 3]}, "attributes: got {'colour': ['red', 3]}; must be"),
     ],
