@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.attributes import Values
 from fashion_rag.catalogue.index import Catalogue, Match, Query
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
@@ -65,15 +66,19 @@ class Conditioning:
 
 
 def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
-    """The garments to condition on, best first: those the request names, else the catalogue's nearest to its text.
+    """Return the garments to condition on, best first: those the request names, else the nearest to its text.
 
-    Raises InvalidRequest for an unknown garment, and for a request that needs a catalogue where there is none.
+    Raises InvalidRequest for an unknown garment, for a search that no garment can meet, and for a request that needs a
+    catalogue where there is none.
     """
     return retrieve_many(catalogue, [request])[0]
 
 
 def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) -> list[list[Match]]:
-    """The garments of each request, searched for together. Raises as `retrieve` for the first that cannot be met."""
+    """Return the garments of each request, searched for together.
+
+    Raises InvalidRequest as `retrieve` for the first request that cannot be met.
+    """
     matches: list[list[Match]] = [[] for _ in requests]
     queries: dict[int, Query] = {}
     for row, request in enumerate(requests):
@@ -87,8 +92,24 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
             queries[row] = Query(request.search_text, request.category, request.num_garments, request.attributes)
     if catalogue is not None and queries:
         for row, found in zip(queries, catalogue.search_many(list(queries.values())), strict=True):
+            if not found:
+                raise _nothing_found(catalogue, queries[row])
             matches[row] = found
     return matches
+
+
+def _nothing_found(catalogue: Catalogue, query: Query) -> InvalidRequest:
+    """Return the error for a query that no garment passes; it names the filter that is at fault."""
+    unless = "unless num_garments=0"
+    if query.attributes and catalogue.search_many([replace(query, k=1, attributes={})])[0]:
+        wanted = ", ".join(f"{name}={value}" for name, values in query.attributes.items() for value in _texts(values))
+        rule = f"must be of a garment in the category {query.category}, {unless}; no garment there passes"
+        return InvalidRequest("attributes", wanted, rule)
+    return InvalidRequest("category", query.category, f"must have garments in the catalogue, {unless}")
+
+
+def _texts(values: Values) -> Sequence[str]:
+    return (values,) if isinstance(values, str) else values
 
 
 def invert(garment_encoder: GarmentEncoder, pictures: Sequence[Image.Image]) -> Tensor:

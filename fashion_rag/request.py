@@ -22,6 +22,8 @@ MAX_GUIDANCE_SCALE = 50
 MAX_CACHE_INTERVAL = 10
 MAX_PROMPT_CHARS = 2000
 MAX_SEED = 2**63 - 1
+# Of a key point, in pixels: far outside every picture, and so small that no sum or square of it overflows.
+MAX_COORDINATE = 10**9
 
 
 class Template(StrEnum):
@@ -43,6 +45,11 @@ class Solver(StrEnum):
 def _require(ok: bool, field_name: str, value: object, rule: str) -> None:
     if not ok:
         raise InvalidRequest(field_name, value, rule)
+
+
+def _size(picture: NDArray[np.uint8]) -> str:
+    """Return the size of a picture as people write it, WIDTHxHEIGHT."""
+    return "x".join(str(side) for side in picture.shape[1::-1])
 
 
 def _is_int(value: object) -> bool:
@@ -123,7 +130,12 @@ class EditRequest:
             f"{image.dtype} {image.shape}",
             "must be uint8 [height, width, 3]",
         )
-        _require(mask.shape == image.shape[:2], "mask", mask.shape, f"must have the image's size {image.shape[:2]}")
+        _require(
+            mask.shape == image.shape[:2],
+            "mask",
+            _size(mask),
+            f"must have the image's size, {_size(image)} (WIDTHxHEIGHT)",
+        )
         _require(bool(mask.any()), "mask", "all zero", "must mark at least one pixel to repaint")
         _require(self.category in CATEGORIES, "category", self.category, f"must be one of {', '.join(CATEGORIES)}")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "must not be empty")
@@ -135,7 +147,9 @@ class EditRequest:
         )
         if self.keypoints is not None:
             _require(self.keypoints.shape == (18, 2), "keypoints", self.keypoints.shape, "must be 18 rows of (x, y)")
-            _require(bool(np.isfinite(self.keypoints).all()), "keypoints", "a non-finite number", "must be finite")
+            within = bool((np.abs(self.keypoints) <= MAX_COORDINATE).all())
+            rule = f"must be finite numbers from -{MAX_COORDINATE} to {MAX_COORDINATE}"
+            _require(within, "keypoints", "a number outside the range", rule)
         _require(
             _is_int(self.num_garments) and 0 <= self.num_garments <= MAX_GARMENTS,
             "num_garments",
@@ -162,7 +176,7 @@ class EditRequest:
             f"must be a whole number from 1 to {MAX_STEPS}",
         )
         _require(
-            math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE,
+            0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE,
             "guidance_scale",
             self.guidance_scale,
             f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}",

@@ -23,6 +23,7 @@ from serve import metrics
 from serve.batching import TensorCache, checked, each, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
+from serve.logs import leave_out_expected_errors
 from serve.stages import Conditioned, Job, Retrieved
 
 Worded = tuple[EditRequest, Tensor | None]
@@ -33,6 +34,7 @@ class Conditioner:
     """Prompts and garments to prompt embeddings, several in one call of each tower."""
 
     def __init__(self, runtime: Runtime, retriever: DeploymentHandle) -> None:
+        leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
         parts = runtime.open()
         self.prompt_encoder = parts.load_prompt_encoder()

@@ -28,6 +28,7 @@ from serve.autoscaling import LOAD, WorkMeter
 from serve.batching import TensorCache
 from serve.calls import answer
 from serve.config import DenoiserSettings
+from serve.logs import leave_out_expected_errors
 from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
 
 # So many UNet calls that fail one after the other, and Serve is told to replace the replica.
@@ -41,6 +42,7 @@ class Denoiser:
     """Noise to latents, step by step."""
 
     def __init__(self, runtime: Runtime, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
+        leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
         parts = runtime.open()
         bundle = parts.bundle

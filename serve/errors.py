@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
+from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, NotFound, Overloaded
 from serve.auth import Forbidden, Unauthorized
 from serve.calls import unwrapped
 from serve.door import RateLimited
@@ -27,6 +27,7 @@ STATUS: dict[type[BaseException], int] = {
     InvalidRequest: 400,
     Unauthorized: 401,
     Forbidden: 403,
+    NotFound: 404,
     RateLimited: 429,
     Overloaded: 503,
     DeadlineExceeded: 504,
@@ -36,29 +37,48 @@ STATUS: dict[type[BaseException], int] = {
     GeneratorExit: CALLER_LEFT,
 }
 
+# Of each status that a caller may get: the `code` of errors that name none of their own, and when it comes.
+STATUSES = {
+    400: ("invalid_value", "A field or parameter is wrong, unknown, missing, or not supported; `param` names it."),
+    401: ("invalid_api_key", "The API key is missing or unknown."),
+    403: ("forbidden", "This server lets nobody change its catalogue."),
+    404: ("not_found", "The address names nothing that this server has."),
+    405: ("method_not_allowed", "The address has other methods; `Allow` names them."),
+    408: ("request_timeout", "The request came too slowly, or its answer took longer than the server allows."),
+    413: ("body_too_large", "The body is larger than the server takes."),
+    415: ("unsupported_media_type", "The body is not multipart/form-data."),
+    429: ("rate_limit_exceeded", "The API key has too many edits in flight; `Retry-After` says when to come back."),
+    500: ("server_error", "The server failed; its log has the cause under the request's id."),
+    503: ("overloaded", "There is too much work, or a part restarts; `Retry-After` says when to come back."),
+    504: ("deadline_exceeded", "The edit cannot be, or was not, finished before its deadline."),
+}
+
 logger = logging.getLogger("ray.serve")
 
 
 def add_handlers(api: FastAPI) -> None:
-    """Have `api` answer every error in the form {"error": {"type", "field", "message"}}."""
+    """Have `api` answer every error in the form {"error": {"type", "field", "message", "param", "code"}}."""
     for kind in (FashionRAGError, RequestValidationError, HTTPException, RayError, Exception):
         api.add_exception_handler(kind, answer_error)
 
 
 async def answer_error(request: Request, raised: Exception) -> JSONResponse:
-    """The reply to any error: {"error": {"type", "field", "message"}} under its status."""
+    """Return the reply to any error: {"error": {"type", "field", "message", "param", "code"}} under its status."""
     error, status = explained(raised)
-    headers = dict(getattr(error, "headers", None) or {})
+    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names the methods of one route, and several may have the address.
+        headers["allow"] = request.app.methods_of(request.url.path) or headers["allow"]
     reply = error_reply(error, status, request.headers.get("x-request-id"))
     return JSONResponse(reply.model_dump(), status, headers)
 
 
 def explained(error: BaseException) -> tuple[BaseException, int]:
-    """The error in this project's words, if it has some for it, and its HTTP status."""
+    """Return the error in this project's words, if it has some for it, and its HTTP status."""
     error = unwrapped(error)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
@@ -69,12 +89,15 @@ def explained(error: BaseException) -> tuple[BaseException, int]:
 
 
 def error_reply(error: BaseException, status: int, request_id: str | None) -> ErrorReply:
+    """Return what a caller is told of an error; what is the server's fault is logged."""
     if status == 500:
         # What went wrong inside, paths among it, is for the operator.
-        logger.error("edit failed", exc_info=error)
+        logger.error("the request failed", exc_info=error)
         message = f"the server failed; its log has the cause under request id {request_id}"
     else:
         message = str(getattr(error, "detail", error))
     known = isinstance(error, FashionRAGError)
     name = type(error).__name__ if known else HTTPStatus(status).phrase.replace(" ", "")
-    return ErrorReply(error=ErrorDetail(type=name, field=getattr(error, "field", None), message=message))
+    field = getattr(error, "field", None)
+    code = getattr(error, "code", None) or STATUSES.get(status, STATUSES[500])[0]
+    return ErrorReply(error=ErrorDetail(type=name, field=field, message=message, param=field, code=code))

@@ -13,13 +13,13 @@ import logging
 import mimetypes
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import ray
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve as ray_serve
 from ray.exceptions import RayError
@@ -31,19 +31,26 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.encoding import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
-from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.errors import ArtifactError, InvalidRequest, NotFound
 from fashion_rag.pipeline import finish
-from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest
+from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
 from serve.calls import answer, stream
 from serve.config import IngressSettings, ServeConfig
+from serve.documents import (
+    ASKING,
+    EDIT_RESPONSES,
+    PICTURE_RESPONSES,
+    READING,
+    READY_RESPONSES,
+    DocumentedAPI,
+    errors,
+)
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
 from serve.proxy import MAX_BODY_BYTES
 from serve.schemas import (
-    MAX_FILTERS,
-    MAX_FOUND,
     EditForm,
     EditReply,
     GarmentForm,
@@ -53,6 +60,8 @@ from serve.schemas import (
     ModelList,
     PictureForm,
     Readiness,
+    SearchQuery,
+    SimilarQuery,
     edit_completed,
     edit_reply,
     form_document,
@@ -66,12 +75,21 @@ READY_TIMEOUT_S = 5.0
 # For what is no edit.
 ASK_S = 30.0
 
-Limit = Annotated[int, Query(ge=1, le=MAX_FOUND)]
-Attributes = Annotated[Sequence[str], Query(max_length=MAX_FILTERS, description="NAME=VALUE that garments must have.")]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 logger = logging.getLogger("ray.serve")
-api = FastAPI(title="Fashion-RAG")
+api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False)
 add_handlers(api)
+
+
+def _get(path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
+    """Make a method the route of GET, and of HEAD, which answers the same without a body."""
+
+    def route(endpoint: Endpoint) -> Endpoint:
+        api.head(path, include_in_schema=False)(endpoint)
+        return api.get(path, **options)(endpoint)
+
+    return route
 
 
 async def _answers(stage: DeploymentHandle) -> bool:
@@ -102,11 +120,11 @@ def _last_event(form: EditForm, request: EditRequest, edited: Edited) -> bytes:
 
 @contextmanager
 def _found(garment_id: str) -> Iterator[None]:
-    """Makes a 404 of what the block says of an id that the catalogue has not."""
+    """Raise NotFound where the block raises InvalidRequest for an id that the catalogue does not have."""
     try:
         yield
     except InvalidRequest as error:
-        raise HTTPException(404, f"no garment in the catalogue has the id {garment_id!r}") from error
+        raise NotFound("garment_id", f"no garment in the catalogue has the id {garment_id!r}") from error
 
 
 @contextmanager
@@ -165,7 +183,12 @@ class Ingress:
             raise Forbidden("this server lets nobody change its catalogue; start it with catalogue keys")
         return self.editors.check(http.headers.get("authorization"))
 
-    @api.post("/v1/images/edits", response_model=EditReply, openapi_extra=form_document(EditForm))
+    @api.post(
+        "/v1/images/edits",
+        response_model=EditReply,
+        responses=EDIT_RESPONSES,
+        openapi_extra=form_document(EditForm),
+    )
     async def edit(self, http: Request) -> Response:
         """The photo with the garment changed: as JSON, or with stream=true as server-sent events."""
         arrived = time.time()
@@ -177,10 +200,11 @@ class Ingress:
             settings, request_id = self.door.settings, http.headers["x-request-id"]
             if form.n > (most := min(settings.max_edits, settings.max_edits_per_key)):
                 # To come back later would not help.
-                raise InvalidRequest("n", form.n, f"must be at most {most} on this server")
+                raise InvalidRequest("n", form.n, f"must be at most {most} on this server", "unsupported_value")
             held.enter_context(self.door.hold(key_name, form.n - 1))
             requests = await asyncio.to_thread(edit_requests, form, self.manifest, settings, request_id, arrived)
-            logger.info("edit from key %s for user %r: seed %d", key_name, form.user, requests[0].seed)
+            user = form.safety_identifier or form.user
+            logger.info("edit from key %s for user %r: seed %d", key_name, user, requests[0].seed)
             if form.stream:
                 events = self._events(form, requests[0], arrived, held.pop_all())
                 # As far as the acceptance: who is refused still gets a status that says so.
@@ -263,20 +287,13 @@ class Ingress:
                     denoised = item
         yield await answer("decode", lambda: self.vae.decode.remote(shared, denoised), request.deadline)
 
-    @api.get("/v1/garments/search")
-    async def search(
-        self,
-        http: Request,
-        q: Annotated[str, Query(min_length=1, max_length=MAX_PROMPT_CHARS)],
-        category: str,
-        limit: Limit = 10,
-        attribute: Attributes = (),
-    ) -> GarmentList:
-        """The garments of a category that are most like a text, best first."""
+    @_get("/v1/garments/search", responses=errors(400, *ASKING))
+    async def search(self, http: Request, query: Annotated[SearchQuery, Query()]) -> GarmentList:
+        """Return the garments of a category that are most like a text, best first."""
         self._key_name(http)
-        return GarmentList(data=await self._ask("search", q, category, limit, parse_filter(attribute)))
+        return GarmentList(data=await self._ask("search", query.q, query.category, query.limit, query.filter()))
 
-    @api.post("/v1/garments/search", openapi_extra=form_document(PictureForm))
+    @api.post("/v1/garments/search", responses=errors(*READING), openapi_extra=form_document(PictureForm))
     async def search_by_picture(self, http: Request) -> GarmentList:
         """The garments of a category that are most like a picture, best first."""
         with self.door.hold(self._key_name(http), 1):
@@ -286,7 +303,9 @@ class Ingress:
             wanted = parse_filter(form.attributes)
             return GarmentList(data=await self._ask("search", picture, form.category, form.limit, wanted))
 
-    @api.post("/v1/garments", status_code=201, openapi_extra=form_document(GarmentForm))
+    @api.post(
+        "/v1/garments", status_code=201, responses=errors(403, *READING), openapi_extra=form_document(GarmentForm)
+    )
     async def add_garment(self, http: Request) -> GarmentFound:
         """Put a garment into the catalogue, or in the place of one with its id. Needs a key of the catalogue."""
         with self.door.hold(self._editor_name(http), 1):
@@ -296,21 +315,21 @@ class Ingress:
             words = await answer("condition", lambda: self.conditioner.invert.remote(jpeg), deadline)
             return await self._ask("add", row, jpeg, words)
 
-    @api.delete("/v1/garments/{garment_id}", status_code=204)
+    @api.delete("/v1/garments/{garment_id}", status_code=204, responses=errors(403, 404, *ASKING))
     async def delete_garment(self, http: Request, garment_id: str) -> None:
         """Take a garment out of the catalogue. Needs a key of the catalogue."""
         self._editor_name(http)
         with _found(garment_id):
             await self._ask("delete", garment_id)
 
-    @api.get("/v1/garments/{garment_id}")
+    @_get("/v1/garments/{garment_id}", responses=errors(404, *ASKING))
     async def garment(self, http: Request, garment_id: str) -> GarmentFound:
         """A garment of the catalogue."""
         self._key_name(http)
         with _found(garment_id):
             return await self._ask("garment", garment_id)
 
-    @api.get("/v1/garments/{garment_id}/image")
+    @_get("/v1/garments/{garment_id}/image", response_class=Response, responses=PICTURE_RESPONSES)
     async def garment_image(self, http: Request, garment_id: str) -> Response:
         """The picture of a garment in the catalogue."""
         self._key_name(http)
@@ -318,33 +337,42 @@ class Ingress:
             name, content = await self._ask("picture_file", garment_id)
         return Response(content, media_type=mimetypes.guess_type(name)[0])
 
-    @api.get("/v1/garments/{garment_id}/similar")
-    async def similar(
-        self, http: Request, garment_id: str, limit: Limit = 10, attribute: Attributes = ()
-    ) -> GarmentList:
-        """The garments that are most like one, best first."""
+    @_get("/v1/garments/{garment_id}/similar", responses=errors(400, 404, *ASKING))
+    async def similar(self, http: Request, garment_id: str, query: Annotated[SimilarQuery, Query()]) -> GarmentList:
+        """Return the garments that are most like one, best first."""
         self._key_name(http)
-        wanted = parse_filter(attribute)
+        wanted = query.filter()
         with _found(garment_id):
             await self._ask("garment", garment_id)
-        return GarmentList(data=await self._ask("similar", garment_id, limit, wanted))
+        return GarmentList(data=await self._ask("similar", garment_id, query.limit, wanted))
 
     async def _ask(self, method: str, *args: Any) -> Any:
         return await answer("retrieve", lambda: getattr(self.retriever, method).remote(*args), time.time() + ASK_S)
 
-    @api.get("/v1/models")
+    @_get("/v1/models", responses=errors(401, 500))
     async def models(self, http: Request) -> ModelList:
-        """The bundle that is served."""
+        """Return a list of the one bundle that is served."""
         self._key_name(http)
-        model = Model(id=self.manifest.name, created=self.created, owned_by="fashion-rag")
-        return ModelList(data=[model])
+        return ModelList(data=[self._model()])
 
-    @api.get("/healthz")
+    # A name may have a slash, as those of hubs do.
+    @_get("/v1/models/{model:path}", responses=errors(401, 404, 500))
+    async def model(self, http: Request, model: str) -> Model:
+        """Return the bundle of this name, if it is the one that is served."""
+        self._key_name(http)
+        if model != self.manifest.name:
+            raise NotFound("model", f"no model of the name {model!r} is served", "model_not_found")
+        return self._model()
+
+    def _model(self) -> Model:
+        return Model(id=self.manifest.name, created=self.created, owned_by="fashion-rag")
+
+    @_get("/healthz")
     async def healthz(self) -> dict[str, str]:
-        """That this process answers."""
+        """Return that this process answers."""
         return {"status": "alive"}
 
-    @api.get("/readyz")
+    @_get("/readyz", responses=READY_RESPONSES)
     async def readyz(self, response: Response) -> Readiness:
         """Which stages answer, and the files that those which do not may be waiting for; 503 unless all answer."""
         answers = await asyncio.gather(*map(_answers, self.stages.values()))

@@ -83,7 +83,7 @@ class Replay:
             if not body.repeatable:
                 break
         message = "the server that had the request went away; please send it again"
-        error = {"type": "Overloaded", "field": None, "message": message}
+        error = {"type": "Overloaded", "field": None, "message": message, "param": None, "code": "overloaded"}
         headers = {"retry-after": str(RETRY_AFTER_S), "x-request-id": request_id}
         await JSONResponse({"error": error}, 503, headers)(scope, body.from_start(), send)
 

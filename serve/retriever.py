@@ -34,6 +34,7 @@ from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.batching import checked, each, set_max_batch
 from serve.config import RetrieverSettings
+from serve.logs import leave_out_expected_errors
 from serve.schemas import GarmentFound, GarmentUsed
 from serve.stages import Retrieved
 
@@ -48,6 +49,7 @@ class Retriever:
     """Prompts to garments, several in one call of the text tower."""
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
+        leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
         wait_for(lambda: runtime.missing() + missing_catalogue(catalogue), runtime.wait_s)
         bundle = Bundle.open(Path(runtime.bundle))

@@ -6,7 +6,6 @@
 import base64
 import dataclasses
 import io
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,30 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    computed_field,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, WithJsonSchema
 
+from fashion_rag.catalogue.attributes import parse_filter
+from fashion_rag.catalogue.table import ATTRIBUTE_NAME, ID, MAX_CAPTION_CHARS, MAX_VALUE_CHARS, RESERVED_ID
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import (
     CATEGORIES,
+    MAX_CACHE_INTERVAL,
     MAX_GARMENTS,
     MAX_GUIDANCE_SCALE,
+    MAX_PROMPT_CHARS,
+    MAX_SEED,
     MAX_STEPS,
     PLAIN,
     Shortcuts,
@@ -40,10 +54,38 @@ MAX_FILTERS = 32
 MAX_FOUND = 100
 MAX_PARTIAL_IMAGES = 50
 MIN_DEADLINE_S = 0.001
+NUM_KEYPOINTS = 18
+# Of a key point that a caller sends, in pixels: no picture is nearly as large.
+MAX_KEYPOINT = 100_000
 QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
 
+# What OpenAI's API knows and this server cannot do, by field and value, with the rule.
+UNSUPPORTED = {
+    ("response_format", "url"): "must be b64_json: no picture is stored to have a URL",
+    ("background", "transparent"): "must be auto or opaque: the photo keeps its background",
+    ("output_format", "gif"): "must be png, jpeg or webp",
+    ("output_format", "svg"): "must be png, jpeg or webp",
+}
+
+ATTRIBUTE = rf"^{ATTRIBUTE_NAME}=[\s\S]{{1,{MAX_VALUE_CHARS}}}$"
 OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high"]
+Category = Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+Attribute = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[^=]+=.+$"})]
+Coordinate = Annotated[float, Field(strict=True, ge=-MAX_KEYPOINT, le=MAX_KEYPOINT, allow_inf_nan=False)]
+Points = Annotated[list[tuple[Coordinate, Coordinate]], Field(min_length=NUM_KEYPOINTS, max_length=NUM_KEYPOINTS)]
+
+
+class DressCodeFile(BaseModel):
+    """A key points file of the Dress Code data set: a row of x, y, score and index for each point."""
+
+    keypoints: Annotated[
+        list[tuple[Coordinate, Coordinate, Coordinate, Coordinate]],
+        Field(min_length=NUM_KEYPOINTS, max_length=NUM_KEYPOINTS),
+    ]
+
+
+KEYPOINTS: TypeAdapter[list[tuple[float, float]] | DressCodeFile] = TypeAdapter(Points | DressCodeFile)
 
 
 @dataclass(frozen=True)
@@ -81,13 +123,13 @@ class Preset:
 
 
 class EditForm(BaseModel):
-    """The fields of POST /v1/images/edits, with those that are not OpenAI's below `user`. Any other is refused.
+    """The fields of POST /v1/images/edits, with those that are not OpenAI's below `safety_identifier`.
 
-    What depends on the server or the photo `uploads.edit_requests` checks, other ranges EditRequest. Raises
+    Any other field is refused. What depends on the server or the photo is checked by `uploads.edit_requests`. Raises
     InvalidRequest for fields that do not go together, pydantic.ValidationError for what one is by itself.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     image: bytes = Field(repr=False, description="The photo.")
     mask: bytes | None = Field(
@@ -96,9 +138,9 @@ class EditForm(BaseModel):
         description="White where to repaint, or transparent; of the photo's size. Without it, the photo is repainted "
         "where it is transparent.",
     )
-    prompt: str = Field(description="What to wear.")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to wear.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures, of seeds that follow each other.")
-    size: str = Field(
+    size: Annotated[str, WithJsonSchema({"type": "string", "pattern": "^(auto|[0-9]{2,4}x[0-9]{2,4})$"})] = Field(
         "auto", description="WIDTHxHEIGHT, in the shape of the photo, which is brought to it; auto = the photo's own."
     )
     response_format: Literal["b64_json"] = "b64_json"
@@ -106,19 +148,28 @@ class EditForm(BaseModel):
     output_compression: int = Field(100, ge=0, le=100, description="Quality of a jpeg or webp.")
     stream: bool = Field(False, description="Send events instead of one reply.")
     partial_images: int = Field(
-        0, ge=0, le=MAX_PARTIAL_IMAGES, description="How many previews a stream sends before the finished picture."
+        0,
+        ge=0,
+        le=MAX_PARTIAL_IMAGES,
+        description="How many previews a stream sends before the finished picture; without effect on a single reply.",
     )
     model: str | None = Field(None, description="The name of the bundle that is served.")
     quality: Quality = Field("auto", description="low, medium and high are the presets fast, balanced and exact.")
     background: Literal["auto", "opaque"] = "auto"
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="Without effect: outside the mask the photo always comes back as it is."
+    )
+    moderation: Literal["auto", "low"] | None = Field(None, description="Without effect: nothing is moderated.")
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="Without effect.")
     user: str | None = Field(None, max_length=256, description="A name for the server's log.")
+    safety_identifier: str | None = Field(None, max_length=256, description="The same, and comes before `user`.")
 
-    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+    category: Category
     garment_ids: list[Annotated[str, Field(min_length=1)]] = Field(
         [], max_length=MAX_GARMENTS, description="Garments to use instead of searching."
     )
     num_garments: int = Field(1, ge=0, le=MAX_GARMENTS, description="How many garments to search for.")
-    attributes: list[str] = Field(
+    attributes: list[Attribute] = Field(
         [], max_length=MAX_FILTERS, description="NAME=VALUE: search among garments with this; of one name, with either."
     )
     num_chunks: int | None = Field(
@@ -127,38 +178,44 @@ class EditForm(BaseModel):
     keypoints: str | None = Field(
         None, description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent."
     )
-    seed: int | None = Field(None, ge=0, description="The same seed gives the same picture; drawn if left out.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="The same seed gives the same picture; drawn if left out."
+    )
     preset: str | None = Field(None, description="A name of the server's for steps, guidance scale and shortcuts.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    guidance_scale: float | None = Field(None, allow_inf_nan=False, description=f"From 0 to {MAX_GUIDANCE_SCALE}.")
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE_SCALE)
     solver: Annotated[Solver | None, WithJsonSchema({"type": "string", "enum": list(Solver)})] = Field(
         None, description="How latents are led from step to step; those of second order need fewer steps than ddim."
     )
     guidance_start: float | None = Field(
-        None, description="From which part of the steps on, 0 to 1, there is guidance."
+        None, ge=0, le=1, description="From which part of the steps on there is guidance."
     )
-    guidance_end: float | None = Field(None, description="Up to which part of the steps, 0 to 1, there is guidance.")
+    guidance_end: float | None = Field(
+        None, ge=0, le=1, description="Up to which part of the steps there is guidance; at least guidance_start."
+    )
     cache_interval: int | None = Field(
-        None, description="Run the whole UNet every so many steps, and in those between its outermost layers alone."
+        None,
+        ge=1,
+        le=MAX_CACHE_INTERVAL,
+        description="Run the whole UNet every so many steps, and in those between its outermost layers alone.",
     )
     deadline_s: float | None = Field(
         None, ge=MIN_DEADLINE_S, description="How many seconds the caller is going to wait."
     )
     template: Annotated[Template, WithJsonSchema({"type": "string", "enum": list(Template)})] = Template.GARMENTS
 
-    @field_validator("response_format", mode="before")
+    @field_validator("response_format", "background", "output_format", mode="before")
     @classmethod
-    def _has_no_url(cls, value: object) -> object:
-        if value == "url":
-            raise InvalidRequest("response_format", value, "must be 'b64_json': no picture is stored to have a URL")
+    def _supported(cls, value: object, info: ValidationInfo) -> object:
+        for (field, unsupported), rule in UNSUPPORTED.items():
+            if (info.field_name, value) == (field, unsupported):
+                raise InvalidRequest(field, value, rule, "unsupported_value")
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.stream and self.n > 1:
-            raise InvalidRequest("n", self.n, "must be 1 with stream=true")
-        if self.partial_images > 0 and not self.stream:
-            raise InvalidRequest("partial_images", self.partial_images, "must be 0 without stream=true")
+            raise InvalidRequest("n", self.n, "must be 1 with stream=true", "unsupported_value")
         if self.output_format == "png" and self.output_compression < 100:
             raise InvalidRequest("output_compression", self.output_compression, "must be 100 for png, which is exact")
         if self.preset is not None and self.preset != QUALITY_PRESETS.get(self.quality, self.preset):
@@ -173,10 +230,12 @@ class GarmentForm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: bytes = Field(repr=False, description="The in-shop picture.")
-    id: str = Field(description="Of the garment; one that is in the catalogue is replaced.")
-    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
-    caption: str = Field("", description="For people to read.")
-    attributes: list[str] = Field(
+    id: Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "pattern": f"^{ID}$"})] = Field(
+        description=f"Of the garment; one that is in the catalogue is replaced. Not {RESERVED_ID!r}."
+    )
+    category: Category
+    caption: str = Field("", max_length=MAX_CAPTION_CHARS, description="For people to read.")
+    attributes: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": ATTRIBUTE})]] = Field(
         [], max_length=MAX_FILTERS, description="NAME=VALUE, to filter by; a name may have several values."
     )
 
@@ -187,9 +246,40 @@ class PictureForm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: bytes = Field(repr=False, description="A picture of what to look for.")
-    category: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
+    category: Category
     limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
-    attributes: list[str] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
+    attributes: list[Attribute] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
+
+
+class SimilarQuery(BaseModel):
+    """The query of GET /v1/garments/ID/similar. Any other parameter is refused, and an empty one is left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
+    attributes: list[Attribute] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
+    attribute: list[Attribute] = Field(
+        [],
+        max_length=MAX_FILTERS,
+        description="An older name of `attributes`.",
+        json_schema_extra={"deprecated": True},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value not in ("", [""])}
+
+    def filter(self) -> dict[str, list[str]]:
+        """Return the filter that the query asks for. Raises InvalidRequest for a text that is no NAME=VALUE."""
+        return parse_filter([*self.attributes, *self.attribute])
+
+
+class SearchQuery(SimilarQuery):
+    """The query of GET /v1/garments/search."""
+
+    q: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to look for, in words.")
+    category: Category
 
 
 class _FormSchema(GenerateJsonSchema):
@@ -205,28 +295,50 @@ class _FormSchema(GenerateJsonSchema):
 
 
 def form_document(form: type[BaseModel]) -> dict[str, Any]:
-    """What the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
+    """Return what the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
     schema = form.model_json_schema(schema_generator=_FormSchema)
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    files = [name for name, field in schema["properties"].items() if field.get("format") == "binary"]
+    encoding = {name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files}
+    content = {"multipart/form-data": {"schema": schema, "encoding": encoding}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def stream_document() -> dict[str, Any]:
+    """Return what the OpenAPI document says of the events of an edit with stream=true."""
+    events = []
+    for kind in (PartialImage, EditCompleted, ErrorReply):
+        data = kind.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+        data.pop("$defs", None)
+        events.append({"type": "string", "contentMediaType": "application/json", "contentSchema": data})
+    event = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"enum": ["image_edit.partial_image", "image_edit.completed", "error"]},
+            "data": {"anyOf": events},
+        },
+    }
+    return {"text/event-stream": {"schema": {"type": "string"}, "itemSchema": event}}
 
 
 def parse_keypoints(text: str, size: tuple[int, ...]) -> NDArray[np.float64]:
-    """Key points [18, 2] in pixels of a picture of `size` (height, width), from one of two JSON forms.
+    """Return key points [18, 2] in pixels of a picture of `size` (height, width), from one of two JSON forms.
 
     [[x, y], ...]: 18 points in pixels of the picture. {"keypoints": [[x, y, score, index], ...]}: a Dress Code file,
     in that data set's own frame. Raises InvalidRequest for anything else.
     """
-    rule = 'must be JSON: [[x, y], ...] with 18 points, or {"keypoints": [[x, y, score, index], ...]}'
+    rule = (
+        'must be JSON: [[x, y], ...] with 18 points, or {"keypoints": [[x, y, score, index], ...]}, '
+        f"of finite numbers from -{MAX_KEYPOINT} to {MAX_KEYPOINT}"
+    )
     try:
-        content: Any = json.loads(text)
-        rows = np.asarray(content["keypoints"] if isinstance(content, dict) else content, dtype=np.float64)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        content = KEYPOINTS.validate_json(text)
+    except ValidationError as error:
         raise InvalidRequest("keypoints", text, rule) from error
-    if rows.shape != ((18, 4) if isinstance(content, dict) else (18, 2)):
-        raise InvalidRequest("keypoints", text, rule)
-    if isinstance(content, dict):
-        return scale_keypoints(rows[:, :2], KEYPOINT_FRAME, (size[0], size[1]))
-    return rows
+    if isinstance(content, DressCodeFile):
+        points = np.array([row[:2] for row in content.keypoints], np.float64)
+        return scale_keypoints(points, KEYPOINT_FRAME, (size[0], size[1]))
+    return np.array(content, np.float64)
 
 
 class ImageData(BaseModel):
@@ -286,11 +398,16 @@ class EditCompleted(StreamEvent):
 
 
 class ErrorDetail(BaseModel):
-    """An error's type, the form field that it is about, if any, and what to do about it."""
+    """An error's type, the field that it is about, if any, and what to do about it.
+
+    `param` is the same as `field`, and `code` says the kind of fault, under the names that OpenAI's clients read.
+    """
 
     type: str
     field: str | None
     message: str
+    param: str | None
+    code: str
 
 
 class ErrorReply(BaseModel):

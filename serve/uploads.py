@@ -34,8 +34,9 @@ MULTIPART = "multipart/form-data"
 MAX_FILES = 16
 MAX_FIELDS = 64
 FILE_FIELDS = ("image", "mask")
-# A field that may repeat comes as `name[]` from OpenAI's clients, and a photo does where it is in a list.
-LIST_FIELDS = ("image", "garment_ids", "attributes")
+# Fields that may come as `name[]`: OpenAI's clients send what is in a list so.
+BRACKET_FIELDS = ("image", "mask", "garment_ids", "attributes")
+LIST_FIELDS = ("garment_ids", "attributes")
 
 MAX_SIDE = 4096
 # What the file formats can hold.
@@ -48,9 +49,10 @@ Form = TypeVar("Form", bound=BaseModel)
 
 RULES = {
     "missing": "must be given",
-    "extra_forbidden": "is no field of an edit",
+    "extra_forbidden": "is not a field of this request",
     "int_parsing_size": "must be a smaller number",
 }
+CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
 async def read_form(http: Request, max_bytes: int, kind: type[Form]) -> Form:
@@ -76,18 +78,24 @@ async def read_form(http: Request, max_bytes: int, kind: type[Form]) -> Form:
 
 
 def parse_form(items: Iterable[tuple[str, str | bytes]], kind: type[Form]) -> Form:
-    """The form of this kind with these fields: text, or content of files. Raises InvalidRequest, naming the field."""
+    """Return the form of this kind with these fields, which are text or the content of files.
+
+    A field that is empty counts as left out where it is optional. Raises InvalidRequest, naming the field.
+    """
     fields: dict[str, Any] = {}
     for sent_name, value in items:
         base = sent_name.removesuffix("[]")
-        name = base if base in LIST_FIELDS else sent_name
-        if name in kind.model_fields and isinstance(value, bytes) != (name in FILE_FIELDS):
+        name = base if base in BRACKET_FIELDS else sent_name
+        field = kind.model_fields.get(name)
+        if field is not None and not field.is_required() and not value:
+            continue
+        if field is not None and isinstance(value, bytes) != (name in FILE_FIELDS):
             rule = "must be a file" if name in FILE_FIELDS else "must be text, not a file"
             raise InvalidRequest(name, _shown(value), rule)
-        if name in LIST_FIELDS[1:]:
+        if name in LIST_FIELDS:
             fields.setdefault(name, []).append(value)
-        elif name in fields and name == "image":
-            raise InvalidRequest(name, "several files", "must be one photo; garments come from the catalogue")
+        elif name in fields and name in FILE_FIELDS:
+            raise InvalidRequest(name, "several files", "must be one picture", "unsupported_value")
         elif name in fields:
             raise InvalidRequest(name, _shown(value), "must be given once")
         else:
@@ -99,11 +107,12 @@ def parse_form(items: Iterable[tuple[str, str | bytes]], kind: type[Form]) -> Fo
         raise invalid_request(first, str(first["loc"][0])) from error
 
 
-def invalid_request(complaint: Mapping[str, Any], field: str) -> InvalidRequest:
-    """One of pydantic's `errors()` in this project's words."""
-    value = None if complaint["type"] == "missing" else _shown(complaint["input"])
-    rule = RULES.get(complaint["type"]) or re.sub(r"^\w+ should", "must", complaint["msg"]).split(", unable")[0]
-    return InvalidRequest(field, value, rule)
+def invalid_request(fault: Mapping[str, Any], field: str) -> InvalidRequest:
+    """Return one of pydantic's `errors()` in this project's words."""
+    kind = fault["type"]
+    value = None if kind == "missing" else _shown(fault["input"])
+    rule = RULES.get(kind) or re.sub(r"^\w+ should", "must", fault["msg"]).split(", unable")[0]
+    return InvalidRequest(field, value, rule, CODES.get(kind, "invalid_value"))
 
 
 def edit_requests(
@@ -117,7 +126,7 @@ def edit_requests(
     form's field.
     """
     if form.model not in (None, manifest.name):
-        raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out")
+        raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out", "model_not_found")
     if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
         raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
     preset = _preset(form, settings.presets)
@@ -250,10 +259,10 @@ def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) ->
             rule = f"must be auto, or WIDTHxHEIGHT with sides from {MIN_SIDE} to {MAX_SIDE}"
             raise InvalidRequest("size", form.size, rule)
         if width * height > max_pixels:
-            raise InvalidRequest("size", form.size, f"must have at most {max_pixels} pixels")
+            raise InvalidRequest("size", form.size, f"must have at most {max_pixels} pixels", "unsupported_value")
         if abs(width * photo_size[0] / (height * photo_size[1]) - 1) > SHAPE_TOLERANCE:
             rule = f"must have the photo's shape, {photo_size[1]}x{photo_size[0]}, within {SHAPE_TOLERANCE:.0%}"
-            raise InvalidRequest("size", form.size, rule)
+            raise InvalidRequest("size", form.size, rule, "unsupported_value")
         size = (height, width)
     if max(size) > MAX_FILE_SIDES[form.output_format]:
         rule = f"holds at most {MAX_FILE_SIDES[form.output_format]} pixels a side; the picture has {max(size)}"

@@ -1,5 +1,6 @@
 import dataclasses
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fashion_rag.catalogue.changes import Added, Deleted
+from fashion_rag.catalogue.index import Catalogue
+from fashion_rag.catalogue.store import StoredPicture
+from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.config import Manifest
 from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.denoising.sampler import SamplerConfig
@@ -191,6 +196,44 @@ def test_garments_are_searched_with_the_chunks_asked_for(pipeline: Pipeline) -> 
     (whole,) = retrieve(pipeline.catalogue, edit_request(prompt=prompt))
     assert chunks[0].score == pytest.approx(first[0].score, abs=TOLERANCE)
     assert chunks[0].score != pytest.approx(whole.score, abs=TOLERANCE)
+
+
+def added_to(catalogue: Catalogue, **attributes: str) -> Catalogue:
+    """Return the catalogue with one red top more, which alone has attributes."""
+    garment = catalogue.get("black-top")
+    assert isinstance(garment.picture, StoredPicture) and garment.pseudo_words is not None
+    values = {name: (value,) for name, value in attributes.items()}
+    row = GarmentRow("red-top", "upper_body", "", garment.picture.reference, garment.picture.sha256, attributes=values)
+    base = catalogue._base
+    change = Added(row, catalogue.vector("black-top"), garment.pseudo_words, base.version.encoders)
+    return Catalogue(base, {"9" * 20 + "-a": change}, ())
+
+
+@pytest.mark.parametrize("num_garments", [1, 3])
+def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, num_garments: int) -> None:
+    assert pipeline.catalogue is not None
+    catalogue = added_to(pipeline.catalogue, size="M", colour="red")
+    narrowed = replace(pipeline, catalogue=catalogue)
+    (found,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
+    assert found.garment.id == "red-top"
+    nobody = edit_request(attributes={"size": ["S", "L"], "colour": "red"}, num_garments=num_garments)
+    with pytest.raises(InvalidRequest, match=r"got 'size=S, size=L, colour=red'; .*category upper_body") as refused:
+        narrowed(nobody)
+    assert refused.value.field == "attributes"
+    with pytest.raises(InvalidRequest, match=r"attributes: got 'size=M'; .*category dresses"):
+        retrieve(catalogue, edit_request(attributes={"size": "M"}, category="dresses"))
+    assert retrieve(catalogue, replace(nobody, num_garments=0)) == []
+
+
+@pytest.mark.parametrize("attributes", [{}, {"size": ["M"]}])
+def test_an_empty_category_is_refused_by_name(pipeline: Pipeline, attributes: dict[str, list[str]]) -> None:
+    assert pipeline.catalogue is not None
+    catalogue = added_to(pipeline.catalogue, size="M")
+    gone = {str(row): Deleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"}
+    emptied = Catalogue(catalogue._base, {**catalogue._log, **{"9" * 20 + name: one for name, one in gone.items()}}, ())
+    with pytest.raises(InvalidRequest, match=r"category: got 'dresses'; must have garments .*num_garments=0"):
+        retrieve(emptied, edit_request(category="dresses", attributes=attributes))
+    assert retrieve(emptied, edit_request(category="dresses", num_garments=0)) == []
 
 
 @torch.inference_mode()

@@ -29,6 +29,8 @@ def request(**changes: Any) -> EditRequest:
         ("prompt", {"prompt": "x" * (MAX_PROMPT_CHARS + 1)}),
         ("keypoints", {"keypoints": np.zeros((17, 2))}),
         ("keypoints", {"keypoints": np.full((18, 2), np.nan)}),
+        ("keypoints", {"keypoints": np.full((18, 2), -np.inf)}),
+        ("keypoints", {"keypoints": np.full((18, 2), 1e300)}),
         ("num_garments", {"num_garments": 4}),
         ("num_garments", {"num_garments": -1}),
         ("num_garments", {"num_garments": True}),
@@ -37,10 +39,13 @@ def request(**changes: Any) -> EditRequest:
         ("num_chunks", {"num_chunks": 1.5}),
         ("seed", {"seed": -1}),
         ("seed", {"seed": 2**63}),
+        ("seed", {"seed": 10**5000}),
         ("steps", {"num_inference_steps": 0}),
         ("steps", {"num_inference_steps": 1001}),
         ("guidance_scale", {"guidance_scale": float("nan")}),
         ("guidance_scale", {"guidance_scale": -1.0}),
+        ("guidance_scale", {"guidance_scale": float("inf")}),
+        ("guidance_scale", {"guidance_scale": 10**400}),
     ],
 )
 def test_what_breaks_a_rule_is_refused_by_name(field: str, changes: dict[str, Any]) -> None:

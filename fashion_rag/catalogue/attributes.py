@@ -54,7 +54,7 @@ class Attributes:
         passes = np.ones(self._num_rows, bool)
         for name, values in _in_order(wanted):
             if name not in self._rows:
-                raise InvalidRequest("filter", name, f"must name attributes among {', '.join(sorted(self._rows))}")
+                raise InvalidRequest("attributes", name, f"must name attributes among {', '.join(sorted(self._rows))}")
             has_value = np.zeros(self._num_rows, bool)
             for value in self._rows[name].keys() & set(values):
                 has_value[self._rows[name][value]] = True
@@ -92,7 +92,7 @@ def _in_order(wanted: Filter) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for name, values in wanted.items():
         alternatives = (values,) if isinstance(values, str) else values
         if not alternatives or not all(isinstance(value, str) for value in alternatives):
-            raise InvalidRequest(f"filter {name}", values, "must be a text or a list of at least one")
+            raise InvalidRequest("attributes", {name: values}, "must be a text or a list of at least one")
         found[name] = tuple(sorted(set(alternatives)))
     return tuple(sorted(found.items()))
 
@@ -103,6 +103,6 @@ def parse_filter(wanted: Sequence[str]) -> dict[str, list[str]]:
     for each in wanted:
         name, equals, value = each.partition("=")
         if not (name and equals and value):
-            raise InvalidRequest("attribute", each, "must be NAME=VALUE")
+            raise InvalidRequest("attributes", each, "must be NAME=VALUE")
         found[name].append(value)
     return dict(found)

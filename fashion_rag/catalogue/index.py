@@ -170,7 +170,7 @@ class Catalogue:
         known_names = (base.attributes.names - {CATEGORY}) | self._added_names
         if unknown := sorted(names - known_names):
             known = ", ".join(sorted(known_names))
-            raise InvalidRequest("attribute", unknown[0], f"must be one that garments have: {known or 'none'}")
+            raise InvalidRequest("attributes", unknown[0], f"must be names that garments have: {known or 'none'}")
         vector = np.ascontiguousarray(vector, np.float32)
         added = [(row, each) for row, each in enumerate(self._added.values()) if _passes(each.row, query)]
         # As the index scores, to the last digit, so that equal ones are equal.

@@ -21,6 +21,9 @@ from fashion_rag.request import CATEGORIES
 
 ID = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
 ID_RULE = "must be 1 to 128 letters, digits, '.', '_' or '-', and not begin with '.'"
+# A garment of this id could not be read over HTTP: GET /v1/garments/search is the search.
+RESERVED_ID = "search"
+RESERVED_RULE = f"must not be {RESERVED_ID!r}, which is the address of the search"
 # No part begins with a dot, so none leads upwards; no ':', so no drive and no URL.
 IMAGE = r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*(?:/[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*)*"
 MAX_IMAGE_CHARS = 512
@@ -63,9 +66,11 @@ class GarmentRow:
 
 
 def check_id(garment_id: str) -> str:
-    """The id itself, if it is one; it is then also safe as the name of a file. Raises InvalidRequest."""
+    """Return the id itself, if it is one; it is then also safe as the name of a file. Raises InvalidRequest."""
     if not re.fullmatch(ID, garment_id):
         raise InvalidRequest("id", garment_id, ID_RULE)
+    if garment_id == RESERVED_ID:
+        raise InvalidRequest("id", garment_id, RESERVED_RULE)
     return garment_id
 
 
@@ -211,6 +216,7 @@ def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Any, Any, Any]]:
         ("sha256", "[0-9a-f]{64}", "must be 64 hexadecimal digits in lower case"),
     ):
         yield name, rule, batch[name], _matches(batch[name], pattern), None
+    yield "id", RESERVED_RULE, batch["id"], pc.not_equal(batch["id"], RESERVED_ID), None
     known = pc.is_in(batch["category"], value_set=pa.array(CATEGORIES))
     yield "category", f"must be one of {', '.join(CATEGORIES)}", batch["category"], known, None
     for name, limit in (("image", MAX_IMAGE_CHARS), ("caption", MAX_CAPTION_CHARS)):

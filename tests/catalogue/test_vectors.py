@@ -341,9 +341,9 @@ def test_a_filter_passes_rows_with_one_of_the_values_of_each_attribute(wanted: A
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"color": "red"}, "filter: got 'color'; must name attributes among category, colour, size"),
-        ({"colour": []}, "filter colour: got []; must be a text or a list of at least one"),
-        ({"colour": ["red", 3]}, "filter colour: got ['red', 3]; must be"),
+        ({"color": "red"}, "attributes: got 'color'; must name attributes among category, colour, size"),
+        ({"colour": []}, "attributes: got {'colour': []}; must be a text or a list of at least one"),
+        ({"colour": ["red", 3]}, "attributes: got {'colour': ['red', 3]}; must be"),
     ],
 )
 def test_a_filter_that_cannot_be_is_refused(wanted: Any, message: str) -> None:

@@ -182,6 +182,7 @@ def test_the_request_id_comes_back(url: str) -> None:
 
 def test_health_and_readiness(url: str) -> None:
     assert httpx.get(f"{url}/healthz").status_code == 200
+    assert httpx.head(f"{url}/healthz").status_code == 200
     ready = httpx.get(f"{url}/readyz", timeout=PATIENCE_S)
     assert ready.status_code == 200
     assert ready.json() == {

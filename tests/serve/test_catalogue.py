@@ -98,7 +98,11 @@ def test_a_garment_is_added_worn_replaced_and_deleted(url: str, config: ServeCon
         ({"id": ".hidden"}, "id"),
         ({"category": "hats"}, "category"),
         ({"caption": "x" * 3000}, "caption"),
-        ({"attributes": ["colour"]}, "attribute"),
+        ({"attributes": ["colour"]}, "attributes"),
+        ({"id": "search"}, "id"),
+        ({"id": "a/b"}, "id"),
+        ({"id": "100%"}, "id"),
+        ({"id": ".."}, "id"),
         ({"attributes": [f"name{number}=x" for number in range(33)]}, "attributes"),
         ({"prompt": "no field of a garment"}, "prompt"),
     ],
@@ -157,7 +161,7 @@ def test_attributes_narrow_a_search_and_an_edit(url: str) -> None:
     ):
 
         def search(*attributes: str) -> set[str]:
-            params = {"q": "a dress", "category": "dresses", "attribute": list(attributes)}
+            params = {"q": "a dress", "category": "dresses", "attributes": list(attributes)}
             return set(found(httpx.get(f"{url}/v1/garments/search", params=params, timeout=PATIENCE_S)))
 
         assert search("size=S") == {"violet-small"}
@@ -166,7 +170,21 @@ def test_attributes_narrow_a_search_and_an_edit(url: str) -> None:
         assert len(search()) == 6
         edited = edit(url, attributes=["size=XL"]).json()
         assert [garment["id"] for garment in edited["garments"]] == ["violet-large"]
-        assert edit(url, attributes=["shape"]).json()["error"]["field"] == "attribute"
+        assert edit(url, attributes=["shape"]).json()["error"]["field"] == "attributes"
+        older = {"q": "a dress", "category": "dresses", "attribute": "size=XL"}
+        assert found(httpx.get(f"{url}/v1/garments/search", params=older, timeout=PATIENCE_S)) == ["violet-large"]
+        nobody = edit(url, attributes=["size=S", "season=winter"])
+        assert (nobody.status_code, nobody.json()["error"]["field"]) == (400, "attributes")
+        assert "size=S, season=winter" in nobody.json()["error"]["message"]
+        assert edit(url, attributes=["season=winter"], num_garments=0, steps=1).status_code == 200
+
+
+@pytest.mark.parametrize("garment_id", ["similar", "image", "a..b", "-", "x."])
+def test_a_garment_of_any_id_that_is_taken_can_be_read_and_deleted(url: str, garment_id: str) -> None:
+    with added(url, garment_id) as body:
+        assert httpx.get(f"{url}/v1/garments/{garment_id}").json() == body
+        assert httpx.get(f"{url}{body['image_url']}").status_code == 200
+    assert httpx.get(f"{url}/v1/garments/{garment_id}").status_code == 404
 
 
 def test_versions_are_replaced_under_load_and_no_request_is_lost(

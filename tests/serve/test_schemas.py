@@ -34,6 +34,7 @@ from serve.schemas import (
 from tests.profiles import display_p3
 from tests.serve.pictures import photo
 
+NO_COORDINATES = ["9" * 400, "-" + "9" * 5000, "1e400", "NaN", "-Infinity", "100001", "true", '"1"', "null", "\u0661"]
 GARMENT = GarmentUsed(id="g1", score=0.5, caption="red dress")
 
 
@@ -49,11 +50,12 @@ def decoded(text: str) -> Image.Image:
     ("fields", "field", "rule"),
     [
         ({"stream": True, "n": 2}, "n", "must be 1 with stream=true"),
-        ({"partial_images": 1}, "partial_images", "must be 0 without stream=true"),
         ({"output_compression": 99}, "output_compression", "png"),
         ({"quality": "low", "preset": "exact"}, "preset", "must be 'fast'"),
         ({"quality": "high", "preset": "mine"}, "preset", "must be 'exact'"),
         ({"response_format": "url"}, "response_format", "no picture is stored"),
+        ({"background": "transparent"}, "background", "the photo keeps its background"),
+        ({"output_format": "gif"}, "output_format", "must be png, jpeg or webp"),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(fields: dict[str, Any], field: str, rule: str) -> None:
@@ -66,6 +68,7 @@ def test_fields_that_do_not_go_together_are_refused(fields: dict[str, Any], fiel
     "fields",
     [
         {"stream": True, "n": 1, "partial_images": 50},
+        {"partial_images": 1},
         {"n": 10},
         {"output_format": "webp", "output_compression": 0},
         {"output_format": "png", "output_compression": 100},
@@ -96,6 +99,8 @@ def test_the_schema_of_the_form_describes_every_field_in_one_piece() -> None:
     assert fields["category"]["enum"] == list(CATEGORIES)
     assert (fields["template"]["enum"], fields["template"]["default"]) == (list(Template), "garments")
     assert "default" not in fields["seed"]
+    numbers = [field for field in fields.values() if field.get("type") in ("integer", "number")]
+    assert len(numbers) > 10 and all("minimum" in number for number in numbers)
 
 
 def test_dress_code_keypoints_are_scaled_from_their_frame() -> None:
@@ -117,11 +122,19 @@ def test_dress_code_keypoints_are_scaled_from_their_frame() -> None:
         json.dumps({"keypoints": [[1, 2]] * 18}),
         json.dumps({"pose": []}),
         "[" * 100_000,
+        *[f"[[{number}, 1]{', [1, 2]' * 17}]" for number in NO_COORDINATES],
+        *[f'{{"keypoints": [[{number}, 1, 1, 1]{", [1, 2, 1, 1]" * 17}]}}' for number in NO_COORDINATES],
     ],
 )
 def test_other_keypoints_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="keypoints"):
+    with pytest.raises(InvalidRequest, match=r"keypoints: .*from -100000 to 100000"):
         parse_keypoints(text, (80, 60))
+
+
+@pytest.mark.parametrize("number", ["-0.0", "1e5", "-100000", "1E-400", "0.1e1"])
+def test_keypoints_may_be_any_finite_numbers_near_a_picture(number: str) -> None:
+    points = parse_keypoints(f"[[{number}, 1]{', [1, 2]' * 17}]", (80, 60))
+    assert points[0].tolist() == [float(number), 1]
 
 
 @pytest.mark.parametrize("preset", [{}, {"steps": 1}, {"steps": 1000, "guidance_scale": 0}, {"guidance_scale": "7.5"}])
@@ -186,13 +199,14 @@ def test_the_events_of_a_stream_have_the_shape_of_the_images_api() -> None:
 
 @pytest.mark.parametrize("caption", ["two\nlines\r\n\r\n", "a\u2028b\x85c", "é \U0001f457"])
 def test_an_event_is_two_lines_whatever_it_tells(caption: str) -> None:
-    sent = sse("error", ErrorReply(error=ErrorDetail(type="DeadlineExceeded", field=None, message=caption)))
+    error = {"type": "DeadlineExceeded", "field": None, "message": caption, "param": None, "code": "deadline_exceeded"}
+    sent = sse("error", ErrorReply(error=ErrorDetail.model_validate(error)))
     text = sent.decode("ascii")
     assert text.endswith("\n\n") and len(text.splitlines()) == 3
     event, data = text.splitlines()[:2]
     assert event == "event: error"
     told = json.loads(data.removeprefix("data: "))
-    assert told == {"error": {"type": "DeadlineExceeded", "field": None, "message": caption}}
+    assert told == {"error": error}
 
 
 def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:

@@ -1,0 +1,53 @@
+"""What the OpenAPI document says beyond the routes' own types: errors, pictures, and no status that is never sent."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import compile_path
+
+from serve.errors import STATUSES
+from serve.schemas import ErrorReply, Readiness, stream_document
+
+# What every route that asks a stage may answer, and every route that reads a form.
+ASKING = (401, 500, 503, 504)
+READING = (400, 408, 413, 415, 429, *ASKING)
+# A status that FastAPI documents for every route with parameters; here such errors have the status 400.
+NEVER_SENT = "422"
+
+
+class DocumentedAPI(FastAPI):
+    """A FastAPI whose OpenAPI document lists only the statuses that its routes name."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop(NEVER_SENT, None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    def methods_of(self, path: str) -> str:
+        """Return the methods that the document names for an address, as in the header Allow; none for another."""
+        for template, operations in self.openapi()["paths"].items():
+            if compile_path(template)[0].match(path):
+                methods = [method.upper() for method in operations]
+                return ", ".join(sorted([*methods, "HEAD"] if "GET" in methods else methods))
+        return ""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may answer with errors of these statuses."""
+    return {status: {"model": ErrorReply, "description": STATUSES[status][1]} for status in sorted(statuses)}
+
+
+EDIT_RESPONSES = errors(*READING) | {
+    200: {"content": stream_document(), "description": "The edited pictures, or with stream=true events."}
+}
+PICTURE_RESPONSES = errors(404, *ASKING) | {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "The picture."}
+}
+READY_RESPONSES: dict[int | str, dict[str, Any]] = {
+    503: {"model": Readiness, "description": "A stage does not answer."}
+}

@@ -1,0 +1,147 @@
+"""The HTTP side without Ray: the real routes and error table, in front of stages that answer at once."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+
+from fashion_rag.catalogue.table import GarmentRow, check_id
+from fashion_rag.config import Manifest
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import CATEGORIES, EditRequest
+from serve.config import IngressSettings
+from serve.door import Door
+from serve.ingress import Ingress, api
+from serve.ports import free_port
+from serve.proxy import Replay
+from serve.schemas import GarmentFound, GarmentUsed
+from serve.stages import Denoised, Edited, Job, Partial, Prepared
+
+MODEL = "tiny/model"
+
+
+class Answer:
+    """What a handle's call returns: it can be awaited, read as a stream, and cancelled."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __await__(self) -> Any:
+        return self.answer.__await__()
+
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        return self.answer  # type: ignore[no-any-return]
+
+    def __anext__(self) -> Awaitable[Any]:
+        return self.answer.__anext__()  # type: ignore[no-any-return]
+
+    def cancel(self) -> None:
+        pass
+
+
+class Stage:
+    """A handle whose calls are answered by the methods of a class."""
+
+    def __init__(self, methods: object) -> None:
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> Any:
+        method: Callable[..., Any] = getattr(self._methods, name)
+        return SimpleNamespace(remote=lambda *args: Answer(method(*args)))
+
+
+class Retriever:
+    """A catalogue of garments in memory, of which every search finds all of its category, whatever the filter."""
+
+    def __init__(self) -> None:
+        self.garments = {"red-dress": self._found("red-dress", "dresses", {"size": ["M"]})}
+
+    @staticmethod
+    def _found(garment_id: str, category: str, attributes: dict[str, list[str]]) -> GarmentFound:
+        return GarmentFound(id=garment_id, category=category, caption="", attributes=attributes, score=None)
+
+    async def ping(self) -> None:
+        pass
+
+    async def search(self, like: object, category: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
+        if category not in CATEGORIES:
+            raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
+        return [each for each in self.garments.values() if each.category == category][:k]
+
+    async def similar(self, garment_id: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
+        return [each for each in self.garments.values() if each.id != garment_id][:k]
+
+    async def garment(self, garment_id: str) -> GarmentFound:
+        if garment_id not in self.garments:
+            raise InvalidRequest("garment_ids", garment_id, "must name garments of the catalogue")
+        return self.garments[garment_id]
+
+    async def picture_file(self, garment_id: str) -> tuple[str, bytes]:
+        await self.garment(garment_id)
+        return "a.jpg", b"\xff\xd8\xff"
+
+    async def add(self, row: GarmentRow, jpeg: bytes, words: torch.Tensor) -> GarmentFound:
+        attributes = {name: list(values) for name, values in row.attributes.items()}
+        self.garments[row.id] = self._found(check_id(row.id), row.category, attributes)
+        return self.garments[row.id]
+
+    async def delete(self, garment_id: str) -> None:
+        await self.garment(garment_id)
+        del self.garments[garment_id]
+
+
+class Others:
+    """The other stages: every edit gives back its photo."""
+
+    async def ping(self) -> None:
+        pass
+
+    async def invert(self, jpeg: bytes) -> torch.Tensor:
+        return torch.zeros(4, 16)
+
+    async def denoise(self, job: Job) -> AsyncGenerator[Any, None]:
+        yield Prepared()
+        for step in sorted(job.preview_steps):
+            yield Partial(step, job.num_inference_steps, np.zeros((8, 6, 3), np.uint8))
+        yield Denoised(torch.zeros(1, 4, 8, 6), (GarmentUsed(id="red-dress", score=0.5, caption=""),), {})
+
+    async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
+        return Edited(request.image, denoised.garments, {"denoise": 0.1})
+
+
+@contextlib.contextmanager
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve the stand-in on a free port while the block runs; yields its URL."""
+    # The class as it is written, below the wrapper that Serve puts around it.
+    written = Ingress.func_or_class.__mro__[1]
+    ingress: Any = object.__new__(written)
+    ingress.manifest = Manifest(MODEL, image_size=(64, 48), num_inference_steps=4)
+    ingress.keys, ingress.editors = None, SimpleNamespace(check=lambda header: "editor")
+    ingress.door = Door(IngressSettings())
+    others = Stage(Others())
+    ingress.retriever = Stage(Retriever())
+    ingress.conditioner = ingress.vae = ingress.denoiser = others
+    ingress.stages = {"retriever": ingress.retriever, "vae": others}
+    ingress.created = int(time.time())
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+    monkeypatch.setattr("serve.ingress.ray.put", lambda value: value)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(Replay(api), port=port, log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server ended at its start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

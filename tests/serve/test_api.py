@@ -1,0 +1,129 @@
+"""The routes as callers and tools see them, in front of stand-ins for the stages; without Ray."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.errors import STATUSES
+from tests.serve.client import edit
+from tests.serve.standin import MODEL, served
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Where the stand-in answers."""
+    with pytest.MonkeyPatch.context() as monkeypatch, served(monkeypatch) as address:
+        yield address
+
+
+def error(reply: httpx.Response) -> dict[str, Any]:
+    body = reply.json()["error"]
+    assert body["param"] == body["field"] and body["code"]
+    return dict(body)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz",
+        "/readyz",
+        "/docs",
+        "/openapi.json",
+        "/v1/models",
+        f"/v1/models/{MODEL}",
+        "/v1/garments/red-dress",
+        "/v1/garments/red-dress/image",
+        "/v1/garments/red-dress/similar",
+        "/v1/garments/search?q=a&category=dresses",
+    ],
+)
+def test_what_can_be_read_answers_head_without_a_body(url: str, path: str) -> None:
+    read, asked = httpx.get(f"{url}{path}"), httpx.head(f"{url}{path}")
+    assert (read.status_code, asked.status_code, asked.content) == (200, 200, b"")
+    assert asked.headers["content-type"] == read.headers["content-type"]
+
+
+def test_a_model_is_found_by_its_name(url: str) -> None:
+    assert httpx.get(f"{url}/v1/models/{MODEL}").json() == httpx.get(f"{url}/v1/models").json()["data"][0]
+    for unknown in ("gpt-image-2", "tiny", "a%2Fb", ".."):
+        reply = httpx.get(f"{url}/v1/models/{unknown}")
+        assert reply.status_code == 404
+    refused = error(httpx.get(f"{url}/v1/models/gpt-image-2"))
+    assert (refused["type"], refused["param"], refused["code"]) == ("NotFound", "model", "model_not_found")
+
+
+@pytest.mark.parametrize("garment_id", ["no-such", "%2e%2e", "a%2Fb", "100%25", "a%00", "%F0%9F%91%97", "x" * 5000])
+@pytest.mark.parametrize("suffix", ["", "/image", "/similar"])
+def test_an_unknown_garment_is_not_found(url: str, garment_id: str, suffix: str) -> None:
+    reply = httpx.get(f"{url}/v1/garments/{garment_id}{suffix}")
+    assert (reply.status_code, error(reply)["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "code"),
+    [
+        ("category=dresses", "q", "missing_required_parameter"),
+        ("q=&category=dresses", "q", "missing_required_parameter"),
+        ("q=a&category=dresses&colour=red", "colour", "unknown_parameter"),
+        ("q=a&category=dresses&attributes=red", "attributes", "invalid_value"),
+        ("q=a&category=dresses&attribute=red", "attributes", "invalid_value"),
+        *[
+            (f"q=a&category=dresses&limit={number}", "limit", "invalid_value")
+            for number in ("9" * 400, "9" * 5000, "1e400", "NaN", "-0", "1e1", "true", "%EF%BC%91", "-1", "0.5")
+        ],
+    ],
+)
+def test_a_wrong_query_is_refused_by_name(url: str, query: str, field: str, code: str) -> None:
+    reply = httpx.get(f"{url}/v1/garments/search?{query}")
+    assert (reply.status_code, error(reply)["field"], error(reply)["code"]) == (400, field, code)
+
+
+def test_an_empty_parameter_counts_as_left_out(url: str) -> None:
+    reply = httpx.get(f"{url}/v1/garments/search?q=a&category=dresses&limit=&attributes=&attribute=")
+    assert [garment["id"] for garment in reply.json()["data"]] == ["red-dress"]
+
+
+def test_keypoints_with_huge_numbers_are_refused(url: str) -> None:
+    reply = edit(url, keypoints=f"[[{'9' * 400}, 1]{', [1, 2]' * 17}]")
+    assert (reply.status_code, error(reply)["param"]) == (400, "keypoints")
+
+
+def test_another_method_is_refused_with_those_that_the_address_has(url: str) -> None:
+    reply = httpx.put(f"{url}/v1/garments/red-dress")
+    assert (reply.status_code, error(reply)["code"]) == (405, "method_not_allowed")
+    assert reply.headers["allow"] == "DELETE, GET, HEAD"
+    assert httpx.get(f"{url}/v1/images/edits").headers["allow"] == "POST"
+
+
+def test_the_document_names_what_is_sent_and_nothing_else(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    paths = document["paths"]
+    statuses = {
+        status for path in paths.values() for operation in path.values() for status in map(int, operation["responses"])
+    }
+    assert statuses == {200, 201, 204, *STATUSES} - {405}
+    assert {"400", "408", "413", "415", "429", "503", "504"} <= set(paths["/v1/images/edits"]["post"]["responses"])
+    assert set(paths["/v1/images/edits"]["post"]["responses"]["200"]["content"]) == {
+        "application/json",
+        "text/event-stream",
+    }
+    picture = paths["/v1/garments/{garment_id}/image"]["get"]["responses"]["200"]
+    assert set(picture["content"]) == {"image/jpeg"}
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(url: str) -> None:
+    command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(HERE / "schemathesis.toml")]
+    command += ["run", f"{url}/openapi.json", "--checks", "all", "--max-examples", "30", "--seed", "1"]
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.serve.schemathesis_hooks", "PYTHONPATH": str(REPOSITORY)}
+    ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
