@@ -84,7 +84,7 @@ def edit(
     from PIL import Image
 
     from fashion_rag.catalogue.store import Garment
-    from fashion_rag.data.image import open_mask, open_photo
+    from fashion_rag.data.image import open_image, open_mask, open_photo
     from fashion_rag.pipeline import Pipeline
     from serve.schemas import parse_keypoints
 
