@@ -23,7 +23,7 @@ def check_file(option: str, path: Path | None) -> None:
     """Check that a file, if one is given, is there and may be read."""
     if path is None:
         return
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe will do
         raise InvalidRequest(option, str(path), "must be a file" if path.exists() else "must be a file that exists")
     if not os.access(path, os.R_OK):
         raise InvalidRequest(option, str(path), "must be a file that may be read")

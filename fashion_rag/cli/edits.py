@@ -184,7 +184,7 @@ def evaluate(
     for option, path in (
         ("inception-weights", inception_weights),
         ("lpips-weights", lpips_weights),
-        ("api-keys", api_keys),
+        ("api_keys", api_keys),
     ):
         check_file(option, path)
     check_out_folder("out", out)

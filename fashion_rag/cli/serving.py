@@ -91,13 +91,14 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw the latencies to; needs matplotlib.")] = None,
 ) -> None:
     """Send edits at random times, whether the server keeps up or not, and measure what becomes of them."""
-    for option, path in (("prompts", prompts), ("trace", trace), ("api-keys", api_keys)):
+    for option, path in (("prompts", prompts), ("trace", trace), ("api_keys", api_keys)):
         check_file(option, path)
     for option, path in (("out", out), ("save-trace", save_trace), ("plot", plot)):
         check_out_file(option, path)
-    check_folder("compiled", compiled)
     check_bundle(bundle)
-    check_catalogue(catalogue)
+    if url is None:  # else both are refused, as nothing is started
+        check_folder("compiled", compiled)
+        check_catalogue(catalogue)
     if url and not url.startswith(("http://", "https://")):
         raise InvalidRequest("url", url, "must be a URL, as http://127.0.0.1:8000")
     check_least("warm-up", warm_up, 0)
