@@ -76,11 +76,13 @@ class Known:
                 self.take_in(part)
 
     def take_in(self, part: Part) -> None:
-        """All the garments of a part."""
+        """Return all the garments of a part."""
         self._found |= {key: partial(part.__getitem__, row) for row, key in enumerate(part.keys())}
 
     def take_in_changes(self, changes: Iterable[Change], fingerprints: Mapping[str, str], like: Part | None) -> None:
-        """The garments that live changes have brought, where the same encoders made them, in the shapes of `like`."""
+        """Return the garments that live changes have brought, where the same encoders made them, in the shapes of
+        `like`.
+        """
         for change in changes:
             if (
                 isinstance(change, Added)
@@ -92,7 +94,7 @@ class Known:
                 self._found[key] = partial(Encoded, change.row, change.vector, change.pseudo_words)
 
     def add(self, encoded: Sequence[Encoded]) -> None:
-        """One or more garments, from now on on disk."""
+        """Return one or more garments, from now on on disk."""
         path = self._folder / f"part-{secrets.token_hex(8)}"
         with written_aside(path) as new:
             Part.write(new, encoded)
@@ -102,7 +104,7 @@ class Known:
         return key in self._found
 
     def get(self, garment_id: str, digest: str) -> Encoded | None:
-        """What is known of the garment with this picture."""
+        """Return what is known of the garment with this picture."""
         find = self._found.get((garment_id, digest))
         return find() if find else None
 
@@ -118,7 +120,7 @@ def build(
     work: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Built:
-    """The version of the catalogue in `root` that is live from now on.
+    """Return the version of the catalogue in `root` that is live from now on.
 
     It has what the one before had, with `garments` and then the live changes over it; with `mirror`, nothing that is in
     neither of these. A garment that cannot be read keeps what was there before. fingerprints: of what `load` gives.
@@ -179,7 +181,7 @@ def build(
 
 
 def _live(root: Root, name: str | None, cache: Path, mirror: bool) -> tuple[Version, Part | None]:
-    """The live version and what it holds; no version and nothing where there is none.
+    """Return the live version and what it holds; no version and nothing where there is none.
 
     Nor is there one where it is damaged, if the new one need have nothing of it; else raises ArtifactError.
     """
@@ -198,7 +200,7 @@ def _live(root: Root, name: str | None, cache: Path, mirror: bool) -> tuple[Vers
 def _wanted(
     root: Root, before: Part | None, garments: Iterable[Garment], last: Mapping[str, Change]
 ) -> dict[str, Garment]:
-    """The garments that the version is to have, by id."""
+    """Return the garments that the version is to have, by id."""
     wanted = {row.id: Garment.stored(root, row) for row in before.garments} if before else {}
     wanted |= {garment.id: garment for garment in garments}
     for garment_id, change in last.items():
@@ -210,7 +212,7 @@ def _wanted(
 
 
 def _keys(garments: Iterable[Garment]) -> tuple[dict[str, str], list[Skipped]]:
-    """The SHA-256 of each garment's picture, by id, and those that have none to read."""
+    """Return the SHA-256 of each garment's picture, by id, and those that have none to read."""
     digests, skipped = {}, []
     for garment in garments:
         try:
@@ -250,7 +252,9 @@ def _encode_missing(
 def _chosen(
     wanted: Mapping[str, Garment], keys: Mapping[str, str], known: Known, before: Part | None, told: Collection[str]
 ) -> tuple[list[Encoded], list[Skipped]]:
-    """What the version has, by category and id, and what else than `told` cannot be had; all that stays as it was."""
+    """Return what the version has, by category and id, and what else than `told` cannot be had; all that stays as it
+    was.
+    """
     chosen: list[Encoded] = []
     skipped: list[Skipped] = []
     for garment in wanted.values():

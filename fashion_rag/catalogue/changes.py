@@ -83,7 +83,10 @@ class Pending:
 
 
 def append(root: Root, change: Change) -> str:
-    """The name of the change, which is stored when this returns. Raises InvalidRequest for what breaks a rule."""
+    """Return the name of the change, which is stored when this returns.
+
+    Raises InvalidRequest for what breaks a rule.
+    """
     data = _encode(change)
     if len(data) > MAX_CHANGE_BYTES:
         raise InvalidRequest("change", f"{len(data)} bytes", f"must have at most {MAX_CHANGE_BYTES}")
@@ -93,7 +96,9 @@ def append(root: Root, change: Change) -> str:
 
 
 def read_since(root: Root, seen: Collection[str]) -> Found:
-    """The changes, and what is none, with names that are not in `seen`: one listing, and a read for each new one."""
+    """Return the changes, and what is none, with names that are not in `seen`: one listing, and a read for each new
+    one.
+    """
     found = Found({}, {})
     for name in root.names(CHANGES):
         if name in seen:
@@ -108,7 +113,7 @@ def read_since(root: Root, seen: Collection[str]) -> Found:
 
 
 def fold(changes: Mapping[str, Change], version: Version) -> dict[str, Change]:
-    """The last word on each garment, by its id, that changes (by name) add to what a version holds.
+    """Return the last word on each garment, by its id, that changes (by name) add to what a version holds.
 
     A change that the version holds is left out, and so is one that came to light late and that an overruling one,
     which the version holds, precedes: the order is the same before and after a build.
@@ -121,14 +126,14 @@ def fold(changes: Mapping[str, Change], version: Version) -> dict[str, Change]:
 
 
 def pending(root: Root, version: Version) -> Pending:
-    """What the log has and `version` does not hold."""
+    """Return what the log has and `version` does not hold."""
     found = read_since(root, version.changes)
     taken_in = {name: change.garment_id for name, change in found.changes.items()}
     return Pending(fold(found.changes, version), taken_in, found.refused)
 
 
 def clear(root: Root) -> list[str]:
-    """The names of the changes removed: those that every version still on disk holds.
+    """Return the names of the changes removed: those that every version still on disk holds.
 
     So a reader of any version, and one that is rolled back to, finds all that it lacks; `prune` has the grace period.
     """
@@ -142,7 +147,7 @@ def clear(root: Root) -> list[str]:
 
 
 def put_image(root: Root, jpeg: bytes) -> str:
-    """The reference, for a garment's row, of a picture now stored whole; the same bytes have the same one."""
+    """Return the reference, for a garment's row, of a picture now stored whole; the same bytes have the same one."""
     digest = hashlib.sha256(jpeg).hexdigest()
     reference = f"images/{digest[:2]}/{digest}.jpg"
     root.write(reference, jpeg)
@@ -163,7 +168,7 @@ def _read(root: Root, name: str) -> Change:
 
 
 def _encode(change: Change) -> bytes:
-    """A safetensors file; what is not an array of floats is JSON, in an array of bytes."""
+    """Return a safetensors file; what is not an array of floats is JSON, in an array of bytes."""
     if isinstance(change, Deleted):
         return save({"change": _json_array({"deleted": check_id(change.garment_id)})})
     _check_added(change)
@@ -176,7 +181,10 @@ def _json_array(content: object) -> NDArray[np.uint8]:
 
 
 def _decode(data: bytes) -> Change:
-    """The change in a file of `_encode`. Raises ArtifactError for another file, InvalidRequest for a broken rule."""
+    """Return the change in a file of `_encode`.
+
+    Raises ArtifactError for another file, InvalidRequest for a broken rule.
+    """
     try:
         arrays = load(data)
         words = json.loads(arrays["change"].tobytes())

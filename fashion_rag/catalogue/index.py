@@ -82,7 +82,7 @@ class Catalogue:
         inversion: str | None = None,
         cache: Path | None = None,
     ) -> Catalogue:
-        """The live version in `root`, a folder or any URL of fsspec, with the changes made since.
+        """Return the live version in `root`, a folder or any URL of fsspec, with the changes made since.
 
         Without an encoder, `get` works but no search. inversion: fingerprint of what is to wear the garments, whose
         pseudo-words are then given; those of another are left out. cache: local folder for versions of remote roots.
@@ -93,7 +93,7 @@ class Catalogue:
         return cls(Base.open(at, encoder, inversion, cache or cache_folder() / "catalogues"), log.changes, log.refused)
 
     def refreshed(self) -> Catalogue:
-        """What is live now: this catalogue where that is the same. Cheap enough to ask every second.
+        """Return what is live now: this catalogue where that is the same. Cheap enough to ask every second.
 
         Raises ArtifactError for a version that cannot be shown; this catalogue is as good as before.
         """
@@ -115,7 +115,7 @@ class Catalogue:
         yield from map(self._garment, self._added.values())
 
     def get(self, garment_id: str) -> Garment:
-        """The garment of this id. Raises InvalidRequest for an unknown one."""
+        """Return the garment of this id. Raises InvalidRequest for an unknown one."""
         if change := self._added.get(garment_id):
             return self._garment(change)
         row = None if garment_id in self._last else self._base.part.garments.find(garment_id)
@@ -124,7 +124,7 @@ class Catalogue:
         return self._base.garment(row)
 
     def vector(self, garment_id: str) -> NDArray[np.float32]:
-        """The vector [D] of a garment's picture, to search for what is like it. Raises as `get`."""
+        """Return the vector [D] of a garment's picture, to search for what is like it. Raises as `get`."""
         if change := self._added.get(garment_id):
             return change.vector.copy()
         self.get(garment_id)
@@ -132,14 +132,15 @@ class Catalogue:
         return np.array(self._base.part.vectors[row])
 
     def search(self, like: Like, category: str, k: int, attributes: Filter | None = None) -> list[Match]:
-        """The `k` garments of `category` most like a query, best first, equal ones by id; fewer if there are fewer.
+        """Return the `k` garments of `category` most like a query, best first, equal ones by id; fewer if there are
+        fewer.
 
         Raises InvalidRequest for an unknown category or k < 1. Needs a catalogue opened with its encoder.
         """
         return self.search_many([Query(like, category, k, attributes or {})])[0]
 
     def search_many(self, queries: Sequence[Query]) -> list[list[Match]]:
-        """What `search` finds for each query, with all the texts encoded together.
+        """Return what `search` finds for each query, with all the texts encoded together.
 
         Raises as `search` for the first query that cannot be.
         """
@@ -206,7 +207,7 @@ class Base:
 
     @classmethod
     def open(cls, root: Root, encoder: RetrievalEncoder | None, inversion: str | None, cache: Path) -> Base:
-        """The live version. Raises ArtifactError as `Catalogue.open`."""
+        """Return the live version. Raises ArtifactError as `Catalogue.open`."""
         version = live(root)
         built_by = version.encoders.get(RETRIEVAL)
         if encoder is not None and encoder.fingerprint != built_by:
@@ -226,7 +227,7 @@ class Base:
         return cls(root, version, part, index, _attributes(part), encoder, inversion, cache)
 
     def takes(self, change: Change) -> bool:
-        """Whether a change can be laid over the version."""
+        """Return whether a change can be laid over the version."""
         return not isinstance(change, Added) or (
             change.encoders.get(RETRIEVAL) == self.version.encoders[RETRIEVAL]
             and change.vector.shape == self.part.vectors.shape[1:]
@@ -234,7 +235,7 @@ class Base:
         )
 
     def garment(self, row: int) -> Garment:
-        """The garment of a row, with its pseudo-words if they are what `inversion` would make."""
+        """Return the garment of a row, with its pseudo-words if they are what `inversion` would make."""
         knows_words = self.inversion is not None and self.version.encoders.get(INVERSION) == self.inversion
         words = np.array(self.part.pseudo_words[row]) if knows_words else None
         return Garment.stored(self.root, self.part.garments[row], words)

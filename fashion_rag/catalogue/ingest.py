@@ -22,7 +22,7 @@ class Encoder:
         self.root = root
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The outcomes of a batch, one a row."""
+        """Return the outcomes of a batch, one a row."""
         outcomes = encode([pickle.loads(garment) for garment in batch["garment"]], self.encoders, self.root)
         return {"outcome": np.array([pickle.dumps(outcome) for outcome in outcomes], dtype=object)}
 

@@ -32,7 +32,7 @@ LEASE_S = 60.0
 
 
 def moment(name: str) -> datetime | None:
-    """The time at the head of a stamped name, None where there is none."""
+    """Return the time at the head of a stamped name, None where there is none."""
     try:
         said = datetime.strptime(name[:22], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
     except ValueError:
@@ -41,7 +41,7 @@ def moment(name: str) -> datetime | None:
 
 
 def stamp(earlier: Iterable[str] = ()) -> str:
-    """The head of a new stamped name: the time now, or the next after the stamped names in `earlier`."""
+    """Return the head of a new stamped name: the time now, or the next after the stamped names in `earlier`."""
     now = datetime.now(UTC)
     latest = next((said for name in sorted(earlier, reverse=True) if (said := moment(name))), None)
     return _as_stamp(now if latest is None else max(now, latest + timedelta(microseconds=1)))
@@ -83,18 +83,21 @@ class Root:
         return isinstance(self.fs, LocalFileSystem)
 
     def full(self, name: str) -> str:
-        """What the file system calls `name`."""
+        """Return what the file system calls `name`."""
         return f"{self.path}/{name}"
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder, sorted; nothing where there is no such folder."""
+        """Return what lies directly in a folder, sorted; nothing where there is no such folder."""
         try:
             return sorted(posixpath.basename(path) for path in self.fs.ls(self.full(folder), detail=False))
         except FileNotFoundError:
             return []
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """The bytes of a file. Raises FileNotFoundError, and ArtifactError where it is too long or unreadable."""
+        """Return the bytes of a file.
+
+        Raises FileNotFoundError, and ArtifactError where it is too long or unreadable.
+        """
         try:
             data: bytes = self.fs.cat_file(self.full(name), start=0, end=max_bytes + 1)
         except FileNotFoundError:
@@ -135,7 +138,7 @@ class Root:
             self._sync(posixpath.dirname(name))
 
     def content(self, name: str, entry: FileEntry) -> Iterator[bytes]:
-        """A file in chunks. Raises ArtifactError, at its end at the latest, if it is not what `entry` says."""
+        """Yield a file in chunks. Raises ArtifactError, at its end at the latest, if it is not what `entry` says."""
         digest, size = hashlib.sha256(), 0
         try:
             with self.fs.open(self.full(name), "rb") as file:
@@ -167,7 +170,7 @@ class Root:
 
     @contextmanager
     def locked(self) -> Iterator[Callable[[], None]]:
-        """Holds off everybody else who takes this lock; yields a check, to be called before each step that needs it.
+        """Hold off everybody else who takes this lock; yields a check, to be called before each step that needs it.
 
         Locally the lock ends with the process that holds it. In a store it is a file that lapses after LEASE_S, and
         the check raises ArtifactError from half that time on: only who stalls for the other half inside one step could
@@ -191,7 +194,7 @@ class Root:
             self.remove(ticket)
 
     def _only_ticket(self) -> tuple[str, float]:
-        """A file in locks/ that was there alone when it was laid down, and when that was (of time.monotonic).
+        """Return a file in locks/ that was there alone when it was laid down, and when that was (of time.monotonic).
 
         Of two that see each other's, both step back. This asks for no exclusive creation, which not every store has;
         and nobody removes a new holder's file for a lapsed one, since no name comes twice.

@@ -75,13 +75,16 @@ def check_id(garment_id: str) -> str:
 
 
 def checked(row: GarmentRow) -> GarmentRow:
-    """The row itself, if it keeps the rules. Raises InvalidRequest, naming the field, for one that breaks one."""
+    """Return the row itself, if it keeps the rules.
+
+    Raises InvalidRequest, naming the field, for one that breaks one.
+    """
     from_record(to_record(row))
     return row
 
 
 def to_record(row: GarmentRow) -> dict[str, Any]:
-    """The row as JSON can say it, with the columns of SCHEMA as keys; attributes in order of their names."""
+    """Return the row as JSON can say it, with the columns of SCHEMA as keys; attributes in order of their names."""
     attributes = [{"name": name, "values": list(row.attributes[name])} for name in sorted(row.attributes)]
     return {
         "id": row.id,
@@ -95,7 +98,10 @@ def to_record(row: GarmentRow) -> dict[str, Any]:
 
 
 def from_record(record: object) -> GarmentRow:
-    """The row that a record of `to_record` tells of. Raises InvalidRequest for what is none, or breaks a rule."""
+    """Return the row that a record of `to_record` tells of.
+
+    Raises InvalidRequest for what is none, or breaks a rule.
+    """
     try:
         table = pa.Table.from_pylist([record], SCHEMA)
     except (AttributeError, TypeError, ValueError) as error:  # Arrow's own errors are TypeErrors or ValueErrors
@@ -111,7 +117,7 @@ def from_record(record: object) -> GarmentRow:
 
 
 def to_table(rows: Iterable[GarmentRow]) -> pa.Table:
-    """The rows as a table of SCHEMA, not yet checked. Raises ArtifactError where a value has no place in it."""
+    """Return the rows as a table of SCHEMA, not yet checked. Raises ArtifactError where a value has no place in it."""
     try:
         return pa.Table.from_pylist([to_record(row) for row in rows], SCHEMA)
     except (TypeError, ValueError) as error:
@@ -144,7 +150,7 @@ class Garments:
 
     @classmethod
     def read(cls, path: Path) -> Garments:
-        """The garments in a file of `write`. Raises ArtifactError, naming the file, as the class does."""
+        """Return the garments in a file of `write`. Raises ArtifactError, naming the file, as the class does."""
         try:
             with pq.ParquetFile(path) as file:
                 return cls(file.read())
@@ -161,14 +167,16 @@ class Garments:
         return len(self._ids)
 
     def __getitem__(self, row: int) -> GarmentRow:
-        """The garment of a row number from 0. Raises IndexError beyond the last."""
+        """Return the garment of a row number from 0. Raises IndexError beyond the last."""
         return _row(self.table.slice(row, 1))
 
     def __iter__(self) -> Iterator[GarmentRow]:
         return (self[row] for row in range(len(self)))
 
     def find(self, garment_id: str) -> int | None:
-        """The number of the row with this id, None where there is none; about 20 comparisons in a million rows."""
+        """Return the number of the row with this id, None where there is none; about 20 comparisons in a
+        million rows.
+        """
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
@@ -181,7 +189,7 @@ class Garments:
 
 
 def _row(table: pa.Table) -> GarmentRow:
-    """The first row of a table that keeps the rules."""
+    """Return the first row of a table that keeps the rules."""
     record = table.to_pylist()[0]
     attributes = {attribute["name"]: tuple(attribute["values"]) for attribute in record["attributes"]}
     return GarmentRow(**record | {"chunks": tuple(record["chunks"]), "attributes": attributes})
@@ -192,7 +200,7 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _broken_rules(table: pa.Table) -> Iterator[tuple[int, InvalidRequest]]:
-    """The broken rules of a table of SCHEMA, each once, with the first row that breaks it."""
+    """Yield the broken rules of a table of SCHEMA, each once, with the first row that breaks it."""
     start = 0
     for batch in table.to_batches():
         try:
@@ -254,5 +262,5 @@ def _count_in(lists: Any, low: int, high: int) -> Any:
 
 
 def _flat(lists: Any) -> tuple[Any, Any]:
-    """The elements of all lists of an array, and the position of the list of each."""
+    """Return the elements of all lists of an array, and the position of the list of each."""
     return pc.list_flatten(lists), pc.list_parent_indices(lists)

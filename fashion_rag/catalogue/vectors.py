@@ -92,11 +92,14 @@ class VectorIndex:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every search scores every allowed vector; otherwise only those with few allowed do."""
+        """Return whether every search scores every allowed vector; otherwise only those with few allowed do."""
         return self._codes is None
 
     def allow(self, mask: NDArray[np.bool_]) -> Allowed:
-        """The rows that are true in `mask` [N], ready to be given to `search`. Takes milliseconds for a million."""
+        """Return the rows that are true in `mask` [N], ready to be given to `search`.
+
+        Takes milliseconds for a million.
+        """
         assert mask.shape == (len(self),) and mask.dtype == bool
         if self._codes is None or np.count_nonzero(mask) <= self._effort.max_scanned_rows:
             return Allowed(len(self), np.flatnonzero(mask))
@@ -106,7 +109,7 @@ class VectorIndex:
     def search(
         self, query: NDArray[np.float32], k: int, allowed: Allowed | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and rows [k] of the allowed vectors most like `query` [D], best first, equal ones by row.
+        """Return the scores and rows [k] of the allowed vectors most like `query` [D], best first, equal ones by row.
 
         All rows are allowed without `allowed`. Fewer than `k` only if fewer are allowed. The same query gives the same
         answer, whatever else is searched. Raises InvalidRequest for k < 1.
@@ -121,7 +124,9 @@ class VectorIndex:
         return _best(inner_products(query, self._vectors, rows), rows, k)
 
     def _candidates(self, query: NDArray[np.float32], k: int, allowed: Allowed) -> NDArray[np.int64]:
-        """Rows, rising, among which the `k` best allowed ones are likely to be; at least `k` if as many are allowed."""
+        """Return the rows, rising, among which the `k` best allowed ones are likely to be; at least `k` if as many are
+        allowed.
+        """
         assert self._codes is not None and allowed.in_list is not None
         count = max(self._effort.num_candidates, self._effort.candidates_per_result * k)
         likeness = self._centroids @ query
@@ -141,7 +146,8 @@ class VectorIndex:
 
     @classmethod
     def build(cls, vectors: NDArray[np.float32], effort: Effort = DEFAULT_EFFORT) -> VectorIndex:
-        """The index of unit vectors [N, D], which may be memory-mapped and are not copied; minutes for a million.
+        """Return the index of unit vectors [N, D], which may be memory-mapped and are not copied; minutes for a
+        million.
 
         Raises ArtifactError for anything but unit vectors.
         """
@@ -161,7 +167,7 @@ class VectorIndex:
 
     @classmethod
     def open(cls, folder: Path, vectors: NDArray[np.float32], effort: Effort = DEFAULT_EFFORT) -> VectorIndex:
-        """The index in `folder` over the vectors [N, D] that it was built from.
+        """Return the index in `folder` over the vectors [N, D] that it was built from.
 
         Its codes are read into memory, as FAISS maps no such lists: 0.2 GB for a million vectors [768]. Raises
         ArtifactError for a folder without an index, and one that is damaged or of other vectors.
@@ -178,7 +184,9 @@ class VectorIndex:
 def inner_products(
     query: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Inner products [n] of `query` [D] and the vectors at `rows` [n]; a row's does not depend on the others."""
+    """Return the inner products [n] of `query` [D] and the vectors at `rows` [n]; a row's does not depend on the
+    others.
+    """
     scores = np.empty(len(rows), np.float32)
     arrays = [faiss.swig_ptr(array) for array in (scores, query, vectors, rows)]
     faiss.fvec_inner_products_by_idx(*arrays, len(query), 1, len(rows))
@@ -186,7 +194,7 @@ def inner_products(
 
 
 def _description(vectors: NDArray[np.float32], codes: Path | None) -> dict[str, Any]:
-    """What an index of the vectors says of itself, by which others' vectors and codes are known."""
+    """Return what an index of the vectors says of itself, by which others' vectors and codes are known."""
     num_vectors, dim = vectors.shape
     sample = vectors[:: max(1, num_vectors // SAMPLED_ROWS)]
     return {
@@ -204,7 +212,7 @@ def _check_vectors(vectors: NDArray[np.float32]) -> None:
 
 
 def is_unit(vector: NDArray[np.float32]) -> bool:
-    """Whether a vector [D] is as long as the index asks for."""
+    """Return whether a vector [D] is as long as the index asks for."""
     return bool(abs(np.linalg.norm(vector) - 1) < MAX_LENGTH_ERROR)
 
 
@@ -253,7 +261,10 @@ def _read_codes(path: Path, vectors: NDArray[np.float32]) -> Codes:
 
 
 def _list_of_row(codes: Codes) -> NDArray[np.int32]:
-    """The list [N] that each row is in. Raises ArtifactError unless each is in one: FAISS reads any number as a row."""
+    """Return the list [N] that each row is in.
+
+    Raises ArtifactError unless each is in one: FAISS reads any number as a row.
+    """
     sizes = [codes.invlists.list_size(number) for number in range(codes.nlist)]
     in_lists = [faiss.rev_swig_ptr(codes.invlists.get_ids(number), size) for number, size in enumerate(sizes) if size]
     rows = np.concatenate(in_lists)
@@ -269,7 +280,7 @@ def _list_of_row(codes: Codes) -> NDArray[np.int32]:
 def _best(
     scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The `k` best scores, and their rows, in order."""
+    """Return the `k` best scores, and their rows, in order."""
     if len(scores) > k:
         near = scores >= np.partition(scores, -k)[-k]
         scores, rows = scores[near], rows[near]

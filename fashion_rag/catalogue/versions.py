@@ -59,12 +59,12 @@ class Version:
 
     @property
     def folder(self) -> str:
-        """Its folder's name in the root."""
+        """Return the its folder's name in the root."""
         return f"versions/{self.name}"
 
 
 def current(root: Root) -> str | None:
-    """The name of the live version, None before the first; cheap enough to ask every second."""
+    """Return the name of the live version, None before the first; cheap enough to ask every second."""
     try:
         name = root.read(CURRENT, 100).decode("ascii", "replace").strip()
     except FileNotFoundError:
@@ -75,13 +75,13 @@ def current(root: Root) -> str | None:
 
 
 def missing_catalogue(path: str) -> list[str]:
-    """The file that says which version is live, at a path or URL, if it is not there (yet); else nothing."""
+    """Return the file that says which version is live, at a path or URL, if it is not there (yet); else nothing."""
     root = Root.at(path)
     return [] if current(root) else [root.full(CURRENT)]
 
 
 def live(root: Root, digests: bool = False) -> Version:
-    """The version that CURRENT names, checked as by `open_version`. Raises ArtifactError if there is none."""
+    """Return the version that CURRENT names, checked as by `open_version`. Raises ArtifactError if there is none."""
     name = current(root)
     if name is None:
         raise ArtifactError(f"{root.full(CURRENT)}: does not exist; no version has been published")
@@ -89,7 +89,8 @@ def live(root: Root, digests: bool = False) -> Version:
 
 
 def open_version(root: Root, name: str, digests: bool = False) -> Version:
-    """A version by name: its manifest is sound, and exactly its files are there in their sizes, none through a link.
+    """Return a version by name: its manifest is sound, and exactly its files are there in their sizes, none through a
+    link.
 
     With `digests` all of them are read and compared. Raises ArtifactError with the reason.
     """
@@ -112,7 +113,7 @@ def open_version(root: Root, name: str, digests: bool = False) -> Version:
 
 
 def versions(root: Root) -> list[Version]:
-    """The versions that can be opened, oldest first; what is unfinished or damaged is left out."""
+    """Return the versions that can be opened, oldest first; what is unfinished or damaged is left out."""
     found = []
     for name in root.names("versions"):
         with suppress(ArtifactError):
@@ -129,7 +130,7 @@ def publish(
     encoders: Mapping[str, str],
     changes: Mapping[str, str],
 ) -> Version:
-    """The new live version, with copies of the files in `folder`, which is left as it is.
+    """Return the new live version, with copies of the files in `folder`, which is left as it is.
 
     parent: the version it was built from, None for the first. changes: those of the log it takes in beyond its parent.
     Raises VersionConflict if `parent` is not, or no longer, live: build on the live one and publish again; what was
@@ -153,7 +154,7 @@ def publish(
 
 
 def activate(root: Root, name: str, *, replacing: str | None) -> Version:
-    """An older version, or one that met a conflict, made live in place of the version `replacing`.
+    """Return an older version, or one that met a conflict, made live in place of the version `replacing`.
 
     Raises VersionConflict if that is not the live one, and ArtifactError as `open_version`.
     """
@@ -164,7 +165,7 @@ def activate(root: Root, name: str, *, replacing: str | None) -> Version:
 
 
 def fetch(root: Root, version: Version, cache: Path) -> Path:
-    """A local folder with the files of a version: its own where the root is local, else one below `cache`.
+    """Return a local folder with the files of a version: its own where the root is local, else one below `cache`.
 
     Downloaded whole or not at all, once for all processes that share `cache`, and compared with the manifest. A cache
     is laid out as a root and can be pruned as one. Raises ArtifactError for files that are not as the manifest says.
@@ -183,7 +184,8 @@ def fetch(root: Root, version: Version, cache: Path) -> Path:
 
 
 def prune(root: Root, keep: int = 3, grace_s: float = 3600.0) -> list[str]:
-    """The names of what was removed: versions but the live one and the `keep` newest, and what killed writers left.
+    """Return the names of what was removed: versions but the live one and the `keep` newest, and what killed writers
+    left.
 
     A version goes no earlier than `grace_s` after it was published and after it was last replaced, since readers may
     still be on it; an unfinished one, which may still be written, `grace_s` after its beginning.
@@ -229,7 +231,7 @@ def _check_is_live(root: Root, name: str | None, successor: str) -> None:
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
-    """What a manifest says of the files in a local folder, in order of their names."""
+    """Return what a manifest says of the files in a local folder, in order of their names."""
     entries = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -245,7 +247,7 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _inherited(root: Root, parent: str | None) -> dict[str, str]:
-    """The changes that a version holds through its parent, as far as they are still in the log."""
+    """Return the changes that a version holds through its parent, as far as they are still in the log."""
     if parent is None:
         return {}
     in_log = set(root.names(CHANGES))
@@ -257,7 +259,7 @@ def _inherited(root: Root, parent: str | None) -> dict[str, str]:
 
 
 def _check_files(root: Root, version: Version) -> None:
-    """Raises ArtifactError unless a version's folder holds exactly its files, in their sizes, and no links."""
+    """Raise ArtifactError unless a version's folder holds exactly its files, in their sizes, and no links."""
     folder = root.full(version.folder)
     if root.is_local and os.path.islink(folder):
         raise ArtifactError(f"{folder}: must not be a link")
@@ -277,7 +279,10 @@ def _check_files(root: Root, version: Version) -> None:
 
 
 def _parse(data: bytes, name: str) -> Version:
-    """The version that the manifest of the folder `name` tells of. Raises ArtifactError for a manifest that is none."""
+    """Return the version that the manifest of the folder `name` tells of.
+
+    Raises ArtifactError for a manifest that is none.
+    """
     try:
         content = json.loads(data)
         found = content.pop("format_version")
@@ -295,14 +300,14 @@ def _parse(data: bytes, name: str) -> Version:
 
 
 def _manifest(version: Version) -> bytes:
-    """The manifest of a version. Raises ArtifactError if it would not be read again."""
+    """Return the manifest of a version. Raises ArtifactError if it would not be read again."""
     data = json.dumps({"format_version": FORMAT_VERSION} | asdict(version), indent=1).encode()
     _parse(data, version.name)
     return data
 
 
 def _rules(version: Version, name: str) -> dict[str, bool]:
-    """Whether each field of a version in the folder `name` is sound."""
+    """Return whether each field of a version in the folder `name` is sound."""
     entries = version.files.values()
     return {
         "name": version.name == name and bool(re.fullmatch(VERSION_NAME, name)),
@@ -318,5 +323,5 @@ def _rules(version: Version, name: str) -> dict[str, bool]:
 
 
 def is_texts(content: object) -> bool:
-    """Whether `content` is a dict from texts to texts, as read from JSON."""
+    """Return whether `content` is a dict from texts to texts, as read from JSON."""
     return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())

@@ -101,7 +101,7 @@ class Retrieved:
                 self._found[category] = read_key(path, "pred_files")
 
     def paths(self, pair: Pair) -> tuple[Path, ...]:
-        """The pictures of the `num_retrieved` garments for the pair's caption, best first."""
+        """Return the pictures of the `num_retrieved` garments for the pair's caption, best first."""
         if not self.num_retrieved:
             return ()
         names = self._found[pair.category].get(pair.caption, [])[: self.num_retrieved]
@@ -150,7 +150,7 @@ class DressCode:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`, its pictures read from disk."""
+        """Return the sample at `index`, its pictures read from disk."""
         pair = self.pairs[index]
         folder = self.root / pair.category
         return Sample(
@@ -172,7 +172,7 @@ class DressCode:
 def garments(
     root: Path, phase: Phase = "test", *, categories: Sequence[str] = CATEGORIES, num_chunks: int = 3
 ) -> Iterator[Garment]:
-    """The in-shop garments of the (paired) pairs files, each once. Raises like DressCode."""
+    """Yield the in-shop garments of the (paired) pairs files, each once. Raises like DressCode."""
     _check(num_chunks, categories)
     captions = _captions(root, num_chunks)
     for category in sorted(set(categories)):
@@ -189,25 +189,25 @@ def _check(num_chunks: int, categories: Sequence[str]) -> None:
 
 
 def _captions(root: Path, num_chunks: int) -> dict[str, str]:
-    """Garment id -> caption: the first chunks in alphabetical order, joined by ", "."""
+    """Return the garment id -> caption: the first chunks in alphabetical order, joined by ", "."""
     fine, coarse = (read_config(root / f"{kind}_captions.json") for kind in ("fine", "coarse"))
     chunks = {key: value for key, value in fine.items() if len(value) >= MIN_FINE_CHUNKS} | coarse
     return {key: caption(value, num_chunks) for key, value in chunks.items()}
 
 
 def caption(chunks: Sequence[str], num_chunks: int) -> str:
-    """The first chunks in alphabetical order, joined by ", "."""
+    """Return the first chunks in alphabetical order, joined by ", "."""
     return ", ".join(sorted(chunks)[:num_chunks])
 
 
 def _pairs(root: Path, category: str, phase: Phase, order: Order) -> Iterator[tuple[str, str]]:
-    """Person and garment id of each line of a pairs file."""
+    """Return the person and garment id of each line of a pairs file."""
     names = read_pairs(root / category / ("train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt"))
     return ((person.split("_")[0], garment.split("_")[0]) for person, garment in names)
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """The person's and the garment's file name on each line. Raises ArtifactError for anything else."""
+    """Yield the person's and the garment's file name on each line. Raises ArtifactError for anything else."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -233,7 +233,7 @@ def _garment_path(root: Path, category: str, garment_id: str) -> Path:
 
 
 def _with_fallback(path: Path) -> Path:
-    """The cleaned garment picture, or the plain one where it was never cleaned."""
+    """Return the cleaned garment picture, or the plain one where it was never cleaned."""
     if path.is_file():
         return path
     plain = path.parent.parent / "images" / path.name.replace("_cleaned", "")
@@ -243,7 +243,7 @@ def _with_fallback(path: Path) -> Path:
 
 
 def read_key(path: Path, key: str) -> Any:
-    """What the object in a JSON file has under `key`. Raises ArtifactError if it has not."""
+    """Return what the object in a JSON file has under `key`. Raises ArtifactError if it has not."""
     content = read_config(path)
     if key not in content:
         raise ArtifactError(f"{path}: the key {key!r} is missing")
@@ -258,7 +258,7 @@ def _read_keypoints(path: Path) -> NDArray[np.float64]:
 
 
 def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
-    """An RGB picture, bicubic to `size`. Raises ArtifactError, naming the path."""
+    """Return an RGB picture, bicubic to `size`. Raises ArtifactError, naming the path."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -267,7 +267,7 @@ def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A label map, uint8 [H, W], nearest to `size`. Raises ArtifactError, naming the path."""
+    """Return a label map, uint8 [H, W], nearest to `size`. Raises ArtifactError, naming the path."""
     try:
         with Image.open(path) as image:
             # A palette picture is read as its indices, which are the labels.

@@ -41,7 +41,8 @@ NECK_ABOVE_SHOULDERS = 20
 def repaint_mask(
     label_map: NDArray[np.uint8], keypoints: NDArray[np.float64], category: str, mask_type: MaskType = "bounding_box"
 ) -> NDArray[np.uint8]:
-    """The mask of the category's garment, uint8 [H, W], 1 = repaint; all zero where the garment is not in the picture.
+    """Return the mask of the category's garment, uint8 [H, W], 1 = repaint; all zero where the garment is not in the
+    picture.
 
     label_map: uint8 [H, W], 4:3, the size at which the rule works. keypoints: [18, 2] in pixels of KEYPOINT_FRAME.
     mask_type: "mask" follows the garment, "bounding_box" fills its box; neither covers the parts that stay.
@@ -78,7 +79,7 @@ def repaint_mask_for(
     size: tuple[int, int],
     rule_size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """`repaint_mask` at `size`, from a label map of any size.
+    """Return `repaint_mask` at `size`, from a label map of any size.
 
     rule_size: where the rule works before the mask is reduced (nearest) to `size`; None works at `size` itself, as the
     paper. A model of small pictures wants 512x384 here: the fixed widths would swallow a 96x72 picture.
@@ -92,7 +93,7 @@ def _nearest(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 
 def _arm_area(points: NDArray[np.float64], missing: BoolMap, shape: tuple[int, ...]) -> BoolMap:
-    """The thick line from wrist to wrist over the shoulders, [H, W].
+    """Return the thick line from wrist to wrist over the shoulders, [H, W].
 
     Parity: one arm is checked only, the right one first. With both wrists missing, the line runs to the corner (0, 0),
     and so does an elbow that is missing beside a wrist.
@@ -111,7 +112,7 @@ def _arm_area(points: NDArray[np.float64], missing: BoolMap, shape: tuple[int, .
 
 
 def _below_shoulders(points: NDArray[np.float64], shape: tuple[int, ...]) -> BoolMap:
-    """What lies below the line through both shoulders, raised by NECK_ABOVE_SHOULDERS, [H, W]."""
+    """Return what lies below the line through both shoulders, raised by NECK_ABOVE_SHOULDERS, [H, W]."""
     height, width = shape
     (x0, y0), (x1, y1) = points[L_SHOULDER], points[R_SHOULDER]
     slope = (y1 - y0) / (x1 - x0) if x0 != x1 else 0.0

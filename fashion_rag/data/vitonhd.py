@@ -81,7 +81,7 @@ class VitonHD:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`, its pictures read from disk."""
+        """Return the sample at `index`, its pictures read from disk."""
         pair = self.pairs[index]
         folder = self.root / "test"
         photo = folder / "image" / f"{pair.person_id}.jpg"
@@ -109,7 +109,7 @@ def _read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read_keypoints(path: Path, photo: Path) -> NDArray[np.float64]:
-    """The first person's points [18, 2] in pixels of KEYPOINT_FRAME; all absent where nobody was found."""
+    """Return the first person's points [18, 2] in pixels of KEYPOINT_FRAME; all absent where nobody was found."""
     people = read_key(path, "people")
     if not people:
         return np.zeros((18, 2))

@@ -69,7 +69,7 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """What of it differs within a run: order, garments and chunks."""
+        """Return what of it differs within a run: order, garments and chunks."""
         return f"{self.order}-{self.num_retrieved}-garments-{self.num_chunks}-chunks"
 
 
@@ -121,11 +121,11 @@ class Edits:
             progress(len(made) + start + len(samples), len(self.numbers))
 
     def made(self) -> list[int]:
-        """The numbers of the samples that have a picture."""
+        """Return the numbers of the samples that have a picture."""
         return [number for number in self.numbers if self._path(self.data.pairs[number]).exists()]
 
     def outcome(self, number: int, editor: Editor) -> Outcome:
-        """A sample that has a picture, read from disk; `editor` knows the garments that it retrieved."""
+        """Return a sample that has a picture, read from disk; `editor` knows the garments that it retrieved."""
         sample = self.data[number]
         picture, garment_ids = _read(self._path(sample))
         if sample.retrieved_paths:
@@ -135,7 +135,7 @@ class Edits:
         return Outcome(sample, self.mask(sample), picture, garments)
 
     def request(self, sample: Sample, mask: NDArray[np.uint8]) -> EditRequest:
-        """The edit of a sample; its seed depends on the sample and the settings' seed alone."""
+        """Return the edit of a sample; its seed depends on the sample and the settings' seed alone."""
         settings, size = self.settings, self.manifest.image_size
         return EditRequest(
             image=np.array(sample.image),
@@ -152,7 +152,7 @@ class Edits:
         )
 
     def mask(self, sample: Sample) -> NDArray[np.uint8]:
-        """The sample's repaint mask, uint8 [H, W]; all zero where the garment is not in the photo."""
+        """Return the sample's repaint mask, uint8 [H, W]; all zero where the garment is not in the photo."""
         size, rule_size = self.manifest.image_size, self.manifest.mask_rule_size
         mask_type = self.settings.mask_type
         return repaint_mask_for(sample.label_map, sample.keypoints, sample.category, mask_type, size, rule_size)
@@ -171,7 +171,7 @@ class Edits:
 
 
 def open_data(settings: Settings, categories: Sequence[str], size: tuple[int, int]) -> DressCode | VitonHD:
-    """The samples that the settings speak of, with pictures of `size`. Raises as the two readers."""
+    """Return the samples that the settings speak of, with pictures of `size`. Raises as the two readers."""
     root, retrieval = Path(settings.root), Path(settings.retrieval) if settings.retrieval else None
     num_chunks, num_retrieved = settings.num_chunks, settings.num_retrieved if retrieval else 0
     if settings.layout == "vitonhd":
@@ -214,7 +214,7 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 
 def _retrieved(sample: Sample) -> list[Garment]:
-    """The garments of the retrieval file, by the ids that a catalogue of the data set gives them."""
+    """Return the garments of the retrieval file, by the ids that a catalogue of the data set gives them."""
     return [
         Garment(path.stem.removesuffix("_cleaned").removesuffix("_1"), sample.category, "", path)
         for path in sample.retrieved_paths

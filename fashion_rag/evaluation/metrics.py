@@ -82,7 +82,7 @@ def available(given: Given, asked: Sequence[str] | None = None) -> tuple[list[st
 
 @torch.inference_mode()
 def measure(networks: Networks, metrics: Sequence[str], outcomes: Sequence[Outcome], paired: bool) -> Rows:
-    """The rows of some outcomes: by name, an array of one row each; NaN where there is nothing to measure."""
+    """Return the rows of some outcomes: by name, an array of one row each; NaN where there is nothing to measure."""
     made = [outcome.picture for outcome in outcomes]
     real = [outcome.sample.image for outcome in outcomes]
     rows: dict[str, NDArray[Any]] = {}
@@ -107,7 +107,7 @@ def measure(networks: Networks, metrics: Sequence[str], outcomes: Sequence[Outco
 
 
 def summary(rows: Mapping[str, NDArray[np.float64]], metrics: Sequence[str]) -> dict[str, float | None]:
-    """The metrics of a group of samples, from their rows; None where the group has nothing to measure.
+    """Return the metrics of a group of samples, from their rows; None where the group has nothing to measure.
 
     A distance of two sets needs two samples. Its size depends on how many there are: compare groups of one size.
     """
@@ -123,13 +123,13 @@ def summary(rows: Mapping[str, NDArray[np.float64]], metrics: Sequence[str]) -> 
 
 
 def mean(values: NDArray[np.float64]) -> float | None:
-    """The mean of what is not NaN; None where nothing is."""
+    """Return the mean of what is not NaN; None where nothing is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
 
 def frechet_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """FID of vectors [N, D]: the Frechet distance of two normal distributions (arXiv 1706.08500)."""
+    """Return FID of vectors [N, D]: the Frechet distance of two normal distributions (arXiv 1706.08500)."""
     metric = FrechetInceptionDistance(_vectors(real.shape[1]))
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(made), real=False)
@@ -137,7 +137,9 @@ def frechet_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> fl
 
 
 def kernel_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """KID times 1000 of vectors [N, D]: unbiased MMD^2 with a cubic kernel, mean over subsets (arXiv 1801.01401)."""
+    """Return KID times 1000 of vectors [N, D]: unbiased MMD^2 with a cubic kernel, mean over subsets (arXiv
+    1801.01401).
+    """
     size = min(KID_SUBSET_SIZE, len(real), len(made))
     # A subset of everything is always the same one.
     subsets = KID_SUBSETS if size < max(len(real), len(made)) else 1
@@ -151,7 +153,7 @@ def kernel_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> flo
 
 
 def clip_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """CMMD of unit vectors [N, D]: MMD^2 with a Gaussian kernel, times 1000 (arXiv 2401.09603, section 4)."""
+    """Return CMMD of unit vectors [N, D]: MMD^2 with a Gaussian kernel, times 1000 (arXiv 2401.09603, section 4)."""
 
     def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
@@ -169,7 +171,7 @@ DISTANCES = {
 
 
 def _likeness(networks: Networks, vectors: NDArray[np.float32], outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """The mean cosine of each vector and those of the outcome's garments, [N]; NaN where there is none."""
+    """Return the mean cosine of each vector and those of the outcome's garments, [N]; NaN where there is none."""
     likeness = np.full(len(outcomes), np.nan)
     for row, outcome in enumerate(outcomes):
         if outcome.garments:
@@ -178,7 +180,7 @@ def _likeness(networks: Networks, vectors: NDArray[np.float32], outcomes: Sequen
 
 
 def _vectors(num_features: int) -> nn.Module:
-    """What the libraries' distances take for a network where they are given its vectors."""
+    """Return what the libraries' distances take for a network where they are given its vectors."""
     identity = nn.Identity()
     identity.num_features = num_features  # type: ignore[assignment]
     return identity

@@ -18,7 +18,7 @@ PAPER, INK = (255, 255, 255), (30, 30, 36)
 
 
 def cut_out(image: NDArray[np.uint8], area: NDArray[np.bool_]) -> Image.Image:
-    """The area of an RGB picture alone on white, cut to its box, in the shape of an in-shop picture."""
+    """Return the area of an RGB picture alone on white, cut to its box, in the shape of an in-shop picture."""
     alone = np.where(area[..., None], image, 255).astype(np.uint8)
     rows, columns = np.nonzero(area)
     box = alone[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
@@ -31,7 +31,7 @@ def cut_out(image: NDArray[np.uint8], area: NDArray[np.bool_]) -> Image.Image:
 
 
 def contact_sheet(outcomes: Sequence[Outcome]) -> Image.Image:
-    """The outcomes below each other: photo, mask, garments retrieved, result, the pair's garment; caption below.
+    """Return the outcomes below each other: photo, mask, garments retrieved, result, the pair's garment; caption below.
 
     In the paired order the photo shows the truth.
     """

@@ -49,7 +49,8 @@ def evaluate(
     judge: Judge | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> str:
-    """The table in Markdown, also in `out`, with the same as JSON and, of each settings, the edits and a contact sheet.
+    """Return the table in Markdown, also in `out`, with the same as JSON and, of each settings, the edits and a contact
+    sheet.
 
     What is in `out` already is not edited again. progress: takes phase, samples done and samples in all. Raises
     InvalidRequest, before anything is edited, for metrics that cannot be had or an `out` of other settings, and
@@ -83,7 +84,7 @@ def _measured(
     plan: Plan,
     progress: Callable[[int, int], None],
 ) -> list[Row]:
-    """A row a category and one for all; the contact sheet is written on the way."""
+    """Return a row a category and one for all; the contact sheet is written on the way."""
     made = edits.made()
     if not made:
         raise InvalidRequest("categories", ", ".join(plan.categories), "must have a sample whose garment can be seen")

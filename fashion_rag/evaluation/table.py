@@ -21,7 +21,7 @@ class Row:
 
 
 def markdown(rows: Sequence[Row], note: str = "") -> str:
-    """The rows as a Markdown table, with the note below it."""
+    """Return the rows as a Markdown table, with the note below it."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     heads = ["order", "garments", "chunks", "category", "samples", *(METRICS.get(name, name) for name in names)]
     lines = [heads, ["---"] * len(heads)]

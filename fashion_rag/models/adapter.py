@@ -45,7 +45,7 @@ class InversionAdapter(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Pseudo-words [N, num_pseudo_words, text_width] of the vision tower's hidden states [N, T, D].
+        """Return pseudo-words [N, num_pseudo_words, text_width] of the vision tower's hidden states [N, T, D].
 
         `hidden` is the last encoder layer's output, class token first, before the tower's own post layer norm.
         """
@@ -65,7 +65,9 @@ class GarmentNetwork(nn.Module):
         self.adapter = adapter
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the weights."""
+        """Return pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the
+        weights.
+        """
         # `last_hidden_state` is what comes before `post_layernorm`, which only the pooled output passes.
         hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
         words: Tensor = self.adapter(hidden)
@@ -92,11 +94,11 @@ class GarmentEncoder(nn.Module):
         self.std = tuple(std)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pixels [N, 3, crop, crop] of N >= 1 RGB garment pictures, cropped and normalised, on the CPU."""
+        """Return the pixels [N, 3, crop, crop] of N >= 1 RGB garment pictures, cropped and normalised, on the CPU."""
         rule = (self.picture_size, self.crop, self.mean, self.std)
         return torch.stack([vision_pixels(image, *rule) for image in images])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop]."""
+        """Return pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop]."""
         words: Tensor = self.network(pixels)
         return words

@@ -29,7 +29,7 @@ class VAEEncoder(nn.Module):
         self.quant_conv = autoencoder.quant_conv or nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Posterior moments [B, 8, h, w] (mean, then log variance) of `image` [B, 3, H, W] in [-1, 1]."""
+        """Return the posterior moments [B, 8, h, w] (mean, then log variance) of `image` [B, 3, H, W] in [-1, 1]."""
         moments: Tensor = self.quant_conv(self.encoder(image.to(self.encoder.conv_in.weight.dtype)))
         return moments.float()
 
@@ -43,7 +43,7 @@ class VAEDecoder(nn.Module):
         self.decoder = autoencoder.decoder
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Picture [B, 3, H, W], about [-1, 1], of unscaled `latents` [B, 4, h, w]."""
+        """Return the picture [B, 3, H, W], about [-1, 1], of unscaled `latents` [B, 4, h, w]."""
         image: Tensor = self.decoder(self.post_quant_conv(latents.to(self.decoder.conv_in.weight.dtype)))
         return image.float()
 
@@ -59,7 +59,7 @@ class VAE(nn.Module):
         self.downsampling: int = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
 
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
-        """Scaled latents [B, 4, h, w]: the posterior's sample that `noise` [B, 4, h, w], unit normal, picks.
+        """Return the scaled latents [B, 4, h, w]: the posterior's sample that `noise` [B, 4, h, w], unit normal, picks.
 
         `image` is [B, 3, H, W] in [-1, 1], contiguous NCHW: GroupNorm on the CPU loses digits on other strides.
         """
@@ -69,14 +69,15 @@ class VAE(nn.Module):
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Picture [B, 3, H, W] of scaled `latents` [B, 4, h, w]; values may leave [-1, 1] a little."""
+        """Return the picture [B, 3, H, W] of scaled `latents` [B, 4, h, w]; values may leave [-1, 1] a little."""
         image: Tensor = self.decoder(latents / self.scaling_factor)
         return image
 
 
 @torch.inference_mode()
 def fit_preview(vae: VAE, image_size: tuple[int, int]) -> tuple[tuple[float, float, float], ...]:
-    """The linear map from scaled latents to colours in [-1, 1]: a row for each of the four channels, then the bias.
+    """Return the linear map from scaled latents to colours in [-1, 1]: a row for each of the four channels, then the
+    bias.
 
     Least squares on random pictures, always the same ones of `image_size` or a part of it: what a latent says of the
     mean colour of the pixels that it stands for. The VAE must be on the CPU.

@@ -29,7 +29,7 @@ MAX_TOKENS = 77
 
 
 def prompt_text(template: Template, category: str, caption: str, num_garments: int, num_pseudo_words: int) -> str:
-    """The prompt of an edit, with `num_garments * num_pseudo_words` placeholders for pseudo-words.
+    """Return the prompt of an edit, with `num_garments * num_pseudo_words` placeholders for pseudo-words.
 
     The default template says nothing of the caption: with garments retrieved, the text has only chosen them.
     """
@@ -44,7 +44,7 @@ def prompt_text(template: Template, category: str, caption: str, num_garments: i
 
 
 def insert_pseudo_words(token_embeds: Tensor, token_ids: Tensor, pseudo_words: Tensor) -> Tensor:
-    """`token_embeds` [B, 77, D] with `pseudo_words` [P, D], row after row, in the places of the placeholders.
+    """Return `token_embeds` [B, 77, D] with `pseudo_words` [P, D], row after row, in the places of the placeholders.
 
     `token_ids` [B, 77] must hold P placeholders in all.
     """
@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
         self.final_layer_norm = text_model.final_layer_norm
 
     def forward(self, token_embeds: Tensor) -> Tensor:
-        """Final hidden states [B, 77, D] of token embeddings [B, 77, D], under a causal mask only."""
+        """Return the final hidden states [B, 77, D] of token embeddings [B, 77, D], under a causal mask only."""
         positions = self.position_embedding.weight[: token_embeds.shape[1]]
         hidden = token_embeds.to(positions.dtype) + positions
         lowest = torch.finfo(positions.dtype).min
@@ -83,7 +83,7 @@ class PromptEncoder(nn.Module):
         self.text_encoder: nn.Module = TextEncoder(text_encoder)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [B, 77] int64 on the CPU, padded with id 0.
+        """Return the token ids [B, 77] int64 on the CPU, padded with id 0.
 
         A prompt too long loses the last words of its caption, never a placeholder. Raises InvalidRequest if the
         placeholders do not fit even so.
@@ -107,7 +107,8 @@ class PromptEncoder(nn.Module):
         return ids + [PAD_ID] * (MAX_TOKENS - len(ids))
 
     def forward(self, texts: Sequence[str], pseudo_words: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Prompt embeddings [B, 77, D] of `texts`, whose placeholders stand for `pseudo_words`, a [P, D] for each text.
+        """Return the prompt embeddings [B, 77, D] of `texts`, whose placeholders stand for `pseudo_words`, a [P, D] for
+        each text.
 
         P may differ from text to text. A text must hold P placeholders, or none: then its pseudo-words are ignored.
         Raises InvalidRequest otherwise.

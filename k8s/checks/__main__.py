@@ -30,12 +30,12 @@ def main() -> None:
 
 
 def folders() -> list[Path]:
-    """What is applied: the overlays, what lies below them, and the loader."""
+    """Return what is applied: the overlays, what lies below them, and the loader."""
     return [*sorted(path.parent for path in (ROOT / "overlays").rglob("kustomization.yaml")), ROOT / "jobs/loader"]
 
 
 def faults_of(folder: Path) -> Iterator[str]:
-    """What all checks find in a folder."""
+    """Yield what all checks find in a folder."""
     try:
         overlay = Overlay.render(folder)
         # Jobs and the loader work for an overlay: the one that they lie in, or any.
@@ -55,7 +55,7 @@ def faults_of(folder: Path) -> Iterator[str]:
 
 
 def dashboards(overlay: Overlay) -> list[dict[str, Any]]:
-    """The Grafana dashboards in an overlay's ConfigMaps."""
+    """Return the Grafana dashboards in an overlay's ConfigMaps."""
     maps = overlay.of_kind("ConfigMap")
     return [json.loads(text) for one in maps for name, text in one.get("data", {}).items() if name.endswith(".json")]
 

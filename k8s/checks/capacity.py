@@ -32,7 +32,7 @@ class Ask:
     max_replicas: int
 
     def fits(self, group: Group) -> bool:
-        """Whether a pod of the group has room for a replica."""
+        """Return whether a pod of the group has room for a replica."""
         return (
             self.labels.items() <= group.labels.items()
             and self.cpus <= group.cpus + TINY
@@ -41,7 +41,7 @@ class Ask:
         )
 
     def taken_from(self, group: Group) -> Group:
-        """What a replica leaves of a pod."""
+        """Return what a replica leaves of a pod."""
         return replace(
             group,
             cpus=group.cpus - self.cpus,
@@ -51,7 +51,7 @@ class Ask:
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Deployments without a place, and pools that are too small for the fewest or the most replicas."""
+    """Return the deployments without a place, and pools that are too small for the fewest or the most replicas."""
     faults = []
     for service in overlay.ray_services:
         if (graph := sound_graph_of(service)) is None:
@@ -76,7 +76,7 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def asks_of(graph: Graph) -> list[Ask]:
-    """What each deployment asks, as Serve puts it together: the file's word goes before the code's.
+    """Return what each deployment asks, as Serve puts it together: the file's word goes before the code's.
 
     Raises pydantic's ValidationError for an autoscaling_config that Serve would refuse.
     """
@@ -105,7 +105,7 @@ def asks_of(graph: Graph) -> list[Ask]:
 
 
 def deployments_of(graph: Graph) -> list[Any]:
-    """The deployments that the graph's builder binds."""
+    """Return the deployments that the graph's builder binds."""
     pending: list[Any] = [build(ServeConfig.from_args(graph.args))]
     found: dict[str, Any] = {}
     while pending:
@@ -121,7 +121,9 @@ def deployments_of(graph: Graph) -> list[Any]:
 def without_place(
     asks: Sequence[Ask], replicas: Sequence[int], groups: Sequence[Group], pods: Sequence[int]
 ) -> dict[str, int]:
-    """How many replicas of which deployments are left when all others have been put into pods, the largest first."""
+    """Return how many replicas of which deployments are left when all others have been put into pods, the largest
+    first.
+    """
     room = [group for group, number in zip(groups, pods, strict=True) for _ in range(number)]
     left: dict[str, int] = {}
     order = sorted(zip(asks, replicas, strict=True), key=lambda pair: (-pair[0].gpus, -pair[0].memory_bytes))

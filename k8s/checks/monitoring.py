@@ -91,7 +91,7 @@ class Names:
 
 
 def our_series() -> dict[str, Series]:
-    """What `serve.metrics` exports, by the names that Prometheus reads."""
+    """Return what `serve.metrics` exports, by the names that Prometheus reads."""
     found = {}
     for make in vars(metrics).values():
         kind = getattr(make, "__annotations__", {}).get("return")
@@ -107,7 +107,7 @@ def our_series() -> dict[str, Series]:
 
 
 def check(documents: Sequence[dict[str, Any]], dashboards: Sequence[dict[str, Any]], runbook: str) -> list[str]:
-    """The faults, one line each, of rendered Kubernetes documents and Grafana dashboards.
+    """Return the faults, one line each, of rendered Kubernetes documents and Grafana dashboards.
 
     runbook: the text of k8s/README.md, with a heading for each alert.
     """
@@ -251,7 +251,7 @@ def _keeps_le(expression: Expr) -> bool:
 
 
 def _without_variables(expression: str) -> str:
-    """The expression with Grafana's variables replaced by a duration in brackets and a number elsewhere."""
+    """Return the expression with Grafana's variables replaced by a duration in brackets and a number elsewhere."""
     return re.sub(r"\$\w+", "1", re.sub(r"\[\$\w+\]", "[5m]", expression))
 
 

@@ -51,7 +51,7 @@ class Pod:
     def of(
         cls, where: str, template: Document, added: Mapping[str, str] = {}, claims: frozenset[str] = frozenset()
     ) -> Pod:
-        """The pod of a template, which has metadata and spec, or of a Pod."""
+        """Return the pod of a template, which has metadata and spec, or of a Pod."""
         return cls(where, template["metadata"].get("labels", {}) | added, template["spec"], claims)
 
 
@@ -63,7 +63,7 @@ class Overlay:
 
     @classmethod
     def render(cls, folder: Path) -> Overlay:
-        """What `kubectl kustomize` makes of a folder. Raises ValueError, with what it says, where it fails."""
+        """Return what `kubectl kustomize` makes of a folder. Raises ValueError, with what it says, where it fails."""
         installed = Path(sys.executable).with_name("kubectl")
         kubectl = str(installed) if installed.exists() else "kubectl"
         run = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
@@ -72,7 +72,7 @@ class Overlay:
         return cls(list(yaml.safe_load_all(run.stdout)))
 
     def of_kind(self, *kinds: str) -> list[Document]:
-        """The documents of these kinds."""
+        """Return the documents of these kinds."""
         return [document for document in self.documents if document["kind"] in kinds]
 
     @property
@@ -82,12 +82,12 @@ class Overlay:
 
     @property
     def pods(self) -> list[Pod]:
-        """The pods of all documents."""
+        """Return the pods of all documents."""
         return [pod for document in self.documents for pod in pods_of(document)]
 
 
 def pods_of(document: Document) -> Iterator[Pod]:
-    """The pods that a document describes: one that is a Pod, or has templates of them; others have none."""
+    """Yield the pods that a document describes: one that is a Pod, or has templates of them; others have none."""
     where, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
     if document["kind"] == "Pod":
         yield Pod.of(where, document)
@@ -103,17 +103,17 @@ def pods_of(document: Document) -> Iterator[Pod]:
 
 
 def _kuberays(node_type: str, group: str) -> dict[str, str]:
-    """The labels that KubeRay adds to a pod."""
+    """Return the labels that KubeRay adds to a pod."""
     return {"ray.io/is-ray-node": "yes", "ray.io/node-type": node_type, "ray.io/group": group}
 
 
 def graph_of(ray_service: Document) -> Graph:
-    """The graph that a RayService deploys. Raises ValueError, naming the fault."""
+    """Return the graph that a RayService deploys. Raises ValueError, naming the fault."""
     return parse_graph(ray_service["spec"].get("serveConfigV2", ""))
 
 
 def sound_graph_of(ray_service: Document) -> Graph | None:
-    """The same, for all but `serving`, which names the fault: None where there is one."""
+    """Return the same, for all but `serving`, which names the fault: None where there is one."""
     try:
         return graph_of(ray_service)
     except ValueError:
@@ -121,7 +121,9 @@ def sound_graph_of(ray_service: Document) -> Graph | None:
 
 
 def groups_of(ray_service: Document) -> list[Group]:
-    """The worker groups of a RayService, as KubeRay starts Ray in them: limits, unless rayStartParams say otherwise."""
+    """Return the worker groups of a RayService, as KubeRay starts Ray in them: limits, unless rayStartParams say
+    otherwise.
+    """
     groups = []
     for spec in ray_service["spec"]["rayClusterConfig"].get("workerGroupSpecs", []):
         limits = spec["template"]["spec"]["containers"][0]["resources"].get("limits", {})
@@ -143,7 +145,10 @@ def groups_of(ray_service: Document) -> list[Group]:
 
 
 def quantity(value: str | int | float) -> float:
-    """A Kubernetes quantity as a number: "500m" is 0.5 and "2Gi" 2147483648. Raises ValueError for anything else."""
+    """Return a Kubernetes quantity as a number: "500m" is 0.5 and "2Gi" 2147483648.
+
+    Raises ValueError for anything else.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", str(value))
     if not match or match[2] not in FACTORS:
         raise ValueError(f"got {value!r}; must be a quantity, as 500m or 2Gi")

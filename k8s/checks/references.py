@@ -36,7 +36,7 @@ def check(overlay: Overlay, parents: Sequence[Document], runbook: str) -> list[s
 
 
 def _secrets(runbook: str) -> Iterator[tuple[str, set[str]]]:
-    """The secrets that the runbook's commands make, with their keys."""
+    """Yield the secrets that the runbook's commands make, with their keys."""
     for name, options in re.findall(r"create secret generic (\S+)((?:\s+(?:\\\n\s*)?--\S+)*)", runbook):
         yield name, set(re.findall(r"--from-(?:literal|file)=([\w.-]+)=", options))
 
@@ -121,7 +121,7 @@ def _addresses(service: Document, documents: Sequence[Document]) -> Iterator[str
 
 
 def _paths(service: Document, secrets: dict[str, set[str]]) -> Iterator[str]:
-    """What the graph reads as files, every pod with replicas must have."""
+    """Yield what the graph reads as files, every pod with replicas must have."""
     if (graph := sound_graph_of(service)) is None:
         return
     for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
@@ -142,7 +142,7 @@ def _paths(service: Document, secrets: dict[str, set[str]]) -> Iterator[str]:
 
 
 def _compiled(job: Document, documents: Sequence[Document]) -> Iterator[str]:
-    """A job compiles where the graph looks: the same path of the same folder, on the GPUs of the pool."""
+    """Yield a job compiles where the graph looks: the same path of the same folder, on the GPUs of the pool."""
     where, pod = f"Job {job['metadata']['name']}", job["spec"]["template"]["spec"]
     path = next((entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == "COMPILED"), None)
     for service in (document for document in documents if document["kind"] == "RayService"):

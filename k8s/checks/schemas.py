@@ -24,7 +24,7 @@ ELSEWHERE = ("PodMonitor", "PrometheusRule")
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Documents of a form, or a kind, that nobody knows."""
+    """Return the documents of a form, or a kind, that nobody knows."""
     faults = []
     for document in overlay.documents:
         kind, name = document["kind"], document["metadata"]["name"]
@@ -36,7 +36,7 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def core_faults(document: Document) -> list[str]:
-    """What kubernetes-validate says first of a document; nothing if all is well."""
+    """Return what kubernetes-validate says first of a document; nothing if all is well."""
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -47,14 +47,14 @@ def core_faults(document: Document) -> list[str]:
 
 
 def ray_service_faults(document: Document) -> list[str]:
-    """All that KubeRay's schema finds, with its defaults filled in."""
+    """Return all that KubeRay's schema finds, with its defaults filled in."""
     filled = _filled(document, _schema())
     errors = jsonschema.Draft202012Validator(_schema()).iter_errors(filled)
     return [f"{_path(error)}: {error.message}" for error in errors]
 
 
 def stored() -> dict[str, Any]:
-    """KubeRay's schema, as it is."""
+    """Return the kubeRay's schema, as it is."""
     schema: dict[str, Any] = json.loads(gzip.decompress(RAY_SERVICE_SCHEMA.read_bytes()))
     return schema
 
@@ -67,7 +67,9 @@ def _schema() -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, and what Kubernetes says in words of its own in those of JSON Schema."""
+    """Return the schema with unknown fields refused, and what Kubernetes says in words of its own in those of JSON
+    Schema.
+    """
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -82,7 +84,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _filled(value: Any, schema: dict[str, Any]) -> Any:
-    """The value as the API server keeps it: without nulls, and with the defaults of what is left out."""
+    """Return the value as the API server keeps it: without nulls, and with the defaults of what is left out."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):

@@ -11,7 +11,7 @@ FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC")
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Pods with rights that they do not need, and a namespace that is open."""
+    """Return the pods with rights that they do not need, and a namespace that is open."""
     faults = [f"{pod.where}: {fault}" for pod in overlay.pods for fault in _pod(pod.spec)]
     for service in overlay.ray_services:
         sidecar = service["spec"]["rayClusterConfig"].get("autoscalerOptions", {})

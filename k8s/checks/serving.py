@@ -18,7 +18,7 @@ SETTINGS = {name: name.lower() for name in ("Ingress", "Denoiser", "Conditioner"
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Faults in what is served, where, and in how pods come and go."""
+    """Return the faults in what is served, where, and in how pods come and go."""
     faults = []
     for service in overlay.ray_services:
         name = service["metadata"]["name"]
@@ -37,7 +37,7 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def _graph_faults(graph: Graph) -> list[str]:
-    """The graph is really built, as Serve's controller builds it."""
+    """Return the graph is really built, as Serve's controller builds it."""
     faults = []
     bound = {deployment.name for deployment in deployments_of(graph)}
     for told in graph.deployments:
@@ -57,7 +57,7 @@ def _graph_faults(graph: Graph) -> list[str]:
 
 
 def _time_faults(service: Document, graph: Graph) -> list[str]:
-    """A replica's drain < the pod's preStop < its grace; and an old cluster outlasts the drain."""
+    """Return a replica's drain < the pod's preStop < its grace; and an old cluster outlasts the drain."""
     faults = []
     drain_s = ServeConfig.from_args(graph.args).drain_s
     for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
@@ -96,7 +96,7 @@ def _cluster_faults(service: Document) -> list[str]:
 
 
 def _disruption_faults(overlay: Overlay, service: Document) -> list[str]:
-    """A budget that can never be kept to stops every drain of a node."""
+    """Return a budget that can never be kept to stops every drain of a node."""
     faults = []
     least = {group.name: group.min_pods for group in groups_of(service)}
     for budget in overlay.of_kind("PodDisruptionBudget"):
