@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ LINE_EVERY_S = 10.0
 class _Bars(Progress):
     """Bars on a terminal; elsewhere, as in the log of a pod, a line now and then."""
 
-    said_s = 0.0
+    said_s = -math.inf
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
         super().update(task_id, **fields)

@@ -52,7 +52,8 @@ def test_the_best_are_those_of_brute_force(folder: Path) -> None:
         for name in FILTERS:
             rows = np.flatnonzero(masks[query.masks[name]])
             scores = vectors @ query.vector
-            assert len(set(query.best[name])) == 10 and set(query.best[name]) <= set(rows.tolist())
+            assert len(set(query.best[name])) == min(10, len(rows))
+            assert set(query.best[name]) <= set(rows.tolist())
             # Two whose scores differ in the last digit alone may have changed places.
             np.testing.assert_allclose(scores[query.best[name]], np.sort(scores[rows])[::-1][:10], rtol=0, atol=1e-6)
     assert masks["none"].all()
