@@ -103,6 +103,18 @@ def build_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
+def start_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr while a server starts; the callable takes what is awaited, parts ready, and number of parts."""
+    with _bars() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(awaited: str, num_ready: int, num_all: int) -> None:
+            bar.update(task, description=f"waiting for {awaited}", completed=num_ready, total=num_all or None)
+
+        yield report
+
+
+@contextmanager
 def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
     """A bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
     tasks: dict[str, TaskID] = {}
