@@ -7,7 +7,9 @@ so a replica that dies later is waited for, not reported. Serve's own paths (`/-
 
 import asyncio
 import json
+import time
 import uuid
+from contextlib import suppress
 
 import httpx
 from starlette.datastructures import Headers
@@ -17,10 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 READY_PATH = "/readyz"
 ALIVE_PATH = "/healthz"
 RETRY_AFTER_S = 5
-# For how long a request waits for the first news of the graph: a proxy that takes the place of another opens at once.
+# For how long the first requests wait for news of the graph: a proxy that takes the place of another opens at once.
 FIRST_NEWS_S = 2.0
-# `/readyz` itself waits 5 s for each stage.
-ASK_TIMEOUT_S = 10.0
 PAUSE_S = 0.5
 # How much of a body is read before the reply, and for how long: a client that is still sending would not see the reply.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
@@ -30,22 +30,15 @@ DISCARD_S = 10.0
 async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
     """Return what the readiness path of each application behind a Serve proxy answers; an empty list if there is none.
 
-    An application that does not answer in time counts as a 503 without a body.
+    This takes as long as the first replica of an ingress takes to start: Serve's proxy holds the question until then.
     """
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://graph") as client:
-
-        async def ask(path: str) -> httpx.Response:
-            try:
-                async with asyncio.timeout(ASK_TIMEOUT_S):
-                    return await client.get(path)
-            except TimeoutError:
-                return httpx.Response(503)
-
-        routes = await ask("/-/routes")
+        routes = await client.get("/-/routes")
         if routes.status_code != 200:
             return []
-        return await asyncio.gather(*(ask(prefix.rstrip("/") + READY_PATH) for prefix in routes.json()))
+        paths = [prefix.rstrip("/") + READY_PATH for prefix in routes.json()]
+        return await asyncio.gather(*(client.get(path) for path in paths))
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, awaited: str) -> None:
@@ -78,15 +71,15 @@ class Gate:
         self.opened = False
         self.news: httpx.Response | None = None
         self._heard = asyncio.Event()
+        self._news_due = 0.0
         self._watching: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._passes(scope):
-            await self._hear()
-        if self._passes(scope):
-            await self.inner(scope, receive, send)
-        elif scope["path"] == ALIVE_PATH:
+        passes = self.opened or scope["type"] != "http" or scope["path"].startswith("/-/")
+        if not passes and scope["path"] == ALIVE_PATH:
             await JSONResponse({"status": "alive"})(scope, receive, send)
+        elif passes or await self._opens():
+            await self.inner(scope, receive, send)
         elif scope["path"] == READY_PATH and self.news is not None and self.news.content:
             await _copy(self.news)(scope, receive, send)
         else:
@@ -96,7 +89,7 @@ class Gate:
     def awaited(self) -> str:
         """What the graph still needs, as far as it has said."""
         if self.news is None:
-            return "the graph to be deployed"
+            return "the graph to be deployed and its first replicas to start"
         try:
             content = json.loads(self.news.content)
             stages = [stage for stage, answers in content["stages"].items() if not answers]
@@ -105,18 +98,15 @@ class Gate:
         files = f", which may need {', '.join(content['missing'])}" if content.get("missing") else ""
         return f"{', '.join(stages)}{files}"
 
-    def _passes(self, scope: Scope) -> bool:
-        return self.opened or scope["type"] != "http" or scope["path"].startswith("/-/")
-
-    async def _hear(self) -> None:
-        """Start to watch the graph, and return once there is news of it, or after FIRST_NEWS_S."""
+    async def _opens(self) -> bool:
+        """Tell whether the gate is open, once there is news of the graph; the first request starts to watch for it."""
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
-        try:
-            async with asyncio.timeout(FIRST_NEWS_S):
+            self._news_due = time.monotonic() + FIRST_NEWS_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._news_due - time.monotonic()):
                 await self._heard.wait()
-        except TimeoutError:
-            return
+        return self.opened
 
     async def _watch(self) -> None:
         while not self.opened:

@@ -51,6 +51,7 @@ class Opening:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             self._run,
+            interface="asgi3",
             loop="asyncio",
             ws="none",
             lifespan="off",

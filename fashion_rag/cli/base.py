@@ -47,7 +47,8 @@ class _Bars(Progress):
         if not self.console.is_terminal and time.monotonic() - self.said_s >= LINE_EVERY_S:
             self.said_s = time.monotonic()
             task = self._tasks[task_id]
-            self.console.print(f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}")
+            line = f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}"
+            self.console.print(line, soft_wrap=True, highlight=False)
 
 
 def _bars() -> Progress:

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve import gate
 from serve.gate import Gate
@@ -24,7 +24,6 @@ STAGES = ("retriever", "denoiser")
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "FIRST_NEWS_S", 0.5)
     monkeypatch.setattr(gate, "PAUSE_S", 0.01)
-    monkeypatch.setattr(gate, "ASK_TIMEOUT_S", 0.2)
 
 
 class Graph:
@@ -85,7 +84,7 @@ def refused(reply: httpx.Response) -> str:
     [
         (Graph(), "the graph to be deployed"),
         (Graph({}), "the graph to be deployed"),
-        (Graph({"/": "graph"}), "the ingress"),
+        (Graph({"/": "graph"}), "its first replicas to start"),
         (Graph({"/": "graph"}, {"retriever": True, "denoiser": False}), "denoiser"),
     ],
 )
@@ -169,3 +168,23 @@ def test_the_gate_asks_no_more_once_it_is_open() -> None:
         return len(asyncio.all_tasks())
 
     assert through(graph, num_tasks) == 1
+
+
+def test_only_the_first_requests_wait_for_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(client: httpx.AsyncClient) -> list[int]:
+        statuses = [(await client.get("/edit")).status_code]
+        monkeypatch.setattr(gate, "FIRST_NEWS_S", 1e6)
+        async with asyncio.timeout(60):
+            return [*statuses, (await client.get("/edit")).status_code]
+
+    assert through(Graph(), talk) == [503, 503]
+
+
+def test_an_answer_that_is_no_readiness_is_waited_for_too() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        routes = scope["path"] == "/-/routes"
+        await JSONResponse({"/": "graph"} if routes else "Serve failed", 200 if routes else 500)(scope, receive, send)
+
+    graph = Graph()
+    graph.app = app  # type: ignore[assignment]
+    assert "the ingress" in refused(through(graph, lambda client: client.get("/edit")))
