@@ -44,7 +44,6 @@ class Cors:
     def __init__(self, inner: ASGIApp) -> None:
         self.inner = inner
         self.app = inner
-        self.origins: list[str] = []
         self._asked = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
@@ -62,10 +61,10 @@ class Cors:
 
     async def _ask(self) -> None:
         try:
-            for answer in await ask_graph(self.inner):
-                if (origins := answer.headers.get(ORIGINS_HEADER)) is not None:
-                    self.origins = origins.split()
-                    self.app = with_cors(self.inner, self.origins)
-                    self._asked = time.monotonic()
+            answers = await ask_graph(self.inner)
+            told = [answer.headers[ORIGINS_HEADER] for answer in answers if ORIGINS_HEADER in answer.headers]
+            if told:
+                self.app = with_cors(self.inner, " ".join(told).split())
+                self._asked = time.monotonic()
         finally:
             self._asking = None

@@ -7,6 +7,7 @@ so a replica that dies later is waited for, not reported. Serve's own paths (`/-
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from contextlib import suppress
@@ -26,6 +27,9 @@ PAUSE_S = 0.5
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 DISCARD_S = 10.0
 
+# Serve has this one write to the proxy's log file.
+logger = logging.getLogger("ray.serve")
+
 
 async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
     """Return what the readiness path of each application behind a Serve proxy answers; an empty list if there is none.
@@ -34,11 +38,16 @@ async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
     """
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://graph") as client:
-        routes = await client.get("/-/routes")
-        if routes.status_code != 200:
+        try:
+            routes = await client.get("/-/routes")
+            if routes.status_code != 200:
+                return []
+            paths = [prefix.rstrip("/") + READY_PATH for prefix in routes.json()]
+            return await asyncio.gather(*(client.get(path) for path in paths))
+        except Exception:
+            # Whoever asks must live on, and will ask again.
+            logger.exception("the graph could not be asked whether it is ready")
             return []
-        paths = [prefix.rstrip("/") + READY_PATH for prefix in routes.json()]
-        return await asyncio.gather(*(client.get(path) for path in paths))
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, awaited: str) -> None:
