@@ -15,19 +15,30 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 import torch
+from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.context import _get_global_client
-from ray.serve.schema import LoggingConfig, ServeDeploySchema
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    LoggingConfig,
+    ServeDeploySchema,
+)
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.errors import ArtifactError
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
@@ -35,6 +46,8 @@ from serve.config import Config, ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
 from serve.denoiser import Denoiser
 from serve.ingress import Ingress
+from serve.opening import Opening
+from serve.ports import local_url
 from serve.retriever import Retriever
 from serve.vae import VAE
 
@@ -47,13 +60,35 @@ TARGET_CALLS = 8
 # Of a GPU, for each of three replicas with networks, so that one GPU holds the graph.
 GPU_SHARE = 0.3
 
+# What each deployment does before it is ready, for whoever waits.
+LOADS = {
+    "Ingress": "the routes",
+    "Retriever": "the catalogue and its text encoder",
+    "Conditioner": "the prompt and garment encoders",
+    "VAE": "the VAE",
+    "Denoiser": "the UNet",
+}
+POLL_S = 0.2
+
 RAY_DEFAULTS = {
     # Ray would tell its makers of every start.
     "RAY_USAGE_STATS_ENABLED": "0",
     # After 5 s, the default, Serve kills a proxy that a busy machine is still importing, and starts another.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Serve replaces a proxy that has failed three checks in a row, so with the default of 10 s a port is dead for 30 s.
+    # A proxy that is only busy may still take three times the timeout.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "20",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy.middlewares",
 }
+
+
+# Takes what a start waits for, and how many deployments of how many are ready.
+Report = Callable[[str, int, int], None]
+
+
+def no_report(awaited: str, num_ready: int, num_all: int) -> None:
+    """Say nothing of a start."""
 
 
 def build(config: ServeConfig) -> ray_serve.Application:
@@ -100,31 +135,52 @@ def app(args: dict[str, Any]) -> ray_serve.Application:
 
 
 def run(
-    bundle: Path | None, catalogue: str | Path | None, host: str, port: int, file: Path | None = None, **settings: Any
+    bundle: Path | None,
+    catalogue: str | Path | None,
+    host: str,
+    port: int,
+    file: Path | None = None,
+    opening: Opening | None = None,
+    progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
+    **settings: Any,
 ) -> None:
     """Serve the graph on this machine until Ctrl-C; `settings` are fields of ServeConfig.
 
     file: a Serve config file, whose graph is served, with what else is given in place of what it says. The GPUs and
     labels that it asks for, this machine must have. Without a file, the bundle that ships is the default, and without a
-    catalogue, paper dolls' garments are drawn and served. Raises ArtifactError for what cannot be served.
+    catalogue, paper dolls' garments are drawn and served. opening: answers on the port until the graph's proxy does.
+    progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
     """
-    graph = read_graph(file) if file else Graph({}, [])
-    settings = graph.args | settings
-    in_file = settings.pop("bundle", DEMO_BUNDLE), settings.pop("catalogue", None)
+    graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
+    args = dict(graph.args)
+    in_file = args.pop("bundle", DEMO_BUNDLE), args.pop("catalogue", None)
     bundle, catalogue = bundle or Path(in_file[0]), catalogue or in_file[1]
-    if catalogue is None:
-        # Here, because the showcase in turn calls this module.
-        from serve.showcase import ensure_demo_world
-
-        catalogue = ensure_demo_world(DEMO_WORLD, bundle)
     try:
-        start(local_config(bundle, catalogue, **settings), host, port, deployments=graph.deployments)
-        print(f"ready on http://{host}:{port}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
+        with progress() as report:
+            if catalogue is None:
+                # Here, because the showcase in turn calls this module.
+                from serve.showcase import ensure_demo_world
+
+                report("a catalogue to be drawn", 0, 0)
+                catalogue = ensure_demo_world(DEMO_WORLD, bundle)
+            try:
+                config = local_config(bundle, catalogue, **args)
+            except ValidationError as error:
+                raise ArtifactError(_faults(error)) from error
+            warnings = start(config, host, port, deployments=graph.deployments, opening=opening, report=report)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         pass
     finally:
         stop()
+
+
+def _faults(error: ValidationError) -> str:
+    """Return what is wrong with which settings, in one line."""
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors())
 
 
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
@@ -141,36 +197,85 @@ def start(
     port: int,
     dashboard: bool = False,
     deployments: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Start a Ray of its own on this machine, and the graph in it; returns when all stages are ready.
+    opening: Opening | None = None,
+    report: Report = no_report,
+) -> list[str]:
+    """Start a Ray of its own on this machine, and the graph in it; return the graph's warnings when it is ready.
 
     dashboard: also Ray's, through which `serve deploy` brings new settings. deployments: what a Serve config file says
-    of them. Raises ArtifactError for what cannot be served.
+    of them. opening: answers on the port until the graph's proxy does. report: is told what the start waits for, and
+    how many deployments are ready of how many. Raises ArtifactError for what cannot be served.
     """
+
+    def say(awaited: str, num_ready: int = 0) -> None:
+        report(awaited, num_ready, len(LOADS))
+        if opening:
+            opening.awaited = awaited
+
+    say("the bundle and the catalogue to be checked")
+    if opening:
+        opening.allow(config.allow_origins)
     # Found out here at once; a replica would try to start again and again.
     Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
     # Once, where it can be seen: the replicas find in the cache what has been exported.
     number = itertools.count(1)
-    config.runtime.open(lambda: print(f"exported network {next(number)} to ONNX", file=sys.stderr, flush=True))
+    config.runtime.open(lambda: say(f"networks to be exported to ONNX, {next(number)} done"))
     for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     # Ray and Serve greet at length. What the replicas log is in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    say("Ray to start")
     ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
-        if deployments:
-            graph = Graph(config.to_args(), list(deployments)).as_config()
-            client = _get_global_client()
-            assert client is not None
-            client.deploy_apps(ServeDeploySchema.model_validate(graph), _blocking=True)
-        else:
-            ray_serve.run(build(config), name=APP_NAME)
+        if opening:
+            opening.hand_over()
+        _deploy(config, deployments)
+        return _wait_until_ready(local_url(host, port), say)
     except BaseException:
         stop()
         raise
+
+
+def _deploy(config: ServeConfig, deployments: Sequence[dict[str, Any]]) -> None:
+    """Bring the graph to the running Serve, without waiting for it."""
+    if deployments:
+        client = _get_global_client()
+        assert client is not None
+        client.deploy_apps(ServeDeploySchema.model_validate(Graph(config.to_args(), list(deployments)).as_config()))
+    else:
+        target = ray_serve.RunTarget(target=build(config), name=APP_NAME)
+        ray_serve.run_many([target], wait_for_applications_running=False)
+
+
+def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
+    """Return the warnings of the graph once all of it answers. Raises ArtifactError where Serve gives up."""
+    while True:
+        application = ray_serve.status().applications[APP_NAME]
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise ArtifactError(f"the graph could not be started: {_cause(application)}; logs in {LOG_FOLDER}")
+        if application.status == ApplicationStatus.RUNNING:
+            # Also opens the gate of the proxy, so that the next request passes.
+            reply = httpx.get(f"{url}/readyz", timeout=None, trust_env=False)
+            if reply.is_success:
+                warnings: list[str] = reply.json()["warnings"]
+                return warnings
+        states = application.deployments
+        ready = [name for name in LOADS if name in states and states[name].status == DeploymentStatus.HEALTHY]
+        loading = [f"{name} to load {loads}" for name, loads in LOADS.items() if name not in ready]
+        say(", ".join(loading) or "all stages to answer", len(ready))
+        time.sleep(POLL_S)
+
+
+def _cause(application: ApplicationStatusOverview) -> str:
+    """Return the last line of what Serve tells of a failed deployment, which is the replica's error."""
+    messages = [
+        each.message for each in application.deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED
+    ]
+    lines = "\n".join(messages or [application.message]).strip().splitlines()
+    return lines[-1] if lines else "Serve does not say why"
 
 
 def stop() -> None:

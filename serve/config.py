@@ -6,6 +6,7 @@ replicas without a restart. `app.build` gives each deployment its defaults.
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -17,6 +18,8 @@ from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.request import Solver
 from serve.schemas import Preset
+
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,@]+")
 
 
 class Config:
@@ -131,6 +134,9 @@ class ServeConfig(Config):
     that is to stop may finish what it has; at least the longest edit. wait_s: how long a replica waits at its start for
     a bundle, a catalogue or compiled networks that are not there yet; `/readyz` names them.
 
+    allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
+    default.
+
     max_replicas: of a deployment; with more than one, each scales by its load. target_load: how much of what a
     denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how long a load
     must last to tell.
@@ -150,6 +156,7 @@ class ServeConfig(Config):
     catalogue_keys: str | None = None
     drain_s: float = 300.0
     wait_s: float = 0.0
+    allow_origins: tuple[str, ...] = ()
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0
@@ -164,6 +171,9 @@ class ServeConfig(Config):
         for name in ("bundle", "catalogue"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got ''; must be a folder")
+        for origin in self.allow_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"allow_origins: got {origin!r}; must be * or SCHEME://HOST[:PORT], without a path")
         self._at_least(1, "num_threads", "max_replicas")
         if not 0 < self.target_load <= 1:
             raise ValueError(f"target_load: got {self.target_load}; must be more than 0 and at most 1")

@@ -8,6 +8,7 @@ applications:
       - {name: Denoiser, user_config: {max_rows: 16}, autoscaling_config: {max_replicas: 4, ...}}
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,24 @@ class Graph(NamedTuple):
 
     args: dict[str, Any]
     deployments: list[dict[str, Any]]
+
+    def changed(self, settings: Mapping[str, Any]) -> "Graph":
+        """Return the graph with these fields of ServeConfig in place of what it says.
+
+        The settings of a deployment are changed one by one, wherever the graph gives them: in its arguments, and in the
+        `user_config` of the deployment, which would otherwise hide them.
+        """
+        args = dict(self.args)
+        for name, value in settings.items():
+            own = args.get(name)
+            args[name] = own | value if isinstance(own, dict) and isinstance(value, dict) else value
+        deployments = []
+        for deployment in self.deployments:
+            changes = settings.get(deployment["name"].lower(), {})
+            if "user_config" in deployment:
+                deployment = deployment | {"user_config": deployment["user_config"] | changes}
+            deployments.append(deployment)
+        return Graph(args, deployments)
 
     def as_config(self) -> dict[str, Any]:
         """What `serve deploy` takes, without the options of the cluster."""

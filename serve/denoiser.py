@@ -72,6 +72,10 @@ class Denoiser:
     async def ping(self) -> None:
         """Returns when the replica answers."""
 
+    async def alone_s(self, num_inference_steps: int, guidance_scale: float) -> float:
+        """Return how many seconds such an edit is expected to take here where it is alone."""
+        return self.engine.alone_s(Edit("", self.latent_size, num_inference_steps, guidance_scale, self.sampler))
+
     async def progress(self) -> tuple[int, int]:
         """The edits taken on and not yet left, and the UNet calls since the replica started."""
         return len(self.engine), self.num_steps_done

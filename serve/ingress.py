@@ -10,6 +10,7 @@ deadline comes.
 
 import asyncio
 import logging
+import math
 import mimetypes
 import os
 import time
@@ -31,13 +32,14 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.encoding import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
-from fashion_rag.errors import ArtifactError, InvalidRequest, NotFound
+from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, NotFound
 from fashion_rag.pipeline import finish
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
 from serve.calls import answer, stream
 from serve.config import IngressSettings, ServeConfig
+from serve.cors import ORIGINS_HEADER
 from serve.documents import (
     ASKING,
     EDIT_RESPONSES,
@@ -74,6 +76,8 @@ from serve.uploads import edit_requests, garment_picture, read_form
 READY_TIMEOUT_S = 5.0
 # For what is no edit.
 ASK_S = 30.0
+# How much longer than its denoising an edit takes: the stages before and after it, and steps slower than at the start.
+SPARE = 1.2
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -139,6 +143,15 @@ def _counted(arrived: float) -> Iterator[None]:
     metrics.edit_seconds().observe(time.time() - arrived)
 
 
+def deadline_warnings(edit_s: float, num_steps: int, deadline_s: float) -> list[str]:
+    """Return a line where an edit of the bundle's default steps, which takes `edit_s` alone, has no time to finish."""
+    if SPARE * edit_s <= deadline_s:
+        return []
+    enough_s = math.ceil(2 * edit_s / 10) * 10
+    takes = f"an edit with the bundle's {num_steps} steps takes {edit_s:.0f} s here when it is alone"
+    return [f"{takes}, but deadline_s allows {deadline_s:g} s: raise ingress.deadline_s and drain_s to {enough_s}"]
+
+
 @ray_serve.deployment
 @ray_serve.ingress(api)
 class Ingress:
@@ -150,6 +163,7 @@ class Ingress:
         self.manifest = Bundle.open(Path(config.bundle)).manifest
         self._load_keys()
         self.complaint = ""
+        self.warned = False
         self.door = Door(config.ingress)
         self.stages = stages
         self.retriever, self.conditioner, self.vae = stages["retriever"], stages["conditioner"], stages["vae"]
@@ -374,11 +388,28 @@ class Ingress:
 
     @_get("/readyz", responses=READY_RESPONSES)
     async def readyz(self, response: Response) -> Readiness:
-        """Which stages answer, and the files that those which do not may be waiting for; 503 unless all answer."""
+        """Return which stages answer, and the files that the others may be waiting for; 503 unless all answer."""
+        response.headers[ORIGINS_HEADER] = " ".join(self.config.allow_origins)
         answers = await asyncio.gather(*map(_answers, self.stages.values()))
+        missing: list[str] = []
+        warnings: list[str] = []
         if all(answers):
-            missing = []
+            warnings = await self._warnings()
         else:
             response.status_code = 503
             missing = await asyncio.to_thread(self.config.missing)
-        return Readiness(stages=dict(zip(self.stages, answers, strict=True)), missing=missing)
+        return Readiness(stages=dict(zip(self.stages, answers, strict=True)), missing=missing, warnings=warnings)
+
+    async def _warnings(self) -> list[str]:
+        """Return what an operator should change; each is also logged when it first holds."""
+        steps, scale = self.manifest.num_inference_steps, self.manifest.guidance_scale
+        ask = self.stages["denoiser"].alone_s
+        try:
+            edit_s = await answer("denoise", lambda: ask.remote(steps, scale), time.time() + READY_TIMEOUT_S)
+        except FashionRAGError:
+            return []
+        warnings = deadline_warnings(edit_s, steps, self.door.settings.deadline_s)
+        if warnings and not self.warned:
+            logger.warning(warnings[0])
+        self.warned = bool(warnings)
+        return warnings

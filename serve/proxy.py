@@ -20,6 +20,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.cors import Cors
+from serve.gate import Gate
+
 # A request that itself kills what reads it costs this many replicas.
 MAX_ATTEMPTS = 3
 # What can be sent again; the ingress refuses larger ones.
@@ -33,8 +36,8 @@ logger = logging.getLogger("ray.serve")
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve's HTTP proxy is to wrap around itself."""
-    return [Middleware(Replay)]
+    """Return what Serve's HTTP proxy is to wrap around itself, the innermost first."""
+    return [Middleware(Replay), Middleware(Gate), Middleware(Cors)]
 
 
 class Replay:

@@ -433,10 +433,14 @@ class ModelList(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The reply to GET /readyz: which stages answer, and which files are not there that they may be waiting for."""
+    """The reply to GET /readyz: which stages answer, and which files are not there that they may be waiting for.
+
+    warnings: what an operator should change although the graph is ready.
+    """
 
     stages: dict[str, bool]
     missing: list[str]
+    warnings: list[str]
 
 
 class GarmentFound(BaseModel):

@@ -36,6 +36,7 @@ HOMES = {
     "matplotlib": "serve.bench.plot",
     "ray": "serve",
     "starlette": "serve",
+    "uvicorn": "serve",
     "onnx": "export",
     "onnxruntime": "export",
     "tensorrt": "export",

@@ -48,7 +48,8 @@ class _Bars(Progress):
         if not self.console.is_terminal and time.monotonic() - self.said_s >= LINE_EVERY_S:
             self.said_s = time.monotonic()
             task = self._tasks[task_id]
-            self.console.print(f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}")
+            line = f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}"
+            self.console.print(line, soft_wrap=True, highlight=False)
 
 
 def _bars() -> Progress:
@@ -99,6 +100,18 @@ def build_progress() -> Iterator[Callable[[str, int, int], None]]:
                 tasks[phase] = bars.add_task(phase)
             # A phase that is over makes room for the next.
             bars.update(tasks[phase], total=total, completed=done, visible=done < total)
+
+        yield report
+
+
+@contextmanager
+def start_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr while a server starts; the callable takes what is awaited, parts ready, and number of parts."""
+    with _bars() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(awaited: str, num_ready: int, num_all: int) -> None:
+            bar.update(task, description=f"waiting for {awaited}", completed=num_ready, total=num_all or None)
 
         yield report
 

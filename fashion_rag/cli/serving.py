@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from fashion_rag.cli.base import BackendOption, CompiledOption, load_progress, numbers, progress
+from fashion_rag.cli.base import BackendOption, CompiledOption, load_progress, numbers, progress, start_progress
 from fashion_rag.cli.checks import (
     check_bundle,
     check_catalogue,
@@ -39,17 +39,46 @@ def serve(
     catalogue_keys: Annotated[
         Path | None, typer.Option(help="File with a key a line, for those who may change the catalogue.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may use the server, as https://shop.example; * for all; may be repeated."
+        ),
+    ] = None,
     backend: BackendOption = None,
     compiled: CompiledOption = None,
+    precision: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Of torch and compile; what was exported has its own.", show_default="auto"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each replica.", show_default="1")] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Rows of one call of the UNet; a guided edit takes two.", show_default="8")
+    ] = None,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds that an edit may take at most.", show_default="300")
+    ] = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
-    from serve.app import run
+    from serve.opening import Opening
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
-    given = {name: str(path.resolve()) for name, path in paths.items() if path}
-    if backend:
-        given["backend"] = backend
-    run(bundle, catalogue, host, port, config, **given)
+    given: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path}
+    given |= {"allow_origins": allow_origin, "backend": backend, "precision": precision, "num_threads": threads}
+    given |= {
+        "denoiser": None if max_rows is None else {"max_rows": max_rows},
+        "ingress": None if deadline_s is None else {"deadline_s": deadline_s},
+    }
+    try:
+        opening = Opening(host, port, allow_origin or ())
+    except OSError as error:
+        typer.echo(f"error: --host {host} --port {port}: cannot listen there: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
+    with opening:
+        from serve.app import run
+
+        settings = {name: value for name, value in given.items() if value is not None}
+        run(bundle, catalogue, host, port, config, opening=opening, progress=start_progress, **settings)
 
 
 def bench(

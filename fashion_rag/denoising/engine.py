@@ -134,6 +134,11 @@ class Engine:
         steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
         return sum(self.pace.row_time_s(step.rows) for step in steps)
 
+    def alone_s(self, edit: Edit) -> float:
+        """Return how many seconds `edit` is expected to take where it shares its steps with no other."""
+        steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
+        return sum(self.pace.step_time_s(step.rows) for step in steps)
+
     def warm_up(self, inputs: Inputs) -> None:
         """Run the UNet at 1, 2, 4, ... `max_rows` rows, so that it is compiled and its pace known before any edit.
 

@@ -287,6 +287,14 @@ def test_warming_up_tells_the_pace_and_the_text_s_width_and_takes_no_edit() -> N
         engine.add(toy.edit("a"), toy.inputs(text_width=8))
 
 
+def test_an_edit_alone_takes_the_time_of_its_calls() -> None:
+    engine = engine_of(FakeUNet())
+    engine.pace.record(Rows(2), 3.0)
+    engine.pace.record(Rows(8), 4.0)
+    edit = toy.edit("alone")
+    assert engine.alone_s(edit) == edit.num_inference_steps * 3.0
+
+
 def test_compiling_is_no_part_of_the_pace() -> None:
     unet = FakeUNet()
     seen: set[int] = set()

@@ -17,9 +17,11 @@ from ray import serve as ray_serve
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import IngressSettings, ServeConfig
+from serve.cors import ORIGINS_HEADER
 from serve.ingress import MAX_BODY_BYTES, Ingress
 from tests.serve.client import FORM, PATIENCE_S, decoded, edit, empty, expected, form, picture, same, until
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
+from tests.waiting import wait_for
 
 POINTS = [[20 + index, 4 * index + 1] for index in range(18)]
 # Long enough for a test to look in; the tiny bundle's schedule has room for a few more.
@@ -188,7 +190,25 @@ def test_health_and_readiness(url: str) -> None:
     assert ready.json() == {
         "stages": dict.fromkeys(("retriever", "conditioner", "denoiser", "vae"), True),
         "missing": [],
+        "warnings": [],
     }
+
+
+def test_a_deadline_too_short_for_the_default_edit_is_a_warning(url: str, config: ServeConfig) -> None:
+    with another_ingress(url, replace(config, ingress=IngressSettings(deadline_s=0.001))) as another:
+        ready = httpx.get(f"{another}/readyz", timeout=PATIENCE_S)
+    assert ready.status_code == 200
+    (warning,) = ready.json()["warnings"]
+    assert "raise ingress.deadline_s and drain_s to" in warning
+
+
+def test_pages_of_the_origins_that_the_graph_allows_may_use_it(url: str, config: ServeConfig) -> None:
+    page = {"origin": "https://shop.example"}
+    assert "access-control-allow-origin" not in edit(url, headers=page, steps=0).headers
+    with another_ingress(url, replace(config, allow_origins=("https://shop.example",))) as another:
+        assert httpx.get(f"{another}/readyz", timeout=PATIENCE_S).headers[ORIGINS_HEADER] == "https://shop.example"
+        # The proxy asks again after a while.
+        wait_for(lambda: "access-control-allow-origin" in edit(another, headers=page, steps=0).headers)
 
 
 def test_garments_are_found_and_served_by_id_only(url: str, pipeline: Pipeline) -> None:

@@ -65,7 +65,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[ServeConfig, Any]] = []
 
-    def start(config: ServeConfig, host: str, port: int, deployments: Any) -> None:
+    def start(config: ServeConfig, host: str, port: int, deployments: Any, opening: Any, report: Any) -> None:
         started.append((config, deployments))
         raise KeyboardInterrupt
 
@@ -80,6 +80,39 @@ def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.
     assert deployments == [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
     assert (changed.bundle, changed.catalogue) == (str(tmp_path / "bundle"), "memory://c")
     assert (changed.backend, changed.drain_s) == ("torch", 60)
+
+
+def test_a_setting_that_is_given_leaves_its_neighbours_in_the_file() -> None:
+    text = TEXT.replace("drain_s: 60", "drain_s: 60, denoiser: {max_rows: 2, max_waiting: 5}")
+    changed = parse_graph(text).changed({"denoiser": {"max_rows": 6}, "ingress": {"deadline_s": 9}, "drain_s": 7})
+    assert changed.args == {
+        "bundle": "/b",
+        "catalogue": "/c",
+        "drain_s": 7,
+        "denoiser": {"max_rows": 6, "max_waiting": 5},
+        "ingress": {"deadline_s": 9},
+    }
+    # What a deployment has of its own would hide the arguments.
+    assert changed.deployments == [{"name": "Denoiser", "user_config": {"max_rows": 6}}]
+    assert parse_graph(text).deployments == [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_threads": 0}, "num_threads: got 0"),
+        ({"denoiser": {"max_rows": 1}}, "max_rows: got 1"),
+        ({"allow_origins": ["shop.example"]}, "allow_origins: got 'shop.example'"),
+        ({"allow_origins": ["https://shop.example/"]}, "without a path"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(app, "stop", lambda: None)
+    with pytest.raises(ArtifactError, match=words) as raised:
+        app.run(tmp_path, "memory://c", "127.0.0.1", 8000, **settings)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_graph_names_the_application_that_the_code_serves() -> None:
