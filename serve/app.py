@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,10 +258,11 @@ def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
             raise ArtifactError(f"the graph could not be started: {_cause(application)}; logs in {LOG_FOLDER}")
         if application.status == ApplicationStatus.RUNNING:
             # Also opens the gate of the proxy, so that the next request passes.
-            reply = httpx.get(f"{url}/readyz", timeout=None, trust_env=False)
-            if reply.is_success:
-                warnings: list[str] = reply.json()["warnings"]
-                return warnings
+            with suppress(httpx.TransportError):
+                reply = httpx.get(f"{url}/readyz", timeout=None, trust_env=False)
+                if reply.is_success:
+                    warnings: list[str] = reply.json()["warnings"]
+                    return warnings
         states = application.deployments
         ready = [name for name in LOADS if name in states and states[name].status == DeploymentStatus.HEALTHY]
         loading = [f"{name} to load {loads}" for name, loads in LOADS.items() if name not in ready]
@@ -274,7 +275,9 @@ def _cause(application: ApplicationStatusOverview) -> str:
     messages = [
         each.message for each in application.deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED
     ]
-    lines = "\n".join(messages or [application.message]).strip().splitlines()
+    lines = [line.strip() for line in "\n".join(messages or [application.message]).splitlines()]
+    # Pydantic ends its errors with a link to its manual.
+    lines = [line for line in lines if line and not line.startswith("For further information")]
     return lines[-1] if lines else "Serve does not say why"
 
 

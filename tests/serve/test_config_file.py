@@ -1,9 +1,11 @@
 """Serve config files as operators write them, and how `fashion-rag serve` takes them on; without Ray."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.schema import DeploymentStatus
 
 from fashion_rag.errors import ArtifactError
 from serve import app
@@ -118,3 +120,15 @@ def test_a_setting_out_of_its_range_is_one_line(
 def test_a_graph_names_the_application_that_the_code_serves() -> None:
     (application,) = Graph({}, []).as_config()["applications"]
     assert (application["name"], application["import_path"]) == ("fashion-rag", "serve.app:app")
+
+
+def test_the_cause_of_a_failed_start_is_the_replicas_last_word() -> None:
+    message = "The deployment failed to start 3 times in a row. Error:\nTraceback:\n  file\nArtifactError: no bundle\n"
+    state = SimpleNamespace(status=DeploymentStatus.DEPLOY_FAILED, message=message)
+    healthy = SimpleNamespace(status=DeploymentStatus.HEALTHY, message="")
+    application: Any = SimpleNamespace(message="the application failed", deployments={"VAE": state, "Ingress": healthy})
+    assert app._cause(application) == "ArtifactError: no bundle"
+    state.message += "    For further information visit a page\n"
+    assert app._cause(application) == "ArtifactError: no bundle"
+    application.deployments = {}
+    assert app._cause(application) == "the application failed"
