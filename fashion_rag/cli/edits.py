@@ -60,7 +60,7 @@ def edit(
     from fashion_rag.catalogue.store import Garment
     from fashion_rag.data.image import open_image, open_mask
     from fashion_rag.pipeline import Pipeline
-    from serve.schemas import parse_keypoints
+    from serve.keypoints import parse_keypoints
 
     pixels = np.asarray(open_image(image))
     pipeline = Pipeline.load(bundle, None if garment else catalogue, device)
