@@ -1,18 +1,59 @@
-"""What the OpenAPI document says beyond the routes' own types: errors, pictures, and no status that is never sent."""
+"""What the OpenAPI document says beyond the routes' own types: forms, errors, streams, pictures. `ingress` uses it."""
 
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from starlette.routing import compile_path
 
 from serve.errors import STATUSES
-from serve.schemas import ErrorReply, Readiness, stream_document
+from serve.schemas import EditCompleted, ErrorReply, PartialImage, Readiness
 
 # What every route that asks a stage may answer, and every route that reads a form.
 ASKING = (401, 500, 503, 504)
 READING = (400, 408, 413, 415, 429, *ASKING)
 # A status that FastAPI documents for every route with parameters; here such errors have the status 400.
 NEVER_SENT = "422"
+
+
+class _FormSchema(GenerateJsonSchema):
+    """A form has no null: a field that may be None is one that may be left out."""
+
+    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        if schema["default"] is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+
+def form_document(form: type[BaseModel]) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
+    schema = form.model_json_schema(schema_generator=_FormSchema)
+    files = [name for name, field in schema["properties"].items() if field.get("format") == "binary"]
+    encoding = {name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files}
+    content = {"multipart/form-data": {"schema": schema, "encoding": encoding}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def stream_document() -> dict[str, Any]:
+    """Return what the OpenAPI document says of the events of an edit with stream=true."""
+    events = []
+    for kind in (PartialImage, EditCompleted, ErrorReply):
+        data = kind.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+        data.pop("$defs", None)
+        events.append({"type": "string", "contentMediaType": "application/json", "contentSchema": data})
+    event = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"enum": ["image_edit.partial_image", "image_edit.completed", "error"]},
+            "data": {"anyOf": events},
+        },
+    }
+    return {"text/event-stream": {"schema": {"type": "string"}, "itemSchema": event}}
 
 
 class DocumentedAPI(FastAPI):

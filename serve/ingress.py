@@ -48,10 +48,12 @@ from serve.documents import (
     READY_RESPONSES,
     DocumentedAPI,
     errors,
+    form_document,
 )
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
 from serve.proxy import MAX_BODY_BYTES
+from serve.queries import SearchQuery, SimilarQuery
 from serve.schemas import (
     EditForm,
     EditReply,
@@ -62,11 +64,8 @@ from serve.schemas import (
     ModelList,
     PictureForm,
     Readiness,
-    SearchQuery,
-    SimilarQuery,
     edit_completed,
     edit_reply,
-    form_document,
     partial_image,
     sse,
 )

@@ -19,18 +19,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     computed_field,
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, WithJsonSchema
+from pydantic.json_schema import WithJsonSchema
 
-from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.table import ATTRIBUTE_NAME, ID, MAX_CAPTION_CHARS, MAX_VALUE_CHARS, RESERVED_ID
-from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import (
     CATEGORIES,
@@ -54,9 +50,6 @@ MAX_FILTERS = 32
 MAX_FOUND = 100
 MAX_PARTIAL_IMAGES = 50
 MIN_DEADLINE_S = 0.001
-NUM_KEYPOINTS = 18
-# Of a key point that a caller sends, in pixels: no picture is nearly as large.
-MAX_KEYPOINT = 100_000
 QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
 
 # What OpenAI's API knows and this server cannot do, by field and value, with the rule.
@@ -72,20 +65,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high"]
 Category = Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
 Attribute = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[^=]+=.+$"})]
-Coordinate = Annotated[float, Field(strict=True, ge=-MAX_KEYPOINT, le=MAX_KEYPOINT, allow_inf_nan=False)]
-Points = Annotated[list[tuple[Coordinate, Coordinate]], Field(min_length=NUM_KEYPOINTS, max_length=NUM_KEYPOINTS)]
-
-
-class DressCodeFile(BaseModel):
-    """A key points file of the Dress Code data set: a row of x, y, score and index for each point."""
-
-    keypoints: Annotated[
-        list[tuple[Coordinate, Coordinate, Coordinate, Coordinate]],
-        Field(min_length=NUM_KEYPOINTS, max_length=NUM_KEYPOINTS),
-    ]
-
-
-KEYPOINTS: TypeAdapter[list[tuple[float, float]] | DressCodeFile] = TypeAdapter(Points | DressCodeFile)
 
 
 @dataclass(frozen=True)
@@ -249,96 +228,6 @@ class PictureForm(BaseModel):
     category: Category
     limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
     attributes: list[Attribute] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
-
-
-class SimilarQuery(BaseModel):
-    """The query of GET /v1/garments/ID/similar. Any other parameter is refused, and an empty one is left out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    limit: int = Field(10, ge=1, le=MAX_FOUND, description="How many garments.")
-    attributes: list[Attribute] = Field([], max_length=MAX_FILTERS, description="NAME=VALUE that they must have.")
-    attribute: list[Attribute] = Field(
-        [],
-        max_length=MAX_FILTERS,
-        description="An older name of `attributes`.",
-        json_schema_extra={"deprecated": True},
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value not in ("", [""])}
-
-    def filter(self) -> dict[str, list[str]]:
-        """Return the filter that the query asks for. Raises InvalidRequest for a text that is no NAME=VALUE."""
-        return parse_filter([*self.attributes, *self.attribute])
-
-
-class SearchQuery(SimilarQuery):
-    """The query of GET /v1/garments/search."""
-
-    q: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to look for, in words.")
-    category: Category
-
-
-class _FormSchema(GenerateJsonSchema):
-    """A form has no null: a field that may be None is one that may be left out."""
-
-    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
-        return self.generate_inner(schema["schema"])
-
-    def default_schema(self, schema: Any) -> JsonSchemaValue:
-        if schema["default"] is None:
-            return self.generate_inner(schema["schema"])
-        return super().default_schema(schema)
-
-
-def form_document(form: type[BaseModel]) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
-    schema = form.model_json_schema(schema_generator=_FormSchema)
-    files = [name for name, field in schema["properties"].items() if field.get("format") == "binary"]
-    encoding = {name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files}
-    content = {"multipart/form-data": {"schema": schema, "encoding": encoding}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def stream_document() -> dict[str, Any]:
-    """Return what the OpenAPI document says of the events of an edit with stream=true."""
-    events = []
-    for kind in (PartialImage, EditCompleted, ErrorReply):
-        data = kind.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
-        data.pop("$defs", None)
-        events.append({"type": "string", "contentMediaType": "application/json", "contentSchema": data})
-    event = {
-        "type": "object",
-        "required": ["event", "data"],
-        "properties": {
-            "event": {"enum": ["image_edit.partial_image", "image_edit.completed", "error"]},
-            "data": {"anyOf": events},
-        },
-    }
-    return {"text/event-stream": {"schema": {"type": "string"}, "itemSchema": event}}
-
-
-def parse_keypoints(text: str, size: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return key points [18, 2] in pixels of a picture of `size` (height, width), from one of two JSON forms.
-
-    [[x, y], ...]: 18 points in pixels of the picture. {"keypoints": [[x, y, score, index], ...]}: a Dress Code file,
-    in that data set's own frame. Raises InvalidRequest for anything else.
-    """
-    rule = (
-        'must be JSON: [[x, y], ...] with 18 points, or {"keypoints": [[x, y, score, index], ...]}, '
-        f"of finite numbers from -{MAX_KEYPOINT} to {MAX_KEYPOINT}"
-    )
-    try:
-        content = KEYPOINTS.validate_json(text)
-    except ValidationError as error:
-        raise InvalidRequest("keypoints", text, rule) from error
-    if isinstance(content, DressCodeFile):
-        points = np.array([row[:2] for row in content.keypoints], np.float64)
-        return scale_keypoints(points, KEYPOINT_FRAME, (size[0], size[1]))
-    return np.array(content, np.float64)
 
 
 class ImageData(BaseModel):

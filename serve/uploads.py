@@ -27,7 +27,8 @@ from fashion_rag.data.pose import scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
-from serve.schemas import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat, Preset, parse_keypoints
+from serve.keypoints import parse_keypoints
+from serve.schemas import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat, Preset
 
 MULTIPART = "multipart/form-data"
 # More than a form has use for, so that one file too many is refused by its name.

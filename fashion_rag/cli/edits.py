@@ -86,7 +86,7 @@ def edit(
     from fashion_rag.catalogue.store import Garment
     from fashion_rag.data.image import open_image, open_mask, open_photo
     from fashion_rag.pipeline import Pipeline
-    from serve.schemas import parse_keypoints
+    from serve.keypoints import parse_keypoints
 
     check_device(device)
     photo = open_photo(image)

@@ -20,7 +20,8 @@ from ray import serve as ray_serve
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest, Shortcuts, Template
 from serve import app
-from serve.schemas import Preset, parse_keypoints
+from serve.keypoints import parse_keypoints
+from serve.schemas import Preset
 from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}

@@ -14,7 +14,8 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 from serve.bench.drawn import draw_photos, drawn_prompts
 from serve.bench.mix import Mix, Planned, draw, poisson, read_prompts, read_trace, write_trace
-from serve.schemas import EditForm, parse_keypoints
+from serve.keypoints import parse_keypoints
+from serve.schemas import EditForm
 from tests.tiny import MANIFEST
 
 PROMPTS = {category: [f"red {category}", f"blue {category}"] for category in CATEGORIES}

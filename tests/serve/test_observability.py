@@ -4,7 +4,10 @@ import json
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
 import ray
 
 from tests.serve.client import PATIENCE_S, edit, exported, total
@@ -47,16 +50,35 @@ def test_metrics_count_what_was_done(url: str) -> None:
         assert total(after, gauge) == 0
 
 
+def log_entries(request_id: str, wanted: set[str]) -> list[dict[str, Any]]:
+    """Return what the replicas have logged of a request, once all of these deployments have logged something."""
+    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        lines = [line for path in folder.glob("replica_*.log") for line in path.read_text().splitlines()]
+        entries = [json.loads(line) for line in lines if request_id in line]
+        if wanted <= {deployment(entry) for entry in entries}:
+            return entries
+    pytest.fail(f"not all of {wanted} logged the request")
+
+
+def deployment(entry: dict[str, Any]) -> str:
+    return str(entry["deployment"]).removeprefix("fashion-rag_")
+
+
 def test_logs_are_json_and_bear_the_request_id(url: str) -> None:
     request_id = uuid.uuid4().hex
     edit(url, headers={"x-request-id": request_id}).raise_for_status()
-    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
-    wanted = {"Ingress", "Retriever", "Conditioner", "Denoiser", "VAE"}
-    seen: set[str] = set()
-    end = time.monotonic() + PATIENCE_S
-    while seen != wanted and time.monotonic() < end:
-        lines = [line for path in folder.glob("replica_*.log") for line in path.read_text().splitlines()]
-        entries = [json.loads(line) for line in lines if request_id in line]
-        assert all(entry["request_id"] == request_id for entry in entries)
-        seen = {entry["deployment"].removeprefix("fashion-rag_") for entry in entries}
-    assert seen == wanted
+    entries = log_entries(request_id, {"Ingress", "Retriever", "Conditioner", "Denoiser", "VAE"})
+    assert all(entry["request_id"] == request_id for entry in entries)
+
+
+def test_what_is_the_callers_fault_takes_a_line_in_each_replica_and_no_traceback(url: str) -> None:
+    of_garment, of_edit = uuid.uuid4().hex, uuid.uuid4().hex
+    reply = httpx.get(f"{url}/v1/garments/no-such", headers={"x-request-id": of_garment}, timeout=PATIENCE_S)
+    assert reply.status_code == 404
+    assert edit(url, headers={"x-request-id": of_edit}, garment_ids=["no-such"]).status_code == 400
+    entries = log_entries(of_garment, {"Ingress", "Retriever"})
+    assert sorted(map(deployment, entries)) == ["Ingress", "Retriever"]
+    entries += log_entries(of_edit, {"Ingress", "Retriever", "Conditioner", "Denoiser"})
+    assert "Traceback" not in json.dumps(entries)

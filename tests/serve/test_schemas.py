@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES, Template
+from serve.documents import form_document
+from serve.keypoints import parse_keypoints
 from serve.schemas import (
     EditForm,
     ErrorDetail,
@@ -26,8 +28,6 @@ from serve.schemas import (
     edit_completed,
     edit_reply,
     encode_picture,
-    form_document,
-    parse_keypoints,
     partial_image,
     sse,
 )
