@@ -6,7 +6,7 @@ server's presets. Agreement is read from pixels (fashion_rag/demo/measure.py); C
 towers, so not independent. The demo world is a small world: what holds here may not hold for photos.
 `fashion-rag evaluate` does the same on Dress Code.
 
-    python benchmarks/frontier.py --out benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
+    python -m benchmarks.frontier --out benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The same edit of the demo model, whose networks work at one size, with the photo
 turn, one graph. Photos are sent, and come back, as PNG and as JPEG. Larger ones are the small one, enlarged, so their
 files are smaller than a camera's.
 
-    python benchmarks/picture_size.py --out benchmarks/results/picture_size.json
+    python -m benchmarks.picture_size --out benchmarks/results/picture_size.json
 """
 
 from __future__ import annotations

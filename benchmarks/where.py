@@ -5,7 +5,7 @@ times a second at what each replica and the proxy do in Python; what they comput
 what the kernel has counted and Python was not there for. The shares are of one core. The stages of a single edit, from
 the replies, are beside them.
 
-    python benchmarks/where.py --out benchmarks/results/where.json
+    python -m benchmarks.where --out benchmarks/results/where.json
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from benchmarks.plan import SAMPLE, Planner, app, figures, replay
-from benchmarks.plan_files import STAGES, Curve, Measurement, Run, Server, read
-from benchmarks.plan_parts import Spread
-from benchmarks.plan_simulation import Result, Served, System, simulate
-from benchmarks.plan_traffic import Arrival, Mix, poisson
+from benchmarks.plan.run import SAMPLE, Planner, app, figures, replay
+from benchmarks.plan.files import STAGES, Curve, Measurement, Run, Server, read
+from benchmarks.plan.parts import Spread
+from benchmarks.plan.simulation import Result, Served, System, simulate
+from benchmarks.plan.traffic import Arrival, Mix, poisson
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 CURVE = Curve("a device", "made up", True, {1: 0.02, 2: 0.02, 8: 0.05}, {name: Spread(0.01, 0.01) for name in STAGES})
 SERVER = Server(max_edits=100, max_waiting=64, cores=2.0, num_replicas=2)
 
@@ -143,7 +143,7 @@ def test_a_fleet_that_refuses_does_not_keep_its_objective() -> None:
 
 
 def test_capacity_says_what_its_figures_are_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.plan.DAY_S", 2 * 3600.0)
+    monkeypatch.setattr("benchmarks.plan.run.DAY_S", 2 * 3600.0)
     curve = write(tmp_path / "curve.json", asdict(replace(CURVE, measured=False)))
     out, picture = tmp_path / "out.json", tmp_path / "out.png"
     arguments = [

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.open_loop import GUIDANCE_SCALE
+from benchmarks.batching.open_loop import GUIDANCE_SCALE
 
 DAY_S = 86400.0
 PEAK_AT, NIGHT = 20 / 24, 0.25  # when in the day most edits come; the lowest rate as a share of the highest

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.batching import anyone
-from benchmarks.open_loop import NEVER_FULL, SimulatedEngine, arrivals, serve
-from benchmarks.plan_files import STAGES
-from benchmarks.plan_parts import Batches, Clock, Processor, Spread
-from benchmarks.plan_scaling import Scaler, Scaling
-from benchmarks.plan_simulation import Result, System, simulate
-from benchmarks.plan_traffic import DAY_S, NIGHT, Arrival, Mix, day_rate, poisson, varying
+from benchmarks.batching.run import anyone
+from benchmarks.batching.open_loop import NEVER_FULL, SimulatedEngine, arrivals, serve
+from benchmarks.plan.files import STAGES
+from benchmarks.plan.parts import Batches, Clock, Processor, Spread
+from benchmarks.plan.scaling import Scaler, Scaling
+from benchmarks.plan.simulation import Result, System, simulate
+from benchmarks.plan.traffic import DAY_S, NIGHT, Arrival, Mix, day_rate, poisson, varying
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
 

@@ -1,6 +1,6 @@
 """What one would write with Ray Serve: `@serve.batch` around the whole edit of `eager.py`, in one deployment.
 
-    python benchmarks/baselines/batched.py --catalogue out/world/catalogue --port 8002
+    python -m benchmarks.against.baselines.batched --catalogue out/world/catalogue --port 8002
 
 `against.py` compares with it. The edits of a batch that have the same steps and guidance go through one loop together,
 those with others after them; all are answered once the last is done, as `@serve.batch` does.
@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
 
-from benchmarks.baselines.eager import (
+from benchmarks.against.baselines.eager import (
     HOST,
     BundleOption,
     CatalogueOption,

@@ -3,8 +3,8 @@
 First the calibration, from edits sent one by one and from a few that share their steps; then loads at random times, to
 which nothing is fitted. Replies time the stages; the ingress's own work on forms and replies is timed in this process.
 
-    python benchmarks/plan_measure.py --out benchmarks/results/plan_measured.json
-    python benchmarks/plan.py validate benchmarks/results/plan_measured.json
+    python -m benchmarks.plan.measure --out benchmarks/results/plan_measured.json
+    python -m benchmarks.plan validate benchmarks/results/plan_measured.json
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.plan_parts import Action, Batches, Clock, Denoiser, Edit, Processor, Spread, SteadyPace
-from benchmarks.plan_scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
-from benchmarks.plan_traffic import Arrival
+from benchmarks.plan.parts import Action, Batches, Clock, Denoiser, Processor, SimulatedEdit, Spread, SteadyPace
+from benchmarks.plan.scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
+from benchmarks.plan.traffic import Arrival
 from fashion_rag.denoising.engine import WARM_UP_CALLS
 from fashion_rag.denoising.pace import Pace
 from fashion_rag.denoising.rows import Rows
@@ -213,7 +213,7 @@ class Graph:
         with home.ingress.call() as ingress:
             yield ingress["parse"]
             yield home.hop
-            edit = Edit(
+            edit = SimulatedEdit(
                 id=str(number),
                 size=SIZE,
                 rows=[Rows(arrival.num_rows)] * arrival.num_steps,

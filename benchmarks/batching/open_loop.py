@@ -15,8 +15,8 @@ from torch import nn
 from fashion_rag.denoising.engine import Engine, Failed, Finished
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.sampler import SamplerConfig
-from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.denoising.state import CallOutcome, CallResult, EditState, running_rows
+from fashion_rag.denoising.scheduler import Limits, running_rows
+from fashion_rag.denoising.state import CallOutcome, CallResult, EditState
 from fashion_rag.models.unet import SplitUNet
 
 # Stands where an engine takes a UNet that it never calls.

@@ -1,6 +1,6 @@
-"""What a simulated graph is made of: a clock, processors, batches and a denoiser. `plan_simulation.py` joins them.
+"""The parts of a simulated graph: a clock, processors, batches and a denoiser. `simulation.py` joins them.
 
-The denoiser decides with the server's own Scheduler and Pace.
+The denoiser decides with the engine's own CallQueue.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
+from fashion_rag.denoising.call_queue import CallQueue
 from fashion_rag.denoising.pace import Pace
-from fashion_rag.denoising.rows import Rows, sum_rows
-from fashion_rag.denoising.scheduler import Limits, Scheduler, Ticket
-from fashion_rag.errors import DeadlineExceeded, Overloaded
+from fashion_rag.denoising.rows import Rows
+from fashion_rag.denoising.scheduler import Limits, Ticket, running_rows
+from fashion_rag.errors import Overloaded
 from serve.autoscaling import WorkMeter
 
 Action = Callable[[], None]
@@ -37,14 +38,14 @@ class Spread:
             raise ValueError(f"median, p95: got {self.median}, {self.p95}; must be 0 <= median <= p95")
 
     def draw(self, rng: random.Random) -> float:
-        """Seconds, at random."""
+        """Return the seconds of one edit, at random."""
         if self.median == self.p95:
             return self.median
         return self.median * math.exp(rng.gauss(0, 1) * math.log(self.p95 / self.median) / P95_SIGMA)
 
 
 class Clock:
-    """Virtual seconds, and what is to happen when."""
+    """A clock of virtual seconds, and the actions that are to happen at a time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -52,11 +53,11 @@ class Clock:
         self._actions: list[tuple[float, int, Action]] = []
 
     def after(self, seconds: float, action: Action) -> None:
-        """Do it then; what is due at the same time goes in the order of asking."""
+        """Call `action` so many seconds from now; actions due at the same time go in the order of these calls."""
         heappush(self._actions, (self.now + seconds, next(self._order), action))
 
     def every(self, seconds: float, action: Action) -> None:
-        """Do it again and again."""
+        """Call `action` every so many seconds from now on."""
 
         def act() -> None:
             action()
@@ -65,7 +66,7 @@ class Clock:
         self.after(seconds, act)
 
     def next(self, until_s: float) -> bool:
-        """Do what is due next; False if that is nothing, or later than `until_s`."""
+        """Call the action that is due next; return False if there is none, or if it is due later than `until_s`."""
         if not self._actions or self._actions[0][0] > until_s:
             return False
         self.now, _, action = heappop(self._actions)
@@ -74,17 +75,20 @@ class Clock:
 
 
 class Processor:
-    """Runs calls at full speed while there is a core for each, and else all at the same lower speed."""
+    """A processor that runs calls at full speed while each has a core, and otherwise all at the same lower speed."""
 
     def __init__(self, clock: Clock, cores: float) -> None:
         self.clock, self.cores = clock, cores
         self._calls: list[tuple[float, int, Action]] = []
         self._order = count()
-        # How far a call that had run from the beginning would be.
-        self._progress_s, self._since, self._speed, self._plans = 0.0, 0.0, 1.0, 0
+        # The work that a call would have done if it had run from the beginning.
+        self._progress_s = 0.0
+        self._since = 0.0
+        self._speed = 1.0
+        self._num_plans = 0
 
     def run(self, work_s: float, then: Action) -> None:
-        """`then` is called when so many seconds of work are done."""
+        """Do so many seconds of work, and then call `then`."""
         self._advance()
         heappush(self._calls, (self._progress_s + work_s, next(self._order), then))
         self._plan()
@@ -94,14 +98,15 @@ class Processor:
         self._since = self.clock.now
 
     def _plan(self) -> None:
-        self._plans += 1
+        self._num_plans += 1
         if self._calls:
             self._speed = min(1.0, self.cores / len(self._calls))
             left_s = max(0.0, self._calls[0][0] - self._progress_s)
-            self.clock.after(left_s / self._speed, partial(self._end, self._plans))
+            self.clock.after(left_s / self._speed, partial(self._end, self._num_plans))
 
     def _end(self, plan: int) -> None:
-        if plan == self._plans:  # else calls have come since
+        # If calls have come since, they have made another plan.
+        if plan == self._num_plans:
             self._advance()
             _, _, then = heappop(self._calls)
             self._plan()
@@ -109,7 +114,7 @@ class Processor:
 
 
 class Batches:
-    """A model, or a thread: one call at a time, for as many as wait, who add up."""
+    """A model or a thread: it runs one call at a time, for all who wait, and their times add up."""
 
     def __init__(self, processor: Processor, max_batch: int, rng: random.Random) -> None:
         self.processor, self.max_batch, self.rng = processor, max_batch, rng
@@ -117,7 +122,7 @@ class Batches:
         self._busy = False
 
     def ask(self, spread: Spread, then: Action) -> None:
-        """`then` is called when the call is over that the asker has a part in."""
+        """Take part in one of the next calls, and call `then` when it is over."""
         self._waiting.append((spread, then))
         if not self._busy:
             self._start()
@@ -136,82 +141,85 @@ class Batches:
 
 
 @dataclass(kw_only=True, eq=False)
-class Edit(Ticket):
-    """then: what follows denoising, once somebody waits for it. left: whether the denoiser has ended it."""
+class SimulatedEdit(Ticket):
+    """An edit in a denoiser.
+
+    then: what follows denoising, once somebody waits for it. left: whether it has left the denoiser. failed: whether
+    it left without a result.
+    """
 
     then: Action | None = None
     left: bool = False
     failed: bool = False
 
     def end(self, failed: bool) -> None:
-        """The denoiser is done with it."""
+        """Take note that the edit has left the denoiser, and go on with what follows."""
         self.left, self.failed = True, failed
         if self.then:
             self.then()
 
 
 class SteadyPace(Pace):
-    """What a pace has learned once every row count has been seen, where calls of as many rows take equally long.
+    """The pace of a device on which calls of equally many rows take equally long, once all row counts have been seen.
 
-    call_s: as of `Denoiser`.
+    It stays as it is. call_s: seconds of a UNet call, by its rows.
     """
 
     def __init__(self, call_s: Sequence[float]) -> None:
         super().__init__()
-        every = [Rows(num_rows) for num_rows in range(1, len(call_s))]
-        for rows in every:
+        counts = [Rows(num_rows) for num_rows in range(1, len(call_s))]
+        for rows in counts:
             super().record(rows, call_s[rows.deep])
-        self._known = [0.0, *map(super().step_time_s, every)]
+        self._step_time_s = [0.0, *map(super().step_time_s, counts)]
         self._row_time_s = super().row_time_s(Rows(1))
 
     def record(self, rows: Rows, seconds: float) -> None:
-        """Tells nothing new."""
+        """Do nothing, because the time is known."""
 
     def forget(self) -> None:
-        """It would be learned again."""
+        """Do nothing, because the same times would be learned again."""
 
     def row_time_s(self, rows: Rows) -> float:
         return rows.deep * self._row_time_s
 
     def step_time_s(self, rows: Rows) -> float:
-        return self._known[rows.deep]
+        return self._step_time_s[rows.deep]
 
 
 class Denoiser:
-    """What `Engine` and the denoiser's loop do, but for the tensors.
+    """A replica of the UNet: the engine's bookkeeping, on a simulated processor.
 
-    call_s: seconds of a UNet call, by its rows. calls: where they are counted, by rows.
+    call_s: seconds of a UNet call, by its rows. calls: counts the calls, by their rows.
     """
 
     def __init__(
         self, processor: Processor, limits: Limits, call_s: Sequence[float], pace: Pace, calls: Counter[int]
     ) -> None:
-        self.processor, self.call_s, self.pace, self.calls = processor, call_s, pace, calls
-        self.scheduler: Scheduler[Edit] = Scheduler(limits, pace.step_time_s)
-        self._busy_until, self._busy = -math.inf, False
-        self.meter = WorkMeter(lambda: processor.clock.now)
+        self.processor = processor
+        self.call_s = call_s
+        self.calls = calls
+        self.queue: CallQueue[SimulatedEdit] = CallQueue(limits, lambda: processor.clock.now, pace)
+        self.meter = WorkMeter(self.queue.clock)
+        self._busy = False
 
     @property
     def num_ongoing(self) -> int:
-        """By which a router chooses."""
-        return len(self.scheduler)
+        """Return the number of edits here, by which a router chooses."""
+        return len(self.queue)
 
-    def add(self, edit: Edit) -> None:
-        """Raises as `Engine.add`."""
-        work_s = sum(map(self.pace.row_time_s, edit.rows))
+    def add(self, edit: SimulatedEdit) -> None:
+        """Take on `edit`. Raises as `CallQueue.add`."""
+        work_s = self.queue.work_s(edit.rows)
         try:
-            self.scheduler.add(edit, max(edit.arrived, self._busy_until))
-        except DeadlineExceeded:
-            if not len(self.scheduler):
-                self.pace.forget()
-            raise
+            self.queue.add(edit)
         except Overloaded:
+            # It is work all the same: another replica might have had room.
             self.meter.add(work_s)
             raise
         self.meter.add(work_s)
 
-    def provide(self, edit: Edit, then: Action) -> None:
-        """The stages before have finished; `then` is called when the edit is denoised, or refused after all."""
+    def provide(self, edit: SimulatedEdit, then: Action) -> None:
+        """Let `edit` run, since the stages before have finished; call `then` when it is denoised, or refused."""
         edit.ready, edit.then = True, then
         if edit.left:
             then()
@@ -219,25 +227,20 @@ class Denoiser:
             self._step()
 
     def _step(self) -> None:
-        now = self.processor.clock.now
-        refused = self.scheduler.refuse(now)
-        batch = self.scheduler.schedule()
+        started = self.queue.clock()
+        batch, refused = self.queue.begin_call()
         self._busy = bool(batch)
         if batch:
-            rows = sum_rows(edit.rows[edit.num_begun - 1] for edit in batch)
-            self.calls[rows.deep] += 1
-            self._busy_until = now + self.pace.step_time_s(rows)
-            self.processor.run(self.call_s[rows.deep], partial(self._end, batch, rows, now))
-        elif refused:
-            self.pace.forget()
+            num_rows = running_rows(batch).deep
+            self.calls[num_rows] += 1
+            self.processor.run(self.call_s[num_rows], partial(self._end_call, batch, started))
         for edit, _ in refused:
             edit.end(failed=True)
 
-    def _end(self, batch: list[Edit], rows: Rows, started: float) -> None:
-        self._busy_until = -math.inf
-        self.pace.record(rows, self.processor.clock.now - started)
+    def _end_call(self, batch: list[SimulatedEdit], started: float) -> None:
+        self.queue.end_call(batch, self.queue.clock() - started)
         for edit in batch:
-            if not edit.num_left and self.scheduler.get(edit.id) is edit:
-                self.scheduler.remove(edit.id)
+            if not edit.num_left and self.queue.holds(edit):
+                self.queue.scheduler.remove(edit.id)
                 edit.end(failed=False)
         self._step()

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.baselines.batched import edit_groups
-from benchmarks.baselines.eager import Editor, build
+from benchmarks.against.baselines.batched import edit_groups
+from benchmarks.against.baselines.eager import Editor, build
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
 from serve.stages import Edited

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import retrieval
-from benchmarks.retrieval import FILTERS, QUICK, World, benchmark, make_data, measure, read_queries, timed
-from benchmarks.retrieval_report import plot, tables
-from benchmarks.retrieval_systems import GRAPHS, SYSTEMS
+from benchmarks.retrieval.run import FILTERS, QUICK, World, benchmark, make_data, measure, read_queries, timed
+from benchmarks.retrieval.report import plot, tables
+from benchmarks.retrieval.systems import GRAPHS, SYSTEMS
 
 SMALL = replace(QUICK, sizes=(3000, 6000), graphs_up_to=3000, dim=16, num_clusters=20, num_queries=6)
 

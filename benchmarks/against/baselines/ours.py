@@ -1,6 +1,6 @@
 """Our own graph on this machine, started like the baselines: `fashion-rag serve` with a number of threads to choose.
 
-python benchmarks/baselines/ours.py --catalogue out/world/catalogue --port 8003 --backend torch
+python -m benchmarks.against.baselines.ours --catalogue out/world/catalogue --port 8003 --backend torch
 """
 
 import os
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.baselines.eager import HOST, BundleOption, CatalogueOption, PortOption
+from benchmarks.against.baselines.eager import HOST, BundleOption, CatalogueOption, PortOption
 from fashion_rag.config import DEMO_BUNDLE
 from serve import app
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks import modules_runners
-from benchmarks.modules import (
+from benchmarks.modules.run import (
     QUICK,
     add_shares,
     benchmark,
@@ -25,9 +25,9 @@ from benchmarks.modules import (
     measure_edits,
     measure_network,
 )
-from benchmarks.modules_models import Edited, Model, Networks, bundle_model, untrained_model
-from benchmarks.modules_report import edit_table, module_table, plot
-from benchmarks.modules_runners import OpenVinoModule, Runner, Workshop, batch_sizes, count_flops, why_not
+from benchmarks.modules.models import Edited, Model, Networks, bundle_model, untrained_model
+from benchmarks.modules.report import edit_table, module_table, plot
+from benchmarks.modules.runners import OpenVinoModule, Runner, Workshop, batch_sizes, count_flops, why_not
 from export.compiled_module import CompiledModule
 from export.engines import EngineKey
 from export.modules import ModuleSpec, blank_inputs

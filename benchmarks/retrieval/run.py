@@ -20,7 +20,7 @@ The filters are independent of the vectors, but for the category, which is the q
 Each system has a process of its own and opens the same files. A time is the median of a few searches of one query, all
 filters in turn; p50 and p99 are over queries. `cpu` is the time on the processor, for when other work disturbs.
 
-    python benchmarks/retrieval.py --out benchmarks/results/retrieval.json --plot benchmarks/results/retrieval.png
+    python -m benchmarks.retrieval --out benchmarks/results/retrieval.json --plot benchmarks/results/retrieval.png
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.retrieval_report import Record, plot, tables
-from benchmarks.retrieval_systems import GRAPHS, SYSTEMS, Search
+from benchmarks.retrieval.report import Record, plot, tables
+from benchmarks.retrieval.systems import GRAPHS, SYSTEMS, Search
 from fashion_rag.provenance import provenance, write_figure, write_result
 
 BLOCK_ROWS = 20_000
@@ -284,7 +284,3 @@ def main(
     Console().print(*tables(result), sep="\n")
     if plot_file:
         write_figure(plot_file, plot(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -3,8 +3,8 @@
 `validate` replays measured loads on the simulated graph and compares. `capacity` looks for the least number of replicas
 that keep an objective, over rates up to far more than can be tried, and plays a day with the autoscaling rule.
 
-    python benchmarks/plan.py validate measured.json
-    python benchmarks/plan.py capacity --curve benchmarks/results/curve_h100_published.json --gpu-dollars-hour 3 \\
+    python -m benchmarks.plan validate measured.json
+    python -m benchmarks.plan capacity --curve benchmarks/results/curve_h100_published.json --gpu-dollars-hour 3 \\
         --out benchmarks/results/plan_h100_published.json --plot benchmarks/results/plan_h100_published.png
 
 A fleet of more than SAMPLE replicas is simulated as that many at the same load a replica: each sees a share of Poisson
@@ -29,11 +29,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.plan_files import Curve, Figures, Measurement, Run, Server, read
-from benchmarks.plan_report import capacity_table, plot, validation_table
-from benchmarks.plan_scaling import Scaler, Scaling
-from benchmarks.plan_simulation import Result, Served, System, simulate
-from benchmarks.plan_traffic import DAY_S, Mix, day_rate, poisson, varying
+from benchmarks.plan.files import Curve, Figures, Measurement, Run, Server, read
+from benchmarks.plan.report import capacity_table, plot, validation_table
+from benchmarks.plan.scaling import Scaler, Scaling
+from benchmarks.plan.simulation import Result, Served, System, simulate
+from benchmarks.plan.traffic import DAY_S, Mix, day_rate, poisson, varying
 from fashion_rag.provenance import provenance, write_figure, write_result
 
 SAMPLE, DAY_SAMPLE = 8, 4
@@ -233,7 +233,3 @@ def capacity(
         write_result(out, result)
     if plot_file:
         write_figure(plot_file, plot(result))
-
-
-if __name__ == "__main__":
-    app()

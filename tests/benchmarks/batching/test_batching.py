@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.batching import (
+from benchmarks.batching.run import (
     QUICK,
     anyone,
     assumed_steps,
@@ -20,8 +20,8 @@ from benchmarks.batching import (
     next_alike,
     next_batch,
 )
-from benchmarks.batching_report import details, overview, plot
-from benchmarks.open_loop import Arrival, LetIn, SimulatedEngine, Times, arrivals, serve
+from benchmarks.batching.report import details, overview, plot
+from benchmarks.batching.open_loop import Arrival, LetIn, SimulatedEngine, Times, arrivals, serve
 from fashion_rag.denoising.engine import Engine
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
-from benchmarks.plan_parts import Spread
-from benchmarks.plan_simulation import System
-from benchmarks.plan_traffic import Arrival
+from benchmarks.plan.parts import Spread
+from benchmarks.plan.simulation import System
+from benchmarks.plan.traffic import Arrival
 from fashion_rag.denoising.scheduler import Limits
 
 T = TypeVar("T")

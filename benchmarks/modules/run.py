@@ -18,8 +18,8 @@ other networks from eager then. --size sd2 measures an untrained UNet of full si
 steps, one and eight at a time; it needs a GPU and takes tens of minutes. "share" is the part of what the GPU can do in
 useful operations, which are counted as the network has them in PyTorch.
 
-    python benchmarks/modules.py --out benchmarks/results/modules.json --plot benchmarks/results/modules.png
-    python benchmarks/modules.py --size sd2 --out benchmarks/results/modules_sd2.json
+    python -m benchmarks.modules --out benchmarks/results/modules.json --plot benchmarks/results/modules.png
+    python -m benchmarks.modules --size sd2 --out benchmarks/results/modules_sd2.json
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.modules_models import ROWS, Edited, Model, bundle_model, synchronize, untrained_model
-from benchmarks.modules_report import Record, edit_table, module_table, plot
-from benchmarks.modules_runners import (
+from benchmarks.modules.models import ROWS, Edited, Model, bundle_model, synchronize, untrained_model
+from benchmarks.modules.report import Record, edit_table, module_table, plot
+from benchmarks.modules.runners import (
     FROM_ONNX,
     Runner,
     Workshop,
@@ -298,7 +298,3 @@ def main(
         write_result(out, result)
     if plot_file:
         write_figure(plot_file, plot(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)

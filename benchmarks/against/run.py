@@ -20,7 +20,7 @@ What is done a second leaves out the first fifth of the time, in which the queue
 is not done counts as one of PATIENCE_S. No start is in any of this. Starts have a line of their own, which leaves out
 the export to ONNX; (a) and (b) import our parser of uploads, and with it more than they need.
 
-    python benchmarks/against.py --out benchmarks/results/against.json --plot benchmarks/results/against.png
+    python -m benchmarks.against --out benchmarks/results/against.json --plot benchmarks/results/against.png
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from benchmarks.against_report import CALLERS, DEADLINE, LOAD, OVERLOAD, STEPS, SYSTEMS, pace, plot, rows, table
+from benchmarks.against.report import CALLERS, DEADLINE, LOAD, OVERLOAD, STEPS, SYSTEMS, pace, plot, rows, table
 from fashion_rag.config import DEMO_BUNDLE
 from serve.bench import load
 from serve.bench.load import Outcome
@@ -291,7 +291,3 @@ def main(
     typer.echo(table(found), nl=False)
     if plot_file:
         write_figure(plot_file, plot(found, turns))
-
-
-if __name__ == "__main__":
-    typer.run(main)

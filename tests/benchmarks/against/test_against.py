@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.against import BASELINES, Edits, Settings, call, measure, scripts, served
-from benchmarks.against_report import (
+from benchmarks.against.run import BASELINES, Edits, Settings, call, measure, scripts, served
+from benchmarks.against.report import (
     DEADLINE,
     LOAD,
     OVERLOAD,
@@ -210,8 +210,8 @@ def test_each_system_is_measured_as_planned(monkeypatch: pytest.MonkeyPatch) -> 
             for number, each in enumerate(planned)
         ]
 
-    monkeypatch.setattr("benchmarks.against.closed_loop", closed_loop)
-    monkeypatch.setattr("benchmarks.against.load.run", run)
+    monkeypatch.setattr("benchmarks.against.run.closed_loop", closed_loop)
+    monkeypatch.setattr("benchmarks.against.run.load.run", run)
     settings = Settings(num_light=3, saturated_s=30.0, steady_s=50.0, overload_s=20.0)
     found = {name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS}
     assert {name: [key for key in ("steady", "overload") if key in found[name]] for name in found} == {

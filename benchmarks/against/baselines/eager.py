@@ -1,6 +1,6 @@
 """What one would write with diffusers: its networks and scheduler, PyTorch eager, one edit at a time behind FastAPI.
 
-    python benchmarks/baselines/eager.py --catalogue out/world/catalogue --port 8001
+    python -m benchmarks.against.baselines.eager --catalogue out/world/catalogue --port 8001
 
 `against.py` compares with it, `batched.py` batches its loop. Same weights, catalogue, form and reply as our own server;
 a deadline, a stream or a caller who has left it takes no notice of.

@@ -14,7 +14,7 @@ real run. "simulated" is the engine's bookkeeping on a virtual clock, where a st
 "replayed" is that for the arrivals of the real run. "assumed" is the same with times that are made up: a full step
 takes as long as one edit's, twice as long, and so on. Load is a share of what batches do that are always full.
 
-    python benchmarks/batching.py --out benchmarks/results/batching.json --plot benchmarks/results/batching.png
+    python -m benchmarks.batching --out benchmarks/results/batching.json --plot benchmarks/results/batching.png
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.batching_report import Record, details, overview, plot
-from benchmarks.open_loop import (
+from benchmarks.batching.report import Record, details, overview, plot
+from benchmarks.batching.open_loop import (
     NEVER_FULL,
     ROWS,
     Arrival,
@@ -279,7 +279,3 @@ def main(
         write_result(out, result)
     if plot_file:
         write_figure(plot_file, plot(result))
-
-
-if __name__ == "__main__":
-    typer.run(main)
