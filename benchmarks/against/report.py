@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from serve.bench.load import Outcome
+from serve.bench.load import EditOutcome
 
 SYSTEMS = {"a": "diffusers, eager", "b": "Ray Serve, batched", "c": "ours, PyTorch", "d": "ours, ONNX Runtime"}
 STEPS = (10, 20, 50)
@@ -29,10 +29,10 @@ INTERVAL = (2.5, 97.5)
 
 Record = dict[str, Any]
 # Values of a turn; those of another turn of the same round are of the same edits, in the same order.
-Figures = Callable[[Record], Sequence[float]]
+ReadValues = Callable[[Record], Sequence[float]]
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """Edits done a second, and their steps."""
 
     edits_per_s: float
@@ -48,7 +48,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class ClaimRow:
     """A line of the table. cells: by system. compared: what `figure` is. goal: of it; None where nothing is claimed."""
 
     name: str
@@ -71,7 +71,7 @@ class Row:
         return asdict(self) | {"figure": figure, "met": self.met}
 
 
-def pace(outcomes: Iterable[Outcome], from_s: float, until_s: float, objective_s: float = math.inf) -> Pace:
+def pace(outcomes: Iterable[EditOutcome], from_s: float, until_s: float, objective_s: float = math.inf) -> Throughput:
     """What was done between two times, of that which was done within `objective_s` of its arrival.
 
     An edit counts for as much of its time, from its arrival to its end, as lies between the two. To count what ends
@@ -84,7 +84,7 @@ def pace(outcomes: Iterable[Outcome], from_s: float, until_s: float, objective_s
             share = max(0.0, seconds) / outcome.latency_s
             edits += share
             steps += share * outcome.planned.steps
-    return Pace(edits / (until_s - from_s), steps / (until_s - from_s))
+    return Throughput(edits / (until_s - from_s), steps / (until_s - from_s))
 
 
 def over_rounds(values: Sequence[Sequence[float]]) -> Interval:
@@ -99,7 +99,7 @@ def over_rounds(values: Sequence[Sequence[float]]) -> Interval:
     return Interval(median(map(median, values)), low, high)
 
 
-def ratios(turns: Sequence[Record], over: str, under: str, figures: Figures) -> Interval:
+def ratios(turns: Sequence[Record], over: str, under: str, figures: ReadValues) -> Interval:
     """Of two systems, each value by the other's of the same round and edit."""
     above, below = _of(turns, over), _of(turns, under)
     assert [turn["round"] for turn in above] == [turn["round"] for turn in below]
@@ -144,10 +144,10 @@ def kept_edits(turn: Record) -> list[float]:
     return kept(turn, "edits_per_s")
 
 
-def rows(turns: Sequence[Record]) -> list[Row]:
+def rows(turns: Sequence[Record]) -> list[ClaimRow]:
     """The table's lines."""
 
-    def cells(systems: str, figures: Figures) -> dict[str, float]:
+    def cells(systems: str, figures: ReadValues) -> dict[str, float]:
         return {name: median(median(figures(turn)) for turn in _of(turns, name)) for name in systems}
 
     at_load = f"at {LOAD:.0%} of (b)'s saturation"
@@ -156,28 +156,28 @@ def rows(turns: Sequence[Record]) -> list[Row]:
     paces = cells("abcd", saturated)
     goodput = over_rounds([kept(turn) for turn in _of(turns, "d")])
     return [
-        Row("start to first picture, s", cells("abcd", lambda turn: [turn["cold_start_s"]])),
-        Row("one edit of 20 steps, s", times, "(a) / (d)", ratios(turns, "a", "d", light), 3.0),
-        Row("one as good, s", cells("d", as_good), "(a) / (d)", ratios(turns, "a", "d", as_good)),
-        Row("one edit of 20 steps", {}, "(a) / (c)", ratios(turns, "a", "c", light)),
-        Row("saturated, edits/s", paces, "(d) / (a)", ratios(turns, "d", "a", saturated), 4.0),
-        Row("the same", {}, "(c) / (a)", ratios(turns, "c", "a", saturated)),
-        Row("the same", {}, "(d) / (b)", ratios(turns, "d", "b", saturated)),
-        Row(f"p95 {at_load}, s", cells("bd", steady), "(d) / (b)", ratios(turns, "d", "b", steady), 0.5, True),
-        Row("the same, of 10 steps, s", cells("bd", short), "(d) / (b)", ratios(turns, "d", "b", short)),
-        Row(f"{overload}, in steps", cells("ad", kept), "(d)", goodput, 0.9),
-        Row("the same, in edits", cells("ad", kept_edits)),
+        ClaimRow("start to first picture, s", cells("abcd", lambda turn: [turn["cold_start_s"]])),
+        ClaimRow("one edit of 20 steps, s", times, "(a) / (d)", ratios(turns, "a", "d", light), 3.0),
+        ClaimRow("one as good, s", cells("d", as_good), "(a) / (d)", ratios(turns, "a", "d", as_good)),
+        ClaimRow("one edit of 20 steps", {}, "(a) / (c)", ratios(turns, "a", "c", light)),
+        ClaimRow("saturated, edits/s", paces, "(d) / (a)", ratios(turns, "d", "a", saturated), 4.0),
+        ClaimRow("the same", {}, "(c) / (a)", ratios(turns, "c", "a", saturated)),
+        ClaimRow("the same", {}, "(d) / (b)", ratios(turns, "d", "b", saturated)),
+        ClaimRow(f"p95 {at_load}, s", cells("bd", steady), "(d) / (b)", ratios(turns, "d", "b", steady), 0.5, True),
+        ClaimRow("the same, of 10 steps, s", cells("bd", short), "(d) / (b)", ratios(turns, "d", "b", short)),
+        ClaimRow(f"{overload}, in steps", cells("ad", kept), "(d)", goodput, 0.9),
+        ClaimRow("the same, in edits", cells("ad", kept_edits)),
     ]
 
 
-def table(found: Sequence[Row]) -> str:
+def table(found: Sequence[ClaimRow]) -> str:
     """The rows in Markdown."""
     head = ["", *(f"({name}) {what}" for name, what in SYSTEMS.items()), "compared", "95 % interval", "goal", ""]
     lines = [head, ["---"] * len(head), *map(_cells, found)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ClaimRow) -> list[str]:
     numbers = [f"{row.cells[name]:.2f}" if name in row.cells else "" for name in SYSTEMS]
     compared = interval = goal = ""
     if row.figure:
@@ -188,7 +188,7 @@ def _cells(row: Row) -> list[str]:
     return [row.name, *numbers, compared, interval, goal, {True: "met", False: "missed", None: ""}[row.met]]
 
 
-def plot(found: Sequence[Row], turns: Sequence[Record]) -> Figure:
+def plot(found: Sequence[ClaimRow], turns: Sequence[Record]) -> Figure:
     """What was claimed, with intervals and goals; and the latencies of (b) and (d) at the same arrivals."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -197,7 +197,7 @@ def plot(found: Sequence[Row], turns: Sequence[Record]) -> Figure:
     return figure
 
 
-def _draw_claims(axes: Axes, claimed: Sequence[Row]) -> None:
+def _draw_claims(axes: Axes, claimed: Sequence[ClaimRow]) -> None:
     for place, row in enumerate(claimed):
         assert row.figure is not None and row.goal is not None
         value, low, high = row.figure

@@ -45,8 +45,8 @@ import typer
 from benchmarks.against.report import CALLERS, DEADLINE, LOAD, OVERLOAD, STEPS, SYSTEMS, pace, plot, rows, table
 from fashion_rag.config import DEMO_BUNDLE
 from serve.bench import load
-from serve.bench.load import Outcome
-from serve.bench.mix import Mix, Photos, Planned, draw, poisson
+from serve.bench.load import EditOutcome
+from serve.bench.mix import EditMix, Photos, Planned, draw, poisson
 from serve.bench.report import summarise
 from serve.ports import free_port
 
@@ -64,7 +64,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
+class AgainstSettings:
     """How much is run. num_light: edits, of each system in each round; the others are seconds in which edits come.
 
     An overload lasts longer where MIN_DEADLINES deadlines do.
@@ -77,7 +77,7 @@ class Settings:
     overload_s: float = 20.0
 
 
-QUICK = Settings(num_rounds=1, num_light=3, saturated_s=10.0, steady_s=10.0, overload_s=8.0)
+QUICK = AgainstSettings(num_rounds=1, num_light=3, saturated_s=10.0, steady_s=10.0, overload_s=8.0)
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,19 @@ class Edits:
         return self._drawn(STEPS, poisson(rate, duration_s, self.seed), deadline_s)
 
     def _drawn(self, steps: Sequence[int], arrivals: Sequence[float], deadline_s: float | None = None) -> list[Planned]:
-        edits = draw(Mix(self.prompts, steps=steps, deadline_s=deadline_s), arrivals, self.seed)
+        edits = draw(EditMix(self.prompts, steps=steps, deadline_s=deadline_s), arrivals, self.seed)
         return [replace(edit, person=edit.person % NUM_PERSONS) for edit in edits]
 
 
 def closed_loop(
     url: str, planned: Sequence[Planned], photos: Photos, num_callers: int = 1, duration_s: float = math.inf
-) -> list[Outcome]:
+) -> list[EditOutcome]:
     """How edits ended, first to end first, of callers who each send the next one when the last is over.
 
     None is sent later than `duration_s`; those on the way then are waited for.
     """
 
-    async def main() -> list[Outcome]:
+    async def main() -> list[EditOutcome]:
         async with httpx.AsyncClient(base_url=url, timeout=None) as client:
             return await call(client, planned, photos, num_callers, duration_s)
 
@@ -122,15 +122,15 @@ def closed_loop(
 
 async def call(
     client: httpx.AsyncClient, planned: Sequence[Planned], photos: Photos, num_callers: int, duration_s: float
-) -> list[Outcome]:
+) -> list[EditOutcome]:
     """The same, with a client."""
-    clock, left, outcomes = asyncio.get_running_loop().time, iter(planned), list[Outcome]()
+    clock, left, outcomes = asyncio.get_running_loop().time, iter(planned), list[EditOutcome]()
     start = clock()
 
     async def send(edit: Planned, at_s: float) -> None:
-        def report(_: int, outcome: Outcome) -> None:
+        def report(_: int, outcome: EditOutcome) -> None:
             sent_s, ended_s = at_s + outcome.sent_s, at_s + outcome.ended_s
-            outcomes.append(Outcome(replace(edit, at_s=at_s), sent_s, ended_s, outcome.reply))
+            outcomes.append(EditOutcome(replace(edit, at_s=at_s), sent_s, ended_s, outcome.reply))
 
         await load.send(client, [edit], photos, report, timeout_s=PATIENCE_S)
 
@@ -171,7 +171,7 @@ def served(script: Sequence[str], first: Planned, photos: Photos) -> Iterator[tu
 
 
 def measure(
-    name: str, url: str, settings: Settings, edits: Edits, steady_rate: float | None, say: Callable[[str], None]
+    name: str, url: str, settings: AgainstSettings, edits: Edits, steady_rate: float | None, say: Callable[[str], None]
 ) -> Record:
     """What one system did in one round. steady_rate: edits a second; None = set by what it does saturated."""
     photos = edits.photos
@@ -224,7 +224,7 @@ def _overload(url: str, edits: Edits, rate: float, duration_s: float, deadline_s
     }
 
 
-def run(settings: Settings, bundle: Path, threads: int, say: Callable[[str], None]) -> list[Record]:
+def run(settings: AgainstSettings, bundle: Path, threads: int, say: Callable[[str], None]) -> list[Record]:
     """What every system did in every round, in the order in which they had their turns."""
     # Here, because the process that sends edits imports this module too, and has no use for PyTorch.
     from export.backend import Runtime
@@ -271,7 +271,7 @@ def main(
     """Measure our server beside what one would use instead."""
     from fashion_rag.provenance import provenance, write_figure, write_result
 
-    settings, threads = QUICK if quick else Settings(), threads or os.cpu_count() or 1
+    settings, threads = QUICK if quick else AgainstSettings(), threads or os.cpu_count() or 1
     settings = replace(settings, num_rounds=rounds or settings.num_rounds)
     started = time.monotonic()
     turns = run(

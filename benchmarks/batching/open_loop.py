@@ -29,7 +29,7 @@ NEVER_FULL = 1_000_000  # edits that may wait, so that none is refused
 StepTimes = Mapping[int, float]  # seconds of an engine's step, by the rows of its UNet call
 
 
-class Arrival(NamedTuple):
+class NumberedArrival(NamedTuple):
     """An edit of `num_steps` comes `at_s` seconds after the start."""
 
     number: int
@@ -45,10 +45,10 @@ class Times(NamedTuple):
 
 
 # Of those that wait, oldest first, who may join a step when so many edits are running and so many fit.
-LetIn = Callable[[Sequence[Arrival], int, int], Sequence[Arrival]]
+LetIn = Callable[[Sequence[NumberedArrival], int, int], Sequence[NumberedArrival]]
 
 
-def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> list[Arrival]:
+def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> list[NumberedArrival]:
     """Poisson arrivals, `rate` a second on average, of edits of `steps`: equal parts, shuffled.
 
     The same seed gives the same edits in the same order at every rate.
@@ -56,17 +56,17 @@ def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> li
     rng = np.random.default_rng(seed)
     at_s = rng.exponential(size=num_edits).cumsum() / rate
     num_steps = rng.permutation(np.resize(steps, num_edits))
-    return [Arrival(number, float(at_s[number]), int(num_steps[number])) for number in range(num_edits)]
+    return [NumberedArrival(number, float(at_s[number]), int(num_steps[number])) for number in range(num_edits)]
 
 
 def serve(
-    engine: Engine, sleep: Callable[[float], None], coming: Sequence[Arrival], let_in: LetIn, inputs: Inputs
+    engine: Engine, sleep: Callable[[float], None], coming: Sequence[NumberedArrival], let_in: LetIn, inputs: Inputs
 ) -> list[Times]:
     """The times of the edits in `coming`, in its order; `let_in` is asked before every step.
 
     sleep: lets so many seconds of the engine's clock pass. Raises the error of an edit that fails.
     """
-    queue, waiting = deque(coming), list[Arrival]()
+    queue, waiting = deque(coming), list[NumberedArrival]()
     done, empty = dict[int, float](), dict[int, float]()
     start = engine.clock()
     while queue or waiting or len(engine):

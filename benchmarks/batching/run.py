@@ -33,12 +33,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.batching.report import Record, details, overview, plot
 from benchmarks.batching.open_loop import (
     NEVER_FULL,
     ROWS,
-    Arrival,
     LetIn,
+    NumberedArrival,
     SimulatedEngine,
     StepTimes,
     Times,
@@ -46,6 +45,7 @@ from benchmarks.batching.open_loop import (
     guided_edit,
     serve,
 )
+from benchmarks.batching.report import Record, details, overview, plot
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
@@ -57,11 +57,11 @@ from fashion_rag.provenance import provenance, write_figure, write_result
 # Steps of the server's presets fast, balanced and exact, in equal parts; and edits that are all alike.
 WORKLOADS = {"mixed": (10, 20, 50), "uniform": (20,)}
 
-Run = Callable[[Sequence[Arrival], LetIn], Sequence[Times]]
+ServeEdits = Callable[[Sequence[NumberedArrival], LetIn], Sequence[Times]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchingSettings:
     """How much is run. loads, real_load: as shares of full batches. real_s: how long edits come in a real run.
 
     growths: for the assumed steps, the time of a full one in times of one edit's.
@@ -79,20 +79,20 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(pace_rounds=3, real_s=5.0, real_repeats=1, simulated_edits=200, simulated_repeats=2)
+QUICK = BatchingSettings(pace_rounds=3, real_s=5.0, real_repeats=1, simulated_edits=200, simulated_repeats=2)
 
 
-def anyone(waiting: Sequence[Arrival], num_running: int, num_fit: int) -> Sequence[Arrival]:
+def anyone(waiting: Sequence[NumberedArrival], num_running: int, num_fit: int) -> Sequence[NumberedArrival]:
     """All; the engine itself chooses whom it runs."""
     return waiting
 
 
-def next_batch(waiting: Sequence[Arrival], num_running: int, num_fit: int) -> Sequence[Arrival]:
+def next_batch(waiting: Sequence[NumberedArrival], num_running: int, num_fit: int) -> Sequence[NumberedArrival]:
     """When nobody runs, as many as fit."""
     return [] if num_running else waiting[:num_fit]
 
 
-def next_alike(waiting: Sequence[Arrival], num_running: int, num_fit: int) -> Sequence[Arrival]:
+def next_alike(waiting: Sequence[NumberedArrival], num_running: int, num_fit: int) -> Sequence[NumberedArrival]:
     """When nobody runs, the oldest and those with as many steps, as many as fit."""
     alike = [arrival for arrival in waiting if arrival.num_steps == waiting[0].num_steps]
     return next_batch(alike, num_running, num_fit)
@@ -143,7 +143,7 @@ def capacity(step_s: StepTimes, steps: Sequence[int]) -> float:
     return max_rows / ROWS / (step_s[max_rows] * mean(steps))
 
 
-def figures(coming: Sequence[Arrival], latencies: Sequence[float], alone_s: float) -> dict[str, float]:
+def figures(coming: Sequence[NumberedArrival], latencies: Sequence[float], alone_s: float) -> dict[str, float]:
     """What is reported of one method; `_own` is in times that the edit takes alone, at `alone_s` a step."""
     seconds, steps = np.array(latencies), np.array([arrival.num_steps for arrival in coming])
     own = seconds / (steps * alone_s)
@@ -160,7 +160,7 @@ def figures(coming: Sequence[Arrival], latencies: Sequence[float], alone_s: floa
 
 
 def compare(
-    run: Run, workload: str, load: float, step_s: StepTimes, num_edits: int, num_repeats: int, seed: int
+    run: ServeEdits, workload: str, load: float, step_s: StepTimes, num_edits: int, num_repeats: int, seed: int
 ) -> Record:
     """Medians over repeats of each method's figures, and of the figures of shared steps divided by the others'.
 
@@ -204,7 +204,9 @@ def _spread(numbers: Sequence[float]) -> dict[str, float]:
     return {"median": median(numbers), "min": min(numbers), "max": max(numbers)}
 
 
-def benchmark(bundle_path: Path, device: str, settings: Settings, real: bool, say: Callable[[str], None]) -> Record:
+def benchmark(
+    bundle_path: Path, device: str, settings: BatchingSettings, real: bool, say: Callable[[str], None]
+) -> Record:
     """The result as plain values, for JSON. Nothing is `measured` or `replayed` unless `real`; `say` tells of progress.
 
     step_s: seconds of a step, by its rows. step_s_after: the same after the real run, to show if anything disturbed it.
@@ -215,11 +217,11 @@ def benchmark(bundle_path: Path, device: str, settings: Settings, real: bool, sa
     unet, inputs = bundle.load_unet(device), Inputs.blank(bundle.latent_size, bundle.text_width, device)
     limits, seed = Limits(settings.max_rows, NEVER_FULL), settings.seed
 
-    def run_real(coming: Sequence[Arrival], let_in: LetIn) -> list[Times]:
+    def run_real(coming: Sequence[NumberedArrival], let_in: LetIn) -> list[Times]:
         return serve(Engine(unet, limits), time.sleep, coming, let_in, inputs)
 
-    def simulation(step_s: StepTimes) -> Run:
-        def run(coming: Sequence[Arrival], let_in: LetIn) -> list[Times]:
+    def simulation(step_s: StepTimes) -> ServeEdits:
+        def run(coming: Sequence[NumberedArrival], let_in: LetIn) -> list[Times]:
             engine = SimulatedEngine(limits, step_s)
             return serve(engine, engine.sleep, coming, let_in, inputs)
 
@@ -270,7 +272,7 @@ def main(
     torch.set_num_threads(1)
     console = Console()
     with console.status("") as status:
-        result = benchmark(bundle, device, QUICK if quick else Settings(), not simulate, status.update)
+        result = benchmark(bundle, device, QUICK if quick else BatchingSettings(), not simulate, status.update)
     for level in result["measured"]:
         console.print(details(level))
     console.print(overview(result, "p95_s", "p95 from arrival to answer, in s"))

@@ -64,7 +64,7 @@ SD2_SAMPLER = SamplerConfig(
 )
 
 
-class Edited(NamedTuple):
+class TimedPictures(NamedTuple):
     """Pictures, uint8 [B, H, W, 3], and the seconds of each stage."""
 
     pictures: NDArray[np.uint8]
@@ -72,11 +72,11 @@ class Edited(NamedTuple):
 
 
 Networks = Mapping[str, nn.Module]
-Edit = Callable[[], Edited]
+MakePictures = Callable[[], TimedPictures]
 
 
 @dataclass(frozen=True)
-class Model:
+class MeasuredModel:
     """Networks, and what is made with them.
 
     bundle: None where the specs' loaders need none. edit_rows: rows of each network in an edit of one picture.
@@ -89,10 +89,10 @@ class Model:
     num_steps: int
     edit_rows: Mapping[str, int]
     batches: tuple[int, ...]
-    make_edit: Callable[[Networks, int], Edit]
+    make_edit: Callable[[Networks, int], MakePictures]
 
 
-def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: int | None = None) -> Model:
+def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: int | None = None) -> MeasuredModel:
     """The networks of a bundle, and one edit: a paper doll in a garment, whose picture is put into `folder`.
 
     num_steps: by default the bundle's own.
@@ -104,7 +104,7 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
     Image.fromarray(render_garment(case.target, manifest.image_size)).save(picture)
     garment = Garment("garment", case.request.category, "", picture)
 
-    def make_edit(networks: Networks, batch: int) -> Edit:
+    def make_edit(networks: Networks, batch: int) -> MakePictures:
         vae, prompt_encoder = bundle.load_vae(device), bundle.load_prompt_encoder(device)
         garment_encoder = bundle.load_garment_encoder(device)
         vae.encoder, vae.decoder = networks["vae_encoder"], networks["vae_decoder"]
@@ -112,10 +112,10 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
         parts = (SplitUNet(networks["unet"], networks["unet_shallow"]), vae, prompt_encoder, garment_encoder, device)
         pipeline = Pipeline(manifest, bundle.sampler, *parts)
 
-        def edit() -> Edited:
+        def edit() -> TimedPictures:
             result = pipeline(case.request, [garment])
             # There is nothing to retrieve.
-            return Edited(result.image[None], {k: s for k, s in result.timings_s.items() if k != "retrieve"})
+            return TimedPictures(result.image[None], {k: s for k, s in result.timings_s.items() if k != "retrieve"})
 
         return edit
 
@@ -123,7 +123,7 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
     rows = {"unet": ROWS * num_steps, "vae_encoder": 1, "vae_decoder": 1, "text_encoder": 2, "garment_encoder": 1}
     # Only edits that keep features have rows of it.
     rows["unet_shallow"] = 0
-    return Model(manifest.name, module_specs(bundle), bundle, num_steps, rows, (1,), make_edit)
+    return MeasuredModel(manifest.name, module_specs(bundle), bundle, num_steps, rows, (1,), make_edit)
 
 
 def untrained_model(
@@ -133,7 +133,7 @@ def untrained_model(
     unet_config: Mapping[str, Any] = SD2_UNET,
     vae_config: Mapping[str, Any] = SD2_VAE,
     batches: tuple[int, ...] = (1, 8),
-) -> Model:
+) -> MeasuredModel:
     """A UNet and a VAE with random weights, always the same; edits are encoding, guided steps and decoding.
 
     By default those of Stable Diffusion 2 with 27 channels. How long a network takes hardly depends on its weights.
@@ -173,13 +173,13 @@ def untrained_model(
         ModuleSpec("vae_decoder", {"latents": latents}, {"image": image}, of(VAEDecoder(autoencoder).eval()), ()),
     )
 
-    def make_edit(networks: Networks, batch: int) -> Edit:
+    def make_edit(networks: Networks, batch: int) -> MakePictures:
         halves = VAE(autoencoder)
         halves.encoder, halves.decoder = networks["vae_encoder"], networks["vae_decoder"]
         return _untrained_edit(networks["unet"], halves, image_size, text, batch, num_steps, device)
 
     rows = {"unet": ROWS * num_steps, "vae_encoder": 1, "vae_decoder": 1}
-    return Model("untrained", {spec.name: spec for spec in specs}, None, num_steps, rows, batches, make_edit)
+    return MeasuredModel("untrained", {spec.name: spec for spec in specs}, None, num_steps, rows, batches, make_edit)
 
 
 def _untrained_edit(
@@ -190,7 +190,7 @@ def _untrained_edit(
     batch: int,
     num_steps: int,
     device: torch.device,
-) -> Edit:
+) -> MakePictures:
     generator = torch.Generator().manual_seed(SEED)
 
     def noise(*shape: int) -> Tensor:
@@ -202,7 +202,7 @@ def _untrained_edit(
     prompts = Conditioning(noise(*text.shape), noise(*text.shape))
 
     @torch.inference_mode()
-    def edit() -> Edited:
+    def edit() -> TimedPictures:
         stages_s: dict[str, float] = {}
         with _timed("encode", stages_s, device):
             person = encode_person(vae, photo, mask, pose_map, vae_noise)
@@ -210,7 +210,7 @@ def _untrained_edit(
             *_, latents = denoise(unet, SD2_SAMPLER, start, person, prompts, num_steps, GUIDANCE_SCALE)
         with _timed("decode", stages_s, device):
             pictures = decode(vae, latents)
-        return Edited(pictures, stages_s)
+        return TimedPictures(pictures, stages_s)
 
     return edit
 

@@ -41,11 +41,11 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.modules.models import ROWS, Edited, Model, bundle_model, synchronize, untrained_model
+from benchmarks.modules.models import ROWS, MeasuredModel, TimedPictures, bundle_model, synchronize, untrained_model
 from benchmarks.modules.report import Record, edit_table, module_table, plot
 from benchmarks.modules.runners import (
     FROM_ONNX,
-    Runner,
+    NetworkRunner,
     Workshop,
     count_flops,
     describe,
@@ -75,7 +75,7 @@ MAX_DIFFERENCE = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModulesSettings:
     """How much is run. turn_s: about how long one runner is at work before the next has its turn.
 
     num_steps: of an edit; by default the bundle's own, or 50 at full size.
@@ -88,10 +88,10 @@ class Settings:
     num_steps: int | None = None
 
 
-QUICK = Settings(rows=(1, 2), num_rounds=3, num_edit_rounds=2, turn_s=0.02, num_steps=4)
+QUICK = ModulesSettings(rows=(1, 2), num_rounds=3, num_edit_rounds=2, turn_s=0.02, num_steps=4)
 
 
-def in_turn(names: Iterable[Runner], round_number: int) -> tuple[Runner, ...]:
+def in_turn(names: Iterable[NetworkRunner], round_number: int) -> tuple[NetworkRunner, ...]:
     """The order of a round: each begins with another runner."""
     order = deque(names)
     order.rotate(-round_number)
@@ -103,12 +103,14 @@ def spread(numbers: Sequence[float]) -> dict[str, float]:
     return dict(zip(("p25", "median", "p75"), np.percentile(numbers, (25, 50, 75)).tolist(), strict=True))
 
 
-def compare(seconds: Mapping[Runner, Sequence[float]]) -> dict[Runner, Record]:
+def compare(seconds: Mapping[NetworkRunner, Sequence[float]]) -> dict[NetworkRunner, Record]:
     """The times of each runner, a number for each round, and how many times faster than eager it was."""
     return {
         name: {
             "s": spread(each),
-            "times_faster": spread([eager / own for eager, own in zip(seconds[Runner.EAGER], each, strict=True)]),
+            "times_faster": spread(
+                [eager / own for eager, own in zip(seconds[NetworkRunner.EAGER], each, strict=True)]
+            ),
         }
         for name, each in seconds.items()
     }
@@ -116,12 +118,12 @@ def compare(seconds: Mapping[Runner, Sequence[float]]) -> dict[Runner, Record]:
 
 @torch.inference_mode()
 def measure_network(
-    networks: Mapping[Runner, nn.Module], spec: ModuleSpec, workshop: Workshop, settings: Settings
-) -> dict[int, dict[Runner, list[float]]]:
+    networks: Mapping[NetworkRunner, nn.Module], spec: ModuleSpec, workshop: Workshop, settings: ModulesSettings
+) -> dict[int, dict[NetworkRunner, list[float]]]:
     """Seconds of a call, one for each round, by rows and then by runner."""
     generator = torch.Generator().manual_seed(SEED)
-    seconds: dict[int, dict[Runner, list[float]]] = {}
-    calls: dict[tuple[int, Runner], Callable[[], float]] = {}
+    seconds: dict[int, dict[NetworkRunner, list[float]]] = {}
+    calls: dict[tuple[int, NetworkRunner], Callable[[], float]] = {}
     for rows in settings.rows:
         inputs = [each.to(workshop.device) for each in random_inputs(spec, rows, generator)]
         seconds[rows] = {name: [] for name in networks if rows in workshop.rows_of(name, spec.name)}
@@ -148,21 +150,25 @@ def time_calls(run: Callable[[], object], num_calls: int, device: torch.device) 
 
 
 def measure_edits(
-    model: Model, batch: int, networks: Mapping[Runner, Mapping[str, nn.Module]], settings: Settings, exact: bool
+    model: MeasuredModel,
+    batch: int,
+    networks: Mapping[NetworkRunner, Mapping[str, nn.Module]],
+    settings: ModulesSettings,
+    exact: bool,
 ) -> Record:
     """Times of `batch` edits made at once, by runner, and how far the pictures are from eager's.
 
     Raises ArtifactError where `exact` and a picture is further off than MAX_DIFFERENCE.
     """
-    edits = {name: model.make_edit({**networks[Runner.EAGER], **own}, batch) for name, own in networks.items()}
-    expected = edits[Runner.EAGER]().pictures.astype(int)
+    edits = {name: model.make_edit({**networks[NetworkRunner.EAGER], **own}, batch) for name, own in networks.items()}
+    expected = edits[NetworkRunner.EAGER]().pictures.astype(int)
     differences = {name: int(np.abs(edit().pictures - expected).max()) for name, edit in edits.items()}
     off = [name for name, difference in differences.items() if difference > MAX_DIFFERENCE]
     if exact and off:
         raise ArtifactError(
             f"{off[0]}: a picture is off by {differences[off[0]]}/255; must be at most {MAX_DIFFERENCE}/255"
         )
-    done: dict[Runner, list[Edited]] = {name: [] for name in edits}
+    done: dict[NetworkRunner, list[TimedPictures]] = {name: [] for name in edits}
     for round_number in range(settings.num_edit_rounds):
         for name in in_turn(edits, round_number):
             done[name].append(edits[name]())
@@ -180,14 +186,18 @@ def measure_edits(
     return {"batch": batch, "unet_rows": ROWS * batch, "num_steps": model.num_steps, "runners": runners}
 
 
-def benchmark(model: Model, workshop: Workshop, settings: Settings, runners: Sequence[Runner]) -> Record:
+def benchmark(
+    model: MeasuredModel, workshop: Workshop, settings: ModulesSettings, runners: Sequence[NetworkRunner]
+) -> Record:
     """The result as plain values, for JSON; eager is always among the runners.
 
     Raises ArtifactError for a network or a picture that is too far off, and for what cannot be compiled.
     """
     left_out = {name: why for name in runners if (why := why_not(name, workshop.device))}
-    names = [name for name in Runner if name is Runner.EAGER or (name in runners and name not in left_out)]
-    networks: dict[Runner, dict[str, nn.Module]] = {name: {} for name in names}
+    names = [
+        name for name in NetworkRunner if name is NetworkRunner.EAGER or (name in runners and name not in left_out)
+    ]
+    networks: dict[NetworkRunner, dict[str, nn.Module]] = {name: {} for name in names}
     limit = gpu_limit(workshop.device)
     if set(names) & set(FROM_ONNX):
         workshop.export()
@@ -214,15 +224,15 @@ def benchmark(model: Model, workshop: Workshop, settings: Settings, runners: Seq
 
 def network_record(
     spec: ModuleSpec,
-    networks: Mapping[Runner, dict[str, nn.Module]],
+    networks: Mapping[NetworkRunner, dict[str, nn.Module]],
     workshop: Workshop,
-    settings: Settings,
+    settings: ModulesSettings,
     limit: float | None,
 ) -> Record:
     """One network: put into `networks` for each runner, checked, then timed."""
     reference = workshop.reference(spec)
     parity = {}
-    here: dict[Runner, nn.Module] = {}
+    here: dict[NetworkRunner, nn.Module] = {}
     for name, own in networks.items():
         if not workshop.rows_of(name, spec.name):
             continue
@@ -244,7 +254,7 @@ def network_record(
     }
 
 
-def add_shares(runners: Mapping[Runner, Record], flops: float, limit: float | None) -> None:
+def add_shares(runners: Mapping[NetworkRunner, Record], flops: float, limit: float | None) -> None:
     """Write beside each runner's time which share of `limit` it does, where that is known."""
     for record in runners.values():
         record["share"] = flops / record["s"]["median"] / limit if limit else None
@@ -264,7 +274,9 @@ def main(
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
     size: Annotated[Literal["bundle", "sd2"], typer.Option(help="The bundle, or untrained at full size.")] = "bundle",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
-    runner: Annotated[list[Runner] | None, typer.Option(help="Repeatable; by default all that run here.")] = None,
+    runner: Annotated[
+        list[NetworkRunner] | None, typer.Option(help="Repeatable; by default all that run here.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Of each network on a CPU.", min=1)] = 1,
     work: Annotated[Path | None, typer.Option(help="Keeps the compiled files, to be used again.")] = None,
     compile_all: Annotated[bool, typer.Option("--all", help="torch.compile everywhere, which takes long.")] = False,
@@ -277,7 +289,7 @@ def main(
         raise typer.BadParameter("sd2 on the CPU takes hours; add --quick")
     torch.set_num_threads(threads)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = QUICK if quick else Settings()
+    settings = QUICK if quick else ModulesSettings()
     compiled = COMPILED_QUICK if quick else COMPILED[place.type]
     console = Console()
     with tempfile.TemporaryDirectory() as scratch, console.status("") as status:
@@ -291,7 +303,7 @@ def main(
         files = (work or folder) / f"{model.name}-{place.type}"
         say = status.update if console.is_terminal else console.print
         workshop = Workshop(model.specs, model.bundle, place, files, settings.rows, compiled, threads, say)
-        result = benchmark(model, workshop, settings, runner or tuple(Runner))
+        result = benchmark(model, workshop, settings, runner or tuple(NetworkRunner))
     console.print(module_table(result))
     console.print(edit_table(result))
     if out:

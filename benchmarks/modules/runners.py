@@ -35,7 +35,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 
 
-class Runner(StrEnum):
+class NetworkRunner(StrEnum):
     """What runs a network."""
 
     EAGER = "eager"
@@ -45,8 +45,8 @@ class Runner(StrEnum):
     TENSORRT = "tensorrt"
 
 
-ON_CPU_ONLY = (Runner.ONNX, Runner.OPENVINO)
-FROM_ONNX = (*ON_CPU_ONLY, Runner.TENSORRT)
+ON_CPU_ONLY = (NetworkRunner.ONNX, NetworkRunner.OPENVINO)
+FROM_ONNX = (*ON_CPU_ONLY, NetworkRunner.TENSORRT)
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,23 @@ class Workshop:
         """The network in float32 PyTorch, a new one each time."""
         return spec.load(self.bundle, torch.float32).to(self.device)
 
-    def load(self, runner: Runner, spec: ModuleSpec) -> nn.Module:
+    def load(self, runner: NetworkRunner, spec: ModuleSpec) -> nn.Module:
         """The network, run by `runner`. Raises ArtifactError where it cannot be compiled."""
-        if runner is Runner.EAGER:
+        if runner is NetworkRunner.EAGER:
             module = spec.load(self.bundle, torch.float32).to(self.device, self.dtype)
             return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
-        if runner is Runner.COMPILE:
+        if runner is NetworkRunner.COMPILE:
             module = spec.load(self.bundle, torch.float32).to(self.device, self.dtype)
             return CompiledModule(module, spec, batch_sizes(spec.name, self.compiled[spec.name]), self.device)
-        if runner is Runner.ONNX:
+        if runner is NetworkRunner.ONNX:
             return OnnxModule(onnx_path(self.folder, spec), spec, self.num_threads)
-        if runner is Runner.OPENVINO:
+        if runner is NetworkRunner.OPENVINO:
             return OpenVinoModule(onnx_path(self.folder, spec), spec, self.num_threads)
         return self._tensorrt(spec)
 
-    def rows_of(self, runner: Runner, module: str) -> tuple[int, ...]:
+    def rows_of(self, runner: NetworkRunner, module: str) -> tuple[int, ...]:
         """The rows at which a network is measured."""
-        return self.compiled.get(module, ()) if runner is Runner.COMPILE else self.rows
+        return self.compiled.get(module, ()) if runner is NetworkRunner.COMPILE else self.rows
 
     def export(self) -> None:
         """Write all networks as ONNX files to `folder`, unless they are there."""
@@ -106,7 +106,7 @@ class Workshop:
             written[name] = write_onnx(self.bundle, spec, self.folder, self.dtype)
         write_manifest(self.folder, written)
 
-    def check(self, runner: Runner, spec: ModuleSpec, reference: nn.Module, network: nn.Module) -> Parity:
+    def check(self, runner: NetworkRunner, spec: ModuleSpec, reference: nn.Module, network: nn.Module) -> Parity:
         """How far `network` is from `reference`. Raises ArtifactError, naming runner, network, error and tolerance."""
 
         def between_cpu(module: nn.Module) -> Callable[..., Tensor]:
@@ -160,13 +160,13 @@ class OpenVinoModule(nn.Module):
         return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
-def why_not(runner: Runner, device: torch.device) -> str | None:
+def why_not(runner: NetworkRunner, device: torch.device) -> str | None:
     """Why a runner cannot run on `device` here; None if it can."""
     if runner in ON_CPU_ONLY and device.type != "cpu":
         return "runs on the CPU only"
-    if runner is Runner.OPENVINO and importlib.util.find_spec("openvino") is None:
+    if runner is NetworkRunner.OPENVINO and importlib.util.find_spec("openvino") is None:
         return "not installed"
-    if runner is Runner.TENSORRT:
+    if runner is NetworkRunner.TENSORRT:
         if device.type != "cuda":
             return "needs a GPU"
         try:
@@ -176,9 +176,9 @@ def why_not(runner: Runner, device: torch.device) -> str | None:
     return None
 
 
-def describe(runner: Runner, workshop: Workshop) -> str:
+def describe(runner: NetworkRunner, workshop: Workshop) -> str:
     """The software that a runner is, its version and the precision."""
-    if runner is Runner.TENSORRT:
+    if runner is NetworkRunner.TENSORRT:
         flavour = find_flavour()
         software = f"{flavour.name} {flavour.version}"
     else:

@@ -52,7 +52,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerSetup:
     """How the server was set, with its own defaults: see DenoiserSettings, IngressSettings and BatchSettings.
 
     num_replicas: of every stage. cores, choices: as of `System`; cores may be a little less than there are, for the
@@ -99,7 +99,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredLoad:
     """A measured load. arrivals: [at_s, num_steps, guidance_scale] of every edit, in order."""
 
     rate: float
@@ -113,8 +113,8 @@ class Measurement:
     """What `validate` reads. The file may have more than this, which is passed over."""
 
     calibration: Curve
-    runs: list[Run]
-    server: Server = field(default_factory=Server)
+    runs: list[MeasuredLoad]
+    server: ServerSetup = field(default_factory=ServerSetup)
 
 
 def read(kind: type[T], path: Path) -> T:

@@ -24,7 +24,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_result
 from serve.bench import drawn, measure, mix
-from serve.bench.load import Outcome
+from serve.bench.load import EditOutcome
 from serve.config import IngressSettings
 from serve.schemas import EditForm, edit_reply
 from serve.uploads import edit_requests
@@ -46,16 +46,18 @@ def main(
 ) -> None:
     """Measure, and write what `Measurement` describes."""
     console = Console()
-    wanted = mix.Mix(prompts=drawn.drawn_prompts(), steps=STEPS)
+    wanted = mix.EditMix(prompts=drawn.drawn_prompts(), steps=STEPS)
     asked = [float(rate) for rate in rates.split(",")]
-    loads = [measure.Load(mix.draw(wanted, mix.poisson(rate, duration, seed), seed), rate, duration) for rate in asked]
+    loads = [
+        measure.PlannedLoad(mix.draw(wanted, mix.poisson(rate, duration, seed), seed), rate, duration) for rate in asked
+    ]
     edits = mix.draw(wanted, [0.0] * max(NUM_ALONE, 4), seed=0)
     photos = drawn.draw_photos([*edits, *(one for load in loads for one in load.planned)], manifest())
     with measure.graph(DEMO_BUNDLE, None, backend="onnx") as target:
         target = replace(target, metrics_urls=())
         measure.warm_up(target, edits[:4], photos)
 
-        def send(some: Sequence[mix.Planned]) -> list[Outcome]:
+        def send(some: Sequence[mix.Planned]) -> list[EditOutcome]:
             return target.send(some, photos)
 
         calibration = calibrate(send, edits)
@@ -73,7 +75,9 @@ def manifest() -> Any:
     return Bundle.open(DEMO_BUNDLE).manifest
 
 
-def calibrate(send: Callable[[Sequence[mix.Planned]], list[Outcome]], edits: Sequence[mix.Planned]) -> dict[str, Any]:
+def calibrate(
+    send: Callable[[Sequence[mix.Planned]], list[EditOutcome]], edits: Sequence[mix.Planned]
+) -> dict[str, Any]:
     """What `Curve` describes, of a graph that has nothing else to do."""
     step_time_s = {}
     for rows, (num_guided, num_unguided) in TOGETHER.items():
@@ -117,7 +121,7 @@ def p95(times: Sequence[float]) -> float:
 
 def own_work() -> tuple[list[float], list[float]]:
     """Seconds that the ingress takes for a form and for a reply."""
-    edit = mix.draw(mix.Mix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
+    edit = mix.draw(mix.EditMix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
     photo = drawn.draw_photos([edit], manifest())[edit.category, edit.person]
     form = EditForm(
         image=photo.image,
@@ -137,8 +141,8 @@ def own_work() -> tuple[list[float], list[float]]:
     return parse, reply
 
 
-def record(run: Any, load: measure.Load) -> dict[str, Any]:
-    """What `Run` describes."""
+def record(run: Any, load: measure.PlannedLoad) -> dict[str, Any]:
+    """What `MeasuredLoad` describes."""
     summary = run.summary
     latency = summary.latency_s
     return {

@@ -186,7 +186,7 @@ class SteadyPace(Pace):
         return self._step_time_s[rows.deep]
 
 
-class Denoiser:
+class SimulatedDenoiser:
     """A replica of the UNet: the engine's bookkeeping, on a simulated processor.
 
     call_s: seconds of a UNet call, by its rows. calls: counts the calls, by their rows.

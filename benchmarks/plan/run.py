@@ -29,11 +29,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.plan.files import Curve, Figures, Measurement, Run, Server, read
+from benchmarks.plan.files import Curve, Figures, MeasuredLoad, Measurement, ServerSetup, read
 from benchmarks.plan.report import capacity_table, plot, validation_table
 from benchmarks.plan.scaling import Scaler, Scaling
-from benchmarks.plan.simulation import Result, Served, System, simulate
-from benchmarks.plan.traffic import DAY_S, Mix, day_rate, poisson, varying
+from benchmarks.plan.simulation import Served, SimulationResult, System, simulate
+from benchmarks.plan.traffic import DAY_S, TrafficMix, day_rate, poisson, varying
 from fashion_rag.provenance import provenance, write_figure, write_result
 
 SAMPLE, DAY_SAMPLE = 8, 4
@@ -46,7 +46,7 @@ WINDOW_S = 1800.0
 Record = dict[str, Any]
 
 
-def figures(result: Result, edits: Sequence[Served], from_s: float, until_s: float) -> Figures:
+def figures(result: SimulationResult, edits: Sequence[Served], from_s: float, until_s: float) -> Figures:
     """Of `edits`, some of the result's, that came from then until then."""
     latencies = [each.latency_s for each in edits if each.latency_s is not None]
     answered = sum(each.arrival.at_s + each.latency_s <= until_s for each in edits if each.latency_s is not None)
@@ -62,7 +62,7 @@ def figures(result: Result, edits: Sequence[Served], from_s: float, until_s: flo
     )
 
 
-def replay(measurement: Measurement, run: Run, num_seeds: int) -> Figures:
+def replay(measurement: Measurement, run: MeasuredLoad, num_seeds: int) -> Figures:
     """Medians, over some seeds, of what is predicted for a measured load."""
     system, num_replicas = measurement.server.system(measurement.calibration), measurement.server.num_replicas
     predicted = []
@@ -75,7 +75,7 @@ def replay(measurement: Measurement, run: Run, num_seeds: int) -> Figures:
 class Planner:
     """Simulates a system under one mix of edits, `num_edits` at a time. What has been asked is remembered."""
 
-    def __init__(self, system: System, mix: Mix, num_edits: int, seed: int = 0) -> None:
+    def __init__(self, system: System, mix: TrafficMix, num_edits: int, seed: int = 0) -> None:
         self.system, self.mix, self.num_edits, self.seed = system, mix, num_edits, seed
         self.at = cache(self._at)
 
@@ -213,8 +213,8 @@ def capacity(
 ) -> None:
     """Find the least number of replicas for rates and objectives, and play a day of the last rate."""
     device = read(Curve, curve)
-    server = Server(max_rows=max_rows, max_waiting=max_waiting, max_edits=max_edits, choices=choices)
-    mix = Mix(tuple(int(each) for each in _numbers(steps)), guided)
+    server = ServerSetup(max_rows=max_rows, max_waiting=max_waiting, max_edits=max_edits, choices=choices)
+    mix = TrafficMix(tuple(int(each) for each in _numbers(steps)), guided)
     planner = Planner(server.system(device), mix, num_edits)
     rates, objectives = _numbers(rate), _numbers(objective_s)
     result: Record = {

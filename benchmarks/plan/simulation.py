@@ -26,7 +26,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.plan.parts import Action, Batches, Clock, Denoiser, Processor, SimulatedEdit, Spread, SteadyPace
+from benchmarks.plan.parts import (
+    Action,
+    Batches,
+    Clock,
+    Processor,
+    SimulatedDenoiser,
+    SimulatedEdit,
+    Spread,
+    SteadyPace,
+)
 from benchmarks.plan.scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
 from benchmarks.plan.traffic import Arrival
 from fashion_rag.denoising.engine import WARM_UP_CALLS
@@ -79,7 +88,7 @@ class Served(NamedTuple):
 
 
 @dataclass
-class Result:
+class SimulationResult:
     """edits: in the order of arrival. calls: UNet calls by their rows. replicas: from when on how many were there or on
     the way. ended_s: when the last edit left, or the end.
     """
@@ -129,7 +138,7 @@ class Replica:
         call_s = system.call_s()
         # On a cluster the calls are steady but for other stages' on the GPU, which are short.
         pace = _warm_pace(call_s) if machine else SteadyPace(call_s)
-        self.denoiser = Denoiser(gpu, system.limits, call_s, pace, calls)
+        self.denoiser = SimulatedDenoiser(gpu, system.limits, call_s, pace, calls)
         self.notes: deque[float] = deque(maxlen=NOTES)
 
     def _batches(self, processor: Processor) -> Batches:
@@ -157,7 +166,7 @@ class Graph:
 
     def __init__(self, system: System, num_replicas: int, seed: int, scaler: Scaler | None) -> None:
         self.system, self.scaler, self.seed = system, scaler, seed
-        self.rng, self.clock, self.result = random.Random(seed), Clock(), Result([])
+        self.rng, self.clock, self.result = random.Random(seed), Clock(), SimulationResult([])
         self.machine = Processor(self.clock, system.cores) if system.cores else None
         self.replicas: dict[int, Replica] = {}
         self.numbers = count()
@@ -188,7 +197,7 @@ class Graph:
         self.clock.after(arrival.at_s - self.clock.now, begin)
         return True
 
-    def run(self, arrivals: Iterable[Arrival], until_s: float) -> Result:
+    def run(self, arrivals: Iterable[Arrival], until_s: float) -> SimulationResult:
         """Until all have left, or until then."""
         self.coming = self.come(iter(arrivals))
         while (self.coming or self.num_inside) and self.clock.next(until_s):
@@ -303,6 +312,6 @@ def simulate(
     seed: int,
     scaler: Scaler | None = None,
     until_s: float = math.inf,
-) -> Result:
+) -> SimulationResult:
     """What becomes of `arrivals`, which are in order. scaler: changes the number of replicas, on a cluster."""
     return Graph(system, num_replicas, seed, scaler).run(arrivals, until_s)

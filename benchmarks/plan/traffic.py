@@ -29,7 +29,7 @@ class Arrival(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mix:
+class TrafficMix:
     """What comes: step counts, all as often, and the share of edits that are guided."""
 
     steps: Sequence[int] = (10, 20, 50)
@@ -41,7 +41,7 @@ class Mix:
         return float(np.mean(self.steps)) * (1 + self.guided)
 
 
-def poisson(mix: Mix, rate: float, num_edits: int, seed: int) -> list[Arrival]:
+def poisson(mix: TrafficMix, rate: float, num_edits: int, seed: int) -> list[Arrival]:
     """So many edits, at `rate` a second on average. The same seed gives the same edits at every rate."""
     rng = np.random.default_rng(seed)
     at_s = rng.exponential(size=num_edits).cumsum() / rate
@@ -51,7 +51,7 @@ def poisson(mix: Mix, rate: float, num_edits: int, seed: int) -> list[Arrival]:
 
 
 def varying(
-    mix: Mix, rate: Callable[[float], float], highest: float, duration_s: float, seed: int
+    mix: TrafficMix, rate: Callable[[float], float], highest: float, duration_s: float, seed: int
 ) -> Iterator[Arrival]:
     """Poisson arrivals at `rate` of the time, which is never above `highest`: some of those at that rate stay away."""
     rng = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Settings:
+class RetrievalSettings:
     """How much is run. graphs_up_to: vectors. enough_s: no further round of searches is begun after it."""
 
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -69,7 +69,7 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(sizes=(10_000, 30_000), num_queries=30, num_rounds=1)
+QUICK = RetrievalSettings(sizes=(10_000, 30_000), num_queries=30, num_rounds=1)
 
 
 class World:
@@ -125,7 +125,7 @@ class Query(NamedTuple):
     best: dict[str, list[int]]
 
 
-def make_data(folder: Path, num_vectors: int, settings: Settings) -> Record:
+def make_data(folder: Path, num_vectors: int, settings: RetrievalSettings) -> Record:
     """What there is to tell of the data, now in `folder`: `vectors.npy`, `masks.npz`, `queries.npz`."""
     world = World(settings.dim, settings.num_clusters, settings.seed)
     texts, text_categories = world.texts(settings.num_queries)
@@ -192,7 +192,7 @@ def anonymous_bytes() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def measure(system: str, folder: Path, settings: Settings) -> list[Record]:
+def measure(system: str, folder: Path, settings: RetrievalSettings) -> list[Record]:
     """What is reported of a system on the data in `folder`, for each of its efforts. To be run in a fresh process."""
     faiss.omp_set_num_threads(1)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
@@ -206,7 +206,7 @@ def measure(system: str, folder: Path, settings: Settings) -> list[Record]:
     return [{"system": name, **built, "filters": timed(search, queries, settings)} for name, search in searches.items()]
 
 
-def timed(search: Search, queries: Sequence[Query], settings: Settings) -> Record:
+def timed(search: Search, queries: Sequence[Query], settings: RetrievalSettings) -> Record:
     """Recall, and percentiles of the time of a search in ms, by filter."""
     for query in queries[:3]:
         for name in FILTERS:
@@ -233,11 +233,11 @@ def timed(search: Search, queries: Sequence[Query], settings: Settings) -> Recor
     }
 
 
-def _left_out(num_vectors: int, settings: Settings) -> Sequence[str]:
+def _left_out(num_vectors: int, settings: RetrievalSettings) -> Sequence[str]:
     return [name for name in GRAPHS if num_vectors > settings.graphs_up_to or not find_spec(name)]
 
 
-def benchmark(settings: Settings, say: Callable[[str], None], keep: Callable[[Record], None]) -> Record:
+def benchmark(settings: RetrievalSettings, say: Callable[[str], None], keep: Callable[[Record], None]) -> Record:
     """The result as plain values, for JSON. `say` tells of progress; `keep` gets the result after every system."""
     packages = {name: version(name) for name in GRAPHS if find_spec(name)}
     data: dict[str, Record] = {}
@@ -273,7 +273,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A minute, to see that it works.")] = False,
 ) -> None:
     """Compare the catalogue's vector index with exact search and with graphs."""
-    settings = QUICK if quick else Settings(tuple(int(size) for size in sizes.split(",")), graphs_up_to)
+    settings = QUICK if quick else RetrievalSettings(tuple(int(size) for size in sizes.split(",")), graphs_up_to)
 
     def keep(result: Record) -> None:
         if out:

@@ -10,16 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.against.run import BASELINES, Edits, Settings, call, measure, scripts, served
 from benchmarks.against.report import (
     DEADLINE,
     LOAD,
     OVERLOAD,
     STEPS,
     SYSTEMS,
+    ClaimRow,
     Interval,
-    Pace,
-    Row,
+    Throughput,
     over_rounds,
     pace,
     plot,
@@ -27,8 +26,9 @@ from benchmarks.against.report import (
     rows,
     table,
 )
+from benchmarks.against.run import BASELINES, AgainstSettings, Edits, call, measure, scripts, served
 from fashion_rag.request import CATEGORIES
-from serve.bench.load import Outcome, Reply
+from serve.bench.load import EditOutcome, Reply
 from serve.bench.mix import Photo, Planned
 from tests.serve.test_bench_load import Server, VirtualLoop, takes
 
@@ -38,12 +38,12 @@ PROMPTS = {category: ["red", "blue"] for category in CATEGORIES}
 EDITS = Edits(PROMPTS, {(category, person): PHOTO for category in PROMPTS for person in range(20)}, seed=3)
 
 
-def outcome(at_s: float, ended_s: float, steps: int = 20, reply: Reply = DONE) -> Outcome:
-    return Outcome(Planned(at_s, "dresses", "red dress", steps=steps), at_s, ended_s, reply)
+def outcome(at_s: float, ended_s: float, steps: int = 20, reply: Reply = DONE) -> EditOutcome:
+    return EditOutcome(Planned(at_s, "dresses", "red dress", steps=steps), at_s, ended_s, reply)
 
 
-def called(server: Server, planned: Sequence[Planned], num_callers: int, duration_s: float) -> list[Outcome]:
-    async def main() -> list[Outcome]:
+def called(server: Server, planned: Sequence[Planned], num_callers: int, duration_s: float) -> list[EditOutcome]:
+    async def main() -> list[EditOutcome]:
         transport = httpx.MockTransport(server)
         async with httpx.AsyncClient(base_url="http://server", transport=transport, timeout=None) as client:
             return await call(client, planned, EDITS.photos, num_callers, duration_s)
@@ -101,14 +101,14 @@ def test_pace_counts_edits_by_their_time_between_and_within_the_objective() -> N
         outcome(11.0, 15.0, 20),  # a quarter
         outcome(12.0, 12.5, 50),  # after
     ]
-    assert pace(outcomes, 2.0, 12.0) == Pace(0.175, 6.0)
-    assert pace(outcomes, 2.0, 12.0, objective_s=4.0) == Pace(0.075, 1.0)
+    assert pace(outcomes, 2.0, 12.0) == Throughput(0.175, 6.0)
+    assert pace(outcomes, 2.0, 12.0, objective_s=4.0) == Throughput(0.075, 1.0)
 
 
 def test_pace_is_the_same_however_edits_share_a_server() -> None:
     one_by_one = [outcome(float(at_s), at_s + 1.0, 30) for at_s in range(30)]
     four_at_once = [outcome(4.0 * turn, 4.0 * turn + 4.0, 30) for turn in range(8) for _ in range(4)]
-    assert pace(one_by_one, 5.0, 23.0) == pace(four_at_once, 5.0, 23.0) == Pace(1.0, 30.0)
+    assert pace(one_by_one, 5.0, 23.0) == pace(four_at_once, 5.0, 23.0) == Throughput(1.0, 30.0)
 
 
 def test_over_rounds_is_the_median_of_medians() -> None:
@@ -173,7 +173,7 @@ def test_a_cheaper_way_to_as_good_a_picture_counts_only_where_it_is_named() -> N
     [(3.0, 3.0, False, True), (2.9, 3.0, False, False), (0.5, 0.5, True, True), (0.6, 0.5, True, False)],
 )
 def test_a_goal_is_met_or_missed(value: float, goal: float, at_most: bool, met: bool) -> None:
-    row = Row("one edit, s", {"a": 1.0}, "(a) / (d)", Interval(value, 0.1, 9.0), goal, at_most)
+    row = ClaimRow("one edit, s", {"a": 1.0}, "(a) / (d)", Interval(value, 0.1, 9.0), goal, at_most)
     assert row.met is met
     (line,) = [line for line in table([row]).splitlines() if line.startswith("| one edit")]
     assert line.endswith(f"| at {'most' if at_most else 'least'} {goal:g} | {'met' if met else 'missed'} |")
@@ -199,10 +199,10 @@ def test_each_system_is_measured_as_planned(monkeypatch: pytest.MonkeyPatch) -> 
 
     def closed_loop(
         url: str, planned: Sequence[Planned], photos: object, num_callers: int = 1, duration_s: float = 1e9
-    ) -> list[Outcome]:
+    ) -> list[EditOutcome]:
         return called(takes(2.0), planned, num_callers, duration_s)
 
-    def run(url: str, planned: list[Planned], photos: object, *, timeout_s: float) -> list[Outcome]:
+    def run(url: str, planned: list[Planned], photos: object, *, timeout_s: float) -> list[EditOutcome]:
         open_loops.append((planned, timeout_s))
         # The first is refused, the others are in time.
         return [
@@ -212,7 +212,7 @@ def test_each_system_is_measured_as_planned(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("benchmarks.against.run.closed_loop", closed_loop)
     monkeypatch.setattr("benchmarks.against.run.load.run", run)
-    settings = Settings(num_light=3, saturated_s=30.0, steady_s=50.0, overload_s=20.0)
+    settings = AgainstSettings(num_light=3, saturated_s=30.0, steady_s=50.0, overload_s=20.0)
     found = {name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS}
     assert {name: [key for key in ("steady", "overload") if key in found[name]] for name in found} == {
         "a": ["overload"],

@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.batching.open_loop import LetIn, NumberedArrival, SimulatedEngine, Times, arrivals, serve
+from benchmarks.batching.report import details, overview, plot
 from benchmarks.batching.run import (
     QUICK,
     anyone,
@@ -20,8 +22,6 @@ from benchmarks.batching.run import (
     next_alike,
     next_batch,
 )
-from benchmarks.batching.report import details, overview, plot
-from benchmarks.batching.open_loop import Arrival, LetIn, SimulatedEngine, Times, arrivals, serve
 from fashion_rag.denoising.engine import Engine
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
@@ -30,7 +30,7 @@ from fashion_rag.errors import FashionRAGError
 INPUTS = Inputs.blank((2, 2), 4)
 STEP_S = {2: 1.0, 4: 1.5}
 # While the first runs, the others come.
-COMING = [Arrival(0, 2.0, 3), Arrival(1, 2.5, 1), Arrival(2, 2.6, 2)]
+COMING = [NumberedArrival(0, 2.0, 3), NumberedArrival(1, 2.5, 1), NumberedArrival(2, 2.6, 2)]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,12 @@ def test_edits_take_the_time_of_the_steps_that_they_wait_for_and_share(
 
 
 def test_batches_take_the_oldest_and_no_more_than_fit() -> None:
-    waiting = [Arrival(0, 0.0, 10), Arrival(1, 0.1, 20), Arrival(2, 0.2, 10), Arrival(3, 0.3, 10)]
+    waiting = [
+        NumberedArrival(0, 0.0, 10),
+        NumberedArrival(1, 0.1, 20),
+        NumberedArrival(2, 0.2, 10),
+        NumberedArrival(3, 0.3, 10),
+    ]
     assert [arrival.number for arrival in next_batch(waiting, 0, 2)] == [0, 1]
     assert [arrival.number for arrival in next_alike(waiting, 0, 2)] == [0, 2]
     for let_in in (next_batch, next_alike):
@@ -63,7 +68,7 @@ def test_an_edit_that_fails_ends_the_benchmark() -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(FashionRAGError, match="out of memory"):
-        serve(Engine(broken, Limits()), lambda seconds: None, [Arrival(0, 0.0, 1)], anyone, INPUTS)
+        serve(Engine(broken, Limits()), lambda seconds: None, [NumberedArrival(0, 0.0, 1)], anyone, INPUTS)
 
 
 def test_arrivals_are_equal_parts_the_same_at_every_rate() -> None:
@@ -86,7 +91,7 @@ def test_assumed_steps_lie_on_a_line() -> None:
 
 
 def test_figures_of_a_method() -> None:
-    coming = [Arrival(number, 10.0 * number, steps) for number, steps in enumerate((10, 20, 10))]
+    coming = [NumberedArrival(number, 10.0 * number, steps) for number, steps in enumerate((10, 20, 10))]
     assert figures(coming, [2.0, 3.0, 6.0], alone_s=0.1) == pytest.approx(
         {
             "p50_s": 3.0,
@@ -102,10 +107,10 @@ def test_figures_of_a_method() -> None:
 
 
 def test_methods_are_compared_on_the_same_arrivals_and_by_the_answers_that_they_give() -> None:
-    seen: list[Sequence[Arrival]] = []
+    seen: list[Sequence[NumberedArrival]] = []
     seconds = {anyone: Times(2.0, 99.0), next_batch: Times(4.0, 8.0), next_alike: Times(1.0, 99.0)}
 
-    def run(coming: Sequence[Arrival], let_in: LetIn) -> list[Times]:
+    def run(coming: Sequence[NumberedArrival], let_in: LetIn) -> list[Times]:
         seen.append(coming)
         # The second repeat is slower for all, the third for shared steps.
         slower = (1, 3, 4 if let_in is anyone else 1)[(len(seen) - 1) // 3]

@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks import modules_runners
+from benchmarks.modules import runners
+from benchmarks.modules.models import MeasuredModel, Networks, TimedPictures, bundle_model, untrained_model
+from benchmarks.modules.report import edit_table, module_table, plot
 from benchmarks.modules.run import (
     QUICK,
     add_shares,
@@ -25,9 +27,7 @@ from benchmarks.modules.run import (
     measure_edits,
     measure_network,
 )
-from benchmarks.modules.models import Edited, Model, Networks, bundle_model, untrained_model
-from benchmarks.modules.report import edit_table, module_table, plot
-from benchmarks.modules.runners import OpenVinoModule, Runner, Workshop, batch_sizes, count_flops, why_not
+from benchmarks.modules.runners import NetworkRunner, OpenVinoModule, Workshop, batch_sizes, count_flops, why_not
 from export.compiled_module import CompiledModule
 from export.engines import EngineKey
 from export.modules import ModuleSpec, blank_inputs
@@ -62,7 +62,7 @@ TOY_VAE = {
 make_toy = partial(untrained_model, CPU, 2, (64, 48), TOY_UNET, TOY_VAE)
 
 
-def make_workshop(model: Model, folder: Path, compiled: dict[str, tuple[int, ...]] | None = None) -> Workshop:
+def make_workshop(model: MeasuredModel, folder: Path, compiled: dict[str, tuple[int, ...]] | None = None) -> Workshop:
     return Workshop(model.specs, model.bundle, CPU, folder, (1, 2), compiled or {}, 1, lambda text: None)
 
 
@@ -74,15 +74,15 @@ def printed(table: object) -> str:
 
 
 def test_each_round_begins_with_another_runner() -> None:
-    names = (Runner.EAGER, Runner.ONNX, Runner.OPENVINO)
+    names = (NetworkRunner.EAGER, NetworkRunner.ONNX, NetworkRunner.OPENVINO)
     orders = [in_turn(names, number) for number in range(4)]
     assert [order[0] for order in orders] == [*names, names[0]]
-    assert orders[1] == (Runner.ONNX, Runner.OPENVINO, Runner.EAGER)
+    assert orders[1] == (NetworkRunner.ONNX, NetworkRunner.OPENVINO, NetworkRunner.EAGER)
 
 
 def test_a_runner_is_compared_with_eager_round_by_round() -> None:
     # The second round is slow for both, the third for eager alone.
-    found = compare({Runner.ONNX: [1.0, 5.0, 1.0], Runner.EAGER: [2.0, 15.0, 10.0]})
+    found = compare({NetworkRunner.ONNX: [1.0, 5.0, 1.0], NetworkRunner.EAGER: [2.0, 15.0, 10.0]})
     assert found["onnx"] == {
         "s": {"p25": 1.0, "median": 1.0, "p75": 3.0},
         "times_faster": {"p25": 2.5, "median": 3.0, "p75": 6.5},
@@ -116,7 +116,7 @@ class Recorder(nn.Module):
 
 def test_every_runner_has_a_turn_in_every_round_at_the_rows_it_is_measured_at(tmp_path: Path) -> None:
     model = make_toy()
-    networks = {Runner.EAGER: Recorder(), Runner.COMPILE: Recorder()}
+    networks = {NetworkRunner.EAGER: Recorder(), NetworkRunner.COMPILE: Recorder()}
     workshop = make_workshop(model, tmp_path, {"vae_decoder": (2,)})
     settings = replace(QUICK, num_rounds=4)
     seconds = measure_network(networks, model.specs["vae_decoder"], workshop, settings)
@@ -124,17 +124,17 @@ def test_every_runner_has_a_turn_in_every_round_at_the_rows_it_is_measured_at(tm
         1: {"eager": 4},
         2: {"eager": 4, "compile": 4},
     }
-    assert set(networks[Runner.COMPILE].rows) == {2} and set(networks[Runner.EAGER].rows) == {1, 2}
+    assert set(networks[NetworkRunner.COMPILE].rows) == {2} and set(networks[NetworkRunner.EAGER].rows) == {1, 2}
 
 
 def test_the_benchmark_of_a_bundle(
     tiny_bundle: Path, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules_runners, "CompiledModule", partial(CompiledModule, compile_backend="eager"))
+    monkeypatch.setattr(runners, "CompiledModule", partial(CompiledModule, compile_backend="eager"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = bundle_model(Bundle.open(tiny_bundle), CPU, tmp_path, num_steps=2)
     workshop = make_workshop(model, onnx_folder, {"unet": (2,)})
-    result = benchmark(model, workshop, replace(QUICK, num_rounds=2, turn_s=1e-4), tuple(Runner))
+    result = benchmark(model, workshop, replace(QUICK, num_rounds=2, turn_s=1e-4), tuple(NetworkRunner))
     result = json.loads(json.dumps(result))
 
     names = [name for name in ("eager", "compile", "onnx", "openvino") if name not in result["left_out"]]
@@ -162,26 +162,28 @@ def test_the_benchmark_of_a_bundle(
 def test_a_network_that_is_off_is_refused_by_name(
     tiny_bundle: Path, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Off(modules_runners.OnnxModule):
+    class Off(runners.OnnxModule):
         def forward(self, *inputs: Tensor) -> Tensor:
             return super().forward(*inputs) * 1.01
 
-    monkeypatch.setattr(modules_runners, "OnnxModule", Off)
+    monkeypatch.setattr(runners, "OnnxModule", Off)
     model = bundle_model(Bundle.open(tiny_bundle), CPU, tmp_path, num_steps=2)
     with pytest.raises(ArtifactError, match=r"onnx: unet: differs from PyTorch by 0\.0.* must be at most 0\.0001"):
-        benchmark(model, make_workshop(model, onnx_folder), QUICK, [Runner.ONNX])
+        benchmark(model, make_workshop(model, onnx_folder), QUICK, [NetworkRunner.ONNX])
 
 
-def model_of_pictures(make_edit: Callable[[Networks, int], Callable[[], Edited]]) -> Model:
-    return Model("made up", {}, None, 5, {}, (2,), make_edit)
+def model_of_pictures(make_edit: Callable[[Networks, int], Callable[[], TimedPictures]]) -> MeasuredModel:
+    return MeasuredModel("made up", {}, None, 5, {}, (2,), make_edit)
 
 
 def test_edits_are_compared_by_time_and_picture() -> None:
-    def make_edit(networks: Networks, batch: int) -> Callable[[], Edited]:
+    def make_edit(networks: Networks, batch: int) -> Callable[[], TimedPictures]:
         bright, slow = (2, 1.0) if "unet" in networks else (0, 4.0)
-        return lambda: Edited(np.full((batch, 2, 2, 3), 250 + bright, np.uint8), {"encode": slow, "denoise": slow})
+        return lambda: TimedPictures(
+            np.full((batch, 2, 2, 3), 250 + bright, np.uint8), {"encode": slow, "denoise": slow}
+        )
 
-    networks = {Runner.EAGER: {}, Runner.ONNX: {"unet": Recorder()}}
+    networks = {NetworkRunner.EAGER: {}, NetworkRunner.ONNX: {"unet": Recorder()}}
     level = measure_edits(model_of_pictures(make_edit), 2, networks, QUICK, exact=True)
     assert (level["batch"], level["unet_rows"]) == (2, 4)
     found = level["runners"]["onnx"]
@@ -191,10 +193,10 @@ def test_edits_are_compared_by_time_and_picture() -> None:
 
 
 def test_a_picture_that_is_off_is_refused_in_float32() -> None:
-    def make_edit(networks: Networks, batch: int) -> Callable[[], Edited]:
-        return lambda: Edited(np.full((batch, 2, 2, 3), 3 if networks else 0, np.uint8), {"denoise": 1.0})
+    def make_edit(networks: Networks, batch: int) -> Callable[[], TimedPictures]:
+        return lambda: TimedPictures(np.full((batch, 2, 2, 3), 3 if networks else 0, np.uint8), {"denoise": 1.0})
 
-    networks = {Runner.EAGER: {}, Runner.ONNX: {"unet": Recorder()}}
+    networks = {NetworkRunner.EAGER: {}, NetworkRunner.ONNX: {"unet": Recorder()}}
     with pytest.raises(ArtifactError, match="onnx: a picture is off by 3/255; must be at most 2/255"):
         measure_edits(model_of_pictures(make_edit), 1, networks, QUICK, exact=True)
     level = measure_edits(model_of_pictures(make_edit), 1, networks, QUICK, exact=False)
@@ -224,7 +226,7 @@ def test_an_untrained_model_of_toy_size(tmp_path: Path) -> None:
 def test_the_benchmark_of_an_untrained_model(tmp_path: Path) -> None:
     model = make_toy(batches=(1, 2))
     settings = replace(QUICK, num_rounds=1, turn_s=1e-4)
-    result = benchmark(model, make_workshop(model, tmp_path), settings, [Runner.EAGER])
+    result = benchmark(model, make_workshop(model, tmp_path), settings, [NetworkRunner.EAGER])
     assert list(result["runners"]) == ["eager"]
     assert [module["module"] for module in result["modules"]] == ["unet", "vae_encoder", "vae_decoder"]
     # Two edits would take more rows than are measured.
@@ -237,8 +239,8 @@ def test_untrained_networks_are_exported_once(tmp_path: Path) -> None:
     spec = model.specs["vae_decoder"]
     workshop = replace(make_workshop(model, tmp_path / "files"), specs={spec.name: spec})
     workshop.export()
-    network = workshop.load(Runner.ONNX, spec)
-    assert workshop.check(Runner.ONNX, spec, workshop.reference(spec), network).max_rel_error > 0
+    network = workshop.load(NetworkRunner.ONNX, spec)
+    assert workshop.check(NetworkRunner.ONNX, spec, workshop.reference(spec), network).max_rel_error > 0
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()}
     workshop.export()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "files").iterdir()} == written
@@ -271,14 +273,14 @@ def test_engines_are_built_once_for_the_rows_that_are_measured(
         assert runtime_cache.parent == path.parent
         return path.read_bytes(), key.rows
 
-    monkeypatch.setattr(modules_runners, "build_engine", build)
-    monkeypatch.setattr(modules_runners, "TrtModule", module)
+    monkeypatch.setattr(runners, "build_engine", build)
+    monkeypatch.setattr(runners, "TrtModule", module)
     model = bundle_model(Bundle.open(tiny_bundle), CPU, tmp_path)
     folder = Path(shutil.copytree(onnx_folder, tmp_path / "onnx"))
     workshop = replace(make_workshop(model, folder), rows=(1, 2, 16))
     for _ in range(2):
-        assert workshop.load(Runner.TENSORRT, model.specs["unet"]) == (b"engine", (1, 2, 16))
-        assert workshop.load(Runner.TENSORRT, model.specs["vae_decoder"]) == (b"engine", (1, 2, 8))
+        assert workshop.load(NetworkRunner.TENSORRT, model.specs["unet"]) == (b"engine", (1, 2, 16))
+        assert workshop.load(NetworkRunner.TENSORRT, model.specs["vae_decoder"]) == (b"engine", (1, 2, 8))
     assert built == [(1, 2, 16), (1, 2, 8)]
 
 
@@ -302,9 +304,13 @@ def test_batch_sizes_are_no_larger_than_those_of_replicas() -> None:
 
 def test_runners_have_their_devices() -> None:
     gpu = torch.device("cuda")
-    assert [why_not(runner, CPU) for runner in (Runner.EAGER, Runner.COMPILE, Runner.ONNX)] == [None] * 3
-    assert [why_not(runner, gpu) for runner in (Runner.ONNX, Runner.OPENVINO)] == ["runs on the CPU only"] * 2
-    assert why_not(Runner.TENSORRT, CPU) == "needs a GPU"
+    assert [why_not(runner, CPU) for runner in (NetworkRunner.EAGER, NetworkRunner.COMPILE, NetworkRunner.ONNX)] == [
+        None
+    ] * 3
+    assert [why_not(runner, gpu) for runner in (NetworkRunner.ONNX, NetworkRunner.OPENVINO)] == [
+        "runs on the CPU only"
+    ] * 2
+    assert why_not(NetworkRunner.TENSORRT, CPU) == "needs a GPU"
 
 
 def test_full_size_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,29 +9,29 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from benchmarks.plan.run import SAMPLE, Planner, app, figures, replay
-from benchmarks.plan.files import STAGES, Curve, Measurement, Run, Server, read
+from benchmarks.plan.files import STAGES, Curve, MeasuredLoad, Measurement, ServerSetup, read
 from benchmarks.plan.parts import Spread
-from benchmarks.plan.simulation import Result, Served, System, simulate
-from benchmarks.plan.traffic import Arrival, Mix, poisson
+from benchmarks.plan.run import SAMPLE, Planner, app, figures, replay
+from benchmarks.plan.simulation import Served, SimulationResult, System, simulate
+from benchmarks.plan.traffic import Arrival, TrafficMix, poisson
 
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 CURVE = Curve("a device", "made up", True, {1: 0.02, 2: 0.02, 8: 0.05}, {name: Spread(0.01, 0.01) for name in STAGES})
-SERVER = Server(max_edits=100, max_waiting=64, cores=2.0, num_replicas=2)
+SERVER = ServerSetup(max_edits=100, max_waiting=64, cores=2.0, num_replicas=2)
 
 
 def planner(num_edits: int, **others: Any) -> Planner:
-    return Planner(replace(SERVER, cores=None, **others).system(CURVE), Mix(), num_edits)
+    return Planner(replace(SERVER, cores=None, **others).system(CURVE), TrafficMix(), num_edits)
 
 
 def measurement(*rates: float) -> Measurement:
     """As if the simulation with another seed were the server."""
     runs = []
     for rate in rates:
-        coming = poisson(Mix(), rate, 600, seed=3)
+        coming = poisson(TrafficMix(), rate, 600, seed=3)
         result = simulate(SERVER.system(CURVE), coming, SERVER.num_replicas, seed=99)
         measured = figures(result, result.edits, 0.0, coming[-1].at_s)
-        runs.append(Run(rate, coming[-1].at_s, coming, measured))
+        runs.append(MeasuredLoad(rate, coming[-1].at_s, coming, measured))
     return Measurement(CURVE, runs, SERVER)
 
 
@@ -56,7 +56,7 @@ def test_figures_of_some_edits() -> None:
         Served(at[4], 6.0),  # answered too late to count as throughput
         Served(at[5]),
     ]
-    result = Result(edits)
+    result = SimulationResult(edits)
     result.calls.update({2: 3, 4: 1})
     result.replicas, result.ended_s = [(0.0, 2)], 20.0
     found = figures(result, edits, 10.0, 18.0)
@@ -105,7 +105,7 @@ def test_the_published_curve_is_the_arithmetic_that_its_source_tells() -> None:
     assert {rows: curve.step_time_s[rows] for rows in expected} == pytest.approx(expected, rel=0.01)
     assert not curve.measured and "Nothing here was measured on an H100" in curve.source
     line = replace(
-        System({2: expected[2], 8: expected[8], 32: expected[32]}, {}), limits=Server(32).system(curve).limits
+        System({2: expected[2], 8: expected[8], 32: expected[32]}, {}), limits=ServerSetup(32).system(curve).limits
     )
     assert [curve.step_time_s[rows] for rows in (4, 16)] == pytest.approx(
         [line.call_s()[rows] for rows in (4, 16)], rel=0.01
@@ -118,7 +118,7 @@ def test_a_sample_of_a_fleet_does_as_the_whole_fleet(load: float) -> None:
     rate = load * plan.most * fleet
     sampled = plan.at(rate, fleet)
     # As many edits a replica, so that both are as settled.
-    whole = simulate(plan.system, poisson(Mix(), rate, 4 * 2500, seed=5), fleet, seed=5)
+    whole = simulate(plan.system, poisson(TrafficMix(), rate, 4 * 2500, seed=5), fleet, seed=5)
     settled = whole.edits[1000:]
     found = figures(whole, settled, settled[0].arrival.at_s, settled[-1].arrival.at_s)
     assert sampled.p50_s == pytest.approx(found.p50_s, rel=0.1)

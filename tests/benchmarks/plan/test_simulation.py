@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.batching.run import anyone
 from benchmarks.batching.open_loop import NEVER_FULL, SimulatedEngine, arrivals, serve
+from benchmarks.batching.run import anyone
 from benchmarks.plan.files import STAGES
 from benchmarks.plan.parts import Batches, Clock, Processor, Spread
 from benchmarks.plan.scaling import Scaler, Scaling
-from benchmarks.plan.simulation import Result, System, simulate
-from benchmarks.plan.traffic import DAY_S, NIGHT, Arrival, Mix, day_rate, poisson, varying
+from benchmarks.plan.simulation import SimulationResult, System, simulate
+from benchmarks.plan.traffic import DAY_S, NIGHT, Arrival, TrafficMix, day_rate, poisson, varying
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
 
@@ -26,17 +26,17 @@ SERVER = System(STEP_S, STAGES_S, Limits(8, 16, margin_s=0.5))
 QUEUE = System({2: 0.25}, NOTHING, Limits(2, NEVER_FULL), max_edits=NEVER_FULL, deadline_s=math.inf)
 
 
-def latencies(result: Result) -> list[float]:
+def latencies(result: SimulationResult) -> list[float]:
     return [each.latency_s for each in result.edits if each.latency_s is not None]
 
 
-def p95(result: Result) -> float:
+def p95(result: SimulationResult) -> float:
     return float(np.percentile(latencies(result), 95))
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_one_row_in_a_call_of_fixed_time_is_the_queue_of_the_textbook(load: float) -> None:
-    result = simulate(QUEUE, poisson(Mix((4,)), load, 15_000, seed=0), 1, seed=0)
+    result = simulate(QUEUE, poisson(TrafficMix((4,)), load, 15_000, seed=0), 1, seed=0)
     # M/D/1, with a service time of 4 * 0.25 s.
     assert np.mean(latencies(result)) == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
 
@@ -44,7 +44,7 @@ def test_one_row_in_a_call_of_fixed_time_is_the_queue_of_the_textbook(load: floa
 def test_edits_on_one_core_share_it_as_in_the_textbook() -> None:
     stages = NOTHING | {"hops": Spread(1.0, 1.0)}
     system = replace(QUEUE, step_time_s={2: 1e-6}, stages_s=stages, cores=1.0)
-    result = simulate(system, poisson(Mix((1,)), 0.6, 10_000, seed=0), 1, seed=0)
+    result = simulate(system, poisson(TrafficMix((1,)), 0.6, 10_000, seed=0), 1, seed=0)
     # Processor sharing: the mean depends on the mean of the work alone.
     assert np.mean(latencies(result)) == pytest.approx(1 / (1 - 0.6), rel=0.06)
 
@@ -110,7 +110,7 @@ def test_calls_between_known_rows_lie_on_a_line_and_beyond_them_in_proportion() 
 
 
 def test_every_edit_is_done_refused_or_still_there() -> None:
-    coming = poisson(Mix(guided=0.7), 12.0, 600, seed=1)
+    coming = poisson(TrafficMix(guided=0.7), 12.0, 600, seed=1)
     for until_s in (20.0, math.inf):
         result = simulate(replace(SERVER, deadline_s=4.0), coming, 2, 0, until_s=until_s)
         done, refused = len(latencies(result)), sum(each.refused for each in result.edits)
@@ -141,13 +141,13 @@ def test_an_edit_that_is_late_after_denoising_is_not_done() -> None:
 
 
 def test_the_same_seed_gives_the_same_result() -> None:
-    coming = poisson(Mix(), 3.0, 200, seed=0)
+    coming = poisson(TrafficMix(), 3.0, 200, seed=0)
     first, again, other = (latencies(simulate(SERVER, coming, 3, seed)) for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_more_replicas_are_never_worse() -> None:
-    coming = poisson(Mix(), 6.0, 800, seed=0)
+    coming = poisson(TrafficMix(), 6.0, 800, seed=0)
     results = [simulate(SERVER, coming, num, 0) for num in (1, 2, 3, 6, 12)]
     refused = [sum(each.refused for each in result.edits) for result in results]
     assert refused == sorted(refused, reverse=True) and refused[0] > 0
@@ -156,22 +156,22 @@ def test_more_replicas_are_never_worse() -> None:
 
 
 def test_looking_at_two_queues_is_better_than_at_none() -> None:
-    coming = poisson(Mix(), 20.0, 1500, seed=0)
+    coming = poisson(TrafficMix(), 20.0, 1500, seed=0)
     assert p95(simulate(SERVER, coming, 8, 0)) < 0.9 * p95(simulate(replace(SERVER, choices=1), coming, 8, 0))
 
 
 def test_arrivals_have_their_rate_and_their_mix() -> None:
-    coming = poisson(Mix((10, 30), 0.25), 2.0, 20_000, seed=0)
+    coming = poisson(TrafficMix((10, 30), 0.25), 2.0, 20_000, seed=0)
     assert len(coming) / coming[-1].at_s == pytest.approx(2.0, rel=0.03)
     shares = Counter((each.num_steps, each.num_rows) for each in coming)
     assert shares[10, 2] / len(coming) == pytest.approx(0.125, abs=0.01) and set(shares) == {
         (steps, rows) for steps in (10, 30) for rows in (1, 2)
     }
-    assert Mix((10, 30), 0.25).row_steps == 25
+    assert TrafficMix((10, 30), 0.25).row_steps == 25
 
 
 def test_a_day_has_its_busiest_hour_in_the_evening() -> None:
-    coming = list(varying(Mix(), lambda at_s: day_rate(0.2, at_s), 0.2, DAY_S, seed=0))
+    coming = list(varying(TrafficMix(), lambda at_s: day_rate(0.2, at_s), 0.2, DAY_S, seed=0))
     hours = Counter(int(each.at_s // 3600) for each in coming)
     busy, quiet = hours[19] + hours[20], hours[7] + hours[8]
     assert busy / 7200 == pytest.approx(0.2, rel=0.1) and quiet / 7200 == pytest.approx(0.2 * NIGHT, rel=0.2)
@@ -212,7 +212,7 @@ def test_replicas_come_after_their_start_and_go_when_there_is_nothing_left() -> 
 
 def test_the_number_is_steady_under_a_steady_load() -> None:
     # At 18 replicas each has what it should. In 30 s 86 edits come, 11 % more or less.
-    coming = poisson(Mix((50,)), 18 * 0.5 * 0.32, 4000, seed=1)
+    coming = poisson(TrafficMix((50,)), 18 * 0.5 * 0.32, 4000, seed=1)
     many = Scaler(Scaling(target_load=0.5, start_s=5), 40)
     result = simulate(WIDE, coming, 20, 0, many)
     numbers = [num for at_s, num in result.replicas if at_s > 100]

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks import retrieval
-from benchmarks.retrieval.run import FILTERS, QUICK, World, benchmark, make_data, measure, read_queries, timed
+from benchmarks.retrieval import run as retrieval
 from benchmarks.retrieval.report import plot, tables
+from benchmarks.retrieval.run import FILTERS, QUICK, World, benchmark, make_data, measure, read_queries, timed
 from benchmarks.retrieval.systems import GRAPHS, SYSTEMS
 
 SMALL = replace(QUICK, sizes=(3000, 6000), graphs_up_to=3000, dim=16, num_clusters=20, num_queries=6)
