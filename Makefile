@@ -11,7 +11,7 @@ demo: .venv/.installed
 serve: .venv/.installed
 	$(BIN)/fashion-rag serve
 
-# Latency at two loads, for before and after a change; then `python benchmarks/compare.py OLD NEW`. Under 5 minutes.
+# Latency at two loads, for before and after a change; then `python -m benchmarks.compare OLD NEW`. Under 5 minutes.
 bench-quick: .venv/.installed
 	$(BIN)/fashion-rag bench --rate 0.5,1 --duration 60 --steps 10,20 --garments 0,1,3 --repeat-person 0.3 \
 	    --out out/bench.json --plot out/bench.png

@@ -5,8 +5,8 @@ of neighbours says how far the median of their ratios is to be trusted. A machin
 side are given, taken in turn (old, new, old, new), an edit counts with its median over them.
 
     fashion-rag bench --out old.json ... ; git switch change ; fashion-rag bench --out new.json ...
-    python benchmarks/compare.py old.json new.json
-    python benchmarks/compare.py old1.json,old2.json new1.json,new2.json
+    python -m benchmarks.compare old.json new.json
+    python -m benchmarks.compare old1.json,old2.json new1.json,new2.json
 """
 
 from __future__ import annotations

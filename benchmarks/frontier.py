@@ -6,7 +6,7 @@ server's presets. Agreement is read from pixels (fashion_rag.demo.world.measure)
 towers, so not independent. The demo world is a small world: what holds here may not hold for photos.
 `fashion-rag evaluate` does the same on Dress Code.
 
-    python benchmarks/frontier.py --out benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
+    python -m benchmarks.frontier --out benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class DenoisingWay:
     """One way to denoise. family: what it is drawn with."""
 
     name: str
@@ -64,25 +64,25 @@ class Setting:
     shortcuts: Shortcuts = PLAIN
 
 
-def _settings() -> list[Setting]:
-    ddim = [Setting(f"ddim {steps}", "DDIM", steps) for steps in (50, 20, 10, 7, 5)]
+def _settings() -> list[DenoisingWay]:
+    ddim = [DenoisingWay(f"ddim {steps}", "DDIM", steps) for steps in (50, 20, 10, 7, 5)]
     others = [
-        Setting(f"{solver} {steps}", name, steps, Shortcuts(solver))
+        DenoisingWay(f"{solver} {steps}", name, steps, Shortcuts(solver))
         for solver, name in ((Solver.DPMPP_2M, "DPM-Solver++(2M)"), (Solver.UNIPC, "UniPC"))
         for steps in (20, 10, 7, 5)
     ]
     guided = [
-        Setting(
+        DenoisingWay(
             f"unipc {steps}, guided {start}-{end}", "guidance in a part", steps, Shortcuts(Solver.UNIPC, start, end)
         )
         for steps, start, end in ((10, 0.0, 0.7), (10, 0.0, 0.5), (10, 0.2, 1.0), (10, 0.1, 0.6))
     ]
     kept = [
-        Setting(f"ddim {steps}, every {every}", "features kept", steps, Shortcuts(cache_interval=every))
+        DenoisingWay(f"ddim {steps}, every {every}", "features kept", steps, Shortcuts(cache_interval=every))
         for steps, every in ((50, 2), (50, 3), (50, 5), (20, 2))
     ]
     presets = [
-        Setting(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts())
+        DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts())
         for name, preset in IngressSettings().presets.items()
     ]
     # The plain one comes first: the others are compared with it.
@@ -151,7 +151,7 @@ def row_seconds() -> tuple[float, float]:
     return deep, shallow
 
 
-def summary(setting: Setting, judged: Record, plain: Record, seconds: tuple[float, float]) -> Record:
+def summary(setting: DenoisingWay, judged: Record, plain: Record, seconds: tuple[float, float]) -> Record:
     """Costs, means, and how far from the plain setting, with 95 % intervals over the cases."""
     pipeline, _ = _loaded()
     steps = plan(pipeline.sampler, setting.steps, pipeline.manifest.guidance_scale, setting.shortcuts)

@@ -3,7 +3,7 @@
 Drawn garments become a catalogue of the demo bundle: with nothing known, by one process and by Ray Data workers; again
 with nothing new; and again with one garment in ten changed. Then every caption is searched for, encoding included.
 
-    python benchmarks/ingest.py --out benchmarks/results/ingest.json
+    python -m benchmarks.ingest --out benchmarks/results/ingest.json
 """
 
 from __future__ import annotations

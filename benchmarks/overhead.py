@@ -5,7 +5,7 @@ other in this process: picture in, retrieval, pseudo-words from a cache as in th
 steps, decoding, PNG out; one thread each. The overhead is the difference of the two times of a round. The graph runs
 two stages side by side, which counts for it.
 
-    python benchmarks/overhead.py --out benchmarks/results/overhead.json
+    python -m benchmarks.overhead --out benchmarks/results/overhead.json
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The same edit of the demo model, whose networks work at one size, with the photo
 turn, one graph. Photos are sent, and come back, as PNG and as JPEG. Larger ones are the small one, enlarged, so their
 files are smaller than a camera's.
 
-    python benchmarks/picture_size.py --out benchmarks/results/picture_size.json
+    python -m benchmarks.picture_size --out benchmarks/results/picture_size.json
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(
     num_rounds: Annotated[int, typer.Option(help="Edits of each size and format.")] = 6,
 ) -> None:
     """Measure, print, write."""
-    edit = mix.draw(mix.Mix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
+    edit = mix.draw(mix.EditMix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
     photo = drawn.draw_photos([edit], Bundle.open(DEMO_BUNDLE).manifest)[edit.category, edit.person]
     found: dict[tuple[str, int], list[tuple[float, dict[str, float], int]]] = defaultdict(list)
     with measure.graph(DEMO_BUNDLE, None) as target, httpx.Client(base_url=target.url, timeout=300.0) as client:

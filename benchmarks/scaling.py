@@ -5,7 +5,7 @@ k8s/overlays/gpu with the demo model and shorter delays (tests/cluster/rehearsal
 Callers pause between their edits, so that what comes is less than two cores can do; the target is so low that it takes
 three denoisers all the same. Needs root, for network namespaces.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling.json
+    python -m benchmarks.scaling --out benchmarks/results/scaling.json
 """
 
 from __future__ import annotations

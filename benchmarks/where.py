@@ -5,7 +5,7 @@ times a second at what each replica and the proxy do in Python; what they comput
 what the kernel has counted and Python was not there for. The shares are of one core. The stages of a single edit, from
 the replies, are beside them.
 
-    python benchmarks/where.py --out benchmarks/results/where.json
+    python -m benchmarks.where --out benchmarks/results/where.json
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(
 ) -> None:
     """Measure, print, write."""
     console = Console()
-    wanted = mix.Mix(prompts=drawn.drawn_prompts(), steps=[20], num_garments=[1])
+    wanted = mix.EditMix(prompts=drawn.drawn_prompts(), steps=[20], num_garments=[1])
     alone = [edit for edit in mix.draw(wanted, [10.0 * number for number in range(4)], seed=0)]
     many = mix.draw(wanted, mix.poisson(EDITS_PER_S, seconds + 2 * FILLING_S, seed=1), seed=1)
     photos = drawn.draw_photos([*alone, *many], Bundle.open(DEMO_BUNDLE).manifest, lambda: None)

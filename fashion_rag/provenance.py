@@ -43,7 +43,7 @@ def provenance() -> dict[str, object]:
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "cpu": _cpu(),
         "num_cores": os.cpu_count(),
@@ -51,6 +51,14 @@ def provenance() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def _program() -> str:
+    """Return how the running process was started, without the folders of this machine."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def _commit() -> str | None:

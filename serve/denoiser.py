@@ -21,7 +21,7 @@ from export.backend import Runtime
 from fashion_rag import pipeline
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
 from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.state import running_rows
+from fashion_rag.denoising.scheduler import running_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve import metrics
 from serve.autoscaling import LOAD, WorkMeter

@@ -25,7 +25,7 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import Shortcuts, Solver
 
 if TYPE_CHECKING:
-    from serve.bench.load import Outcome
+    from serve.bench.load import EditOutcome
 
 
 LINE_EVERY_S = 10.0
@@ -131,13 +131,13 @@ def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
 
 
 @contextmanager
-def load_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+def load_progress(total: int) -> Iterator[Callable[[EditOutcome], None]]:
     """A bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
     counts = dict.fromkeys(("done", "refused", "failed"), 0)
     with _bars() as bar:
         task = bar.add_task("sending", total=total)
 
-        def report(outcome: Outcome) -> None:
+        def report(outcome: EditOutcome) -> None:
             counts[outcome.kind] += 1
             bar.update(task, advance=1, description=", ".join(f"{count} {kind}" for kind, count in counts.items()))
 

@@ -134,9 +134,9 @@ def bench(
     rates = numbers(float, "rate", rate)
 
     from serve.bench import drawn, mix
-    from serve.bench.run import Settings, run, write
+    from serve.bench.run import BenchSettings, run, write
 
-    wanted = mix.Mix(
+    wanted = mix.EditMix(
         prompts=mix.read_prompts(prompts) if prompts else drawn.drawn_prompts(),
         categories=categories.split(","),
         steps=numbers(int, "steps", steps),
@@ -146,7 +146,7 @@ def bench(
         stream=stream,
         deadline_s=deadline_s,
     )
-    settings = Settings(
+    settings = BenchSettings(
         out,
         bundle,
         wanted,

@@ -7,7 +7,6 @@ nothing but its argument, so it may run in a thread of its own while `add`, `pro
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_rag.data.image import to_uint8
-from fashion_rag.denoising.pace import Pace
+from fashion_rag.denoising.call_queue import CallQueue
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Edit, Inputs, Runner
 from fashion_rag.denoising.sampler import SamplerConfig
-from fashion_rag.denoising.scheduler import Limits, Scheduler
-from fashion_rag.denoising.state import CallOutcome, CallResult, EditState, running_rows
-from fashion_rag.errors import DeadlineExceeded, FashionRAGError
+from fashion_rag.denoising.scheduler import Limits, running_rows
+from fashion_rag.denoising.state import CallOutcome, CallResult, EditState
+from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.unet import DeepUNet
 from fashion_rag.request import Shortcuts
 
@@ -97,14 +96,14 @@ class Engine:
         preview: Preview | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.pace = Pace()
-        self.scheduler: Scheduler[EditState] = Scheduler(limits, self.pace.step_time_s)
+        self.queue: CallQueue[EditState] = CallQueue(limits, clock)
+        self.pace = self.queue.pace
+        self.scheduler = self.queue.scheduler
         self.runner = Runner(unet)
         self.preview = preview
         self.clock = clock
         self.num_failed_calls = 0
         self._text_shape: torch.Size | None = None
-        self._busy_until = -math.inf  # The time at which the running call should be done.
 
     def __len__(self) -> int:
         """Return the number of edits that have been added and have not left."""
@@ -132,7 +131,7 @@ class Engine:
     def work_s(self, edit: Edit) -> float:
         """Return the seconds of full UNet calls that `edit` takes: its cost where calls are always full."""
         steps = plan(edit.sampler, edit.num_inference_steps, edit.guidance_scale, edit.shortcuts)
-        return sum(self.pace.row_time_s(step.rows) for step in steps)
+        return self.queue.work_s(step.rows for step in steps)
 
     def alone_s(self, edit: Edit) -> float:
         """Return how many seconds `edit` is expected to take where it shares its steps with no other."""
@@ -171,13 +170,7 @@ class Engine:
         too many edits wait, or if the deadline of this edit or of another could not be kept; DeadlineExceeded if the
         edit could not keep its deadline even alone. Raises as `provide` for inputs that do not fit.
         """
-        state = EditState.of(edit, self.clock())
-        try:
-            self.scheduler.add(state, max(state.arrived, self._busy_until))
-        except DeadlineExceeded:
-            if not len(self):
-                self.pace.forget()
-            raise
+        self.queue.add(EditState.of(edit, self.clock()))
         if inputs is not None:
             self.provide(edit.id, inputs)
 
@@ -216,14 +209,8 @@ class Engine:
 
         There are no edits for the next call if none is ready.
         """
-        now = self.clock()
-        events: list[Event] = [Failed(state.id, error) for state, error in self.scheduler.refuse(now)]
-        batch = self.scheduler.schedule()
-        if batch:
-            self._busy_until = now + self.pace.step_time_s(running_rows(batch))
-        elif events:
-            self.pace.forget()
-        return batch, events
+        batch, refused = self.queue.begin_call()
+        return batch, [Failed(state.id, error) for state, error in refused]
 
     def run(self, batch: Sequence[EditState]) -> CallOutcome:
         """Return what a UNet call makes of `batch`. All tensor work is done here. Never raises."""
@@ -252,17 +239,12 @@ class Engine:
 
     def postprocess(self, batch: Sequence[EditState], outcome: CallOutcome) -> list[Event]:
         """Return what became of the edits of `batch`, leaving out those that were cancelled while the call ran."""
-        self._busy_until = -math.inf
-        if outcome.error:
-            self.num_failed_calls += 1
-        else:
-            self.num_failed_calls = 0
-            self.pace.record(running_rows(batch), outcome.seconds)
+        self.queue.end_call(batch, None if outcome.error else outcome.seconds)
+        self.num_failed_calls = self.num_failed_calls + 1 if outcome.error else 0
         reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
         for state, result in zip(batch, outcome.results, strict=True):
-            # The id of an edit that was cancelled may be in use again.
-            if self.scheduler.get(state.id) is not state:
+            if not self.queue.holds(state):
                 continue
             if result.position is None:
                 error = FashionRAGError(f"step {state.num_begun} of {state.num_steps}: {reason}")

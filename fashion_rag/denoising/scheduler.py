@@ -88,6 +88,11 @@ class Ticket:
         return self.num_steps - begun
 
 
+def running_rows(batch: Iterable[Ticket]) -> Rows:
+    """Return the rows of the step that these edits have begun."""
+    return sum_rows(ticket.rows[ticket.num_begun - 1] for ticket in batch)
+
+
 T = TypeVar("T", bound=Ticket)
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_rag.denoising.plan import Step, plan
-from fashion_rag.denoising.rows import Rows, sum_rows
 from fashion_rag.denoising.runner import Edit, Inputs, Position, StepRow
 from fashion_rag.denoising.scheduler import Ticket
 
@@ -81,8 +80,3 @@ class CallOutcome:
     results: Sequence[CallResult]
     seconds: float
     error: Exception | None = None
-
-
-def running_rows(batch: Sequence[EditState]) -> Rows:
-    """Return the rows of the step that these edits have begun."""
-    return sum_rows(state.current_step.rows for state in batch)

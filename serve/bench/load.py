@@ -39,7 +39,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EditOutcome:
     """How an edit ended. Seconds from the start, like the plan's `at_s`: when it was sent, and when it was over."""
 
     planned: Planned
@@ -74,7 +74,7 @@ class Outcome:
         return None if self.reply.preview_at_s is None else self.reply.preview_at_s - self.planned.at_s
 
 
-Report = Callable[[Outcome], None]
+Report = Callable[[EditOutcome], None]
 
 
 def run(
@@ -85,7 +85,7 @@ def run(
     keys: Sequence[str] = (),
     timeout_s: float = 300.0,
     report: Report | None = None,
-) -> list[Outcome]:
+) -> list[EditOutcome]:
     """How each of `planned` ended, in their order, once all have; sent by a process of its own.
 
     url: of the server, without /v1. keys: API keys, which the edits use in turn. timeout_s: after which the client
@@ -98,7 +98,7 @@ def run(
     client = context.Process(target=_client, args=arguments, daemon=True)
     client.start()
     sending.close()
-    outcomes = dict[int, Outcome]()
+    outcomes = dict[int, EditOutcome]()
     try:
         while len(outcomes) < len(planned):
             number, outcome = receiving.recv()
@@ -134,7 +134,7 @@ async def send(
     client: httpx.AsyncClient,
     planned: Sequence[Planned],
     photos: Photos,
-    report: Callable[[int, Outcome], None],
+    report: Callable[[int, EditOutcome], None],
     *,
     keys: Sequence[str] = (),
     timeout_s: float = 300.0,
@@ -159,7 +159,7 @@ async def send(
             ended_s, reply = clock() - start, Reply(failure="timeout")
         except httpx.HTTPError as error:
             ended_s, reply = clock() - start, Reply(failure=type(error).__name__)
-        report(number, Outcome(edit, sent_s, ended_s, reply))
+        report(number, EditOutcome(edit, sent_s, ended_s, reply))
 
     async with asyncio.TaskGroup() as tasks:
         for number, edit in sorted(enumerate(planned), key=lambda item: item[1].at_s):

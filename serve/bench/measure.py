@@ -22,7 +22,7 @@ from serve.ports import free_port
 from serve.showcase import ensure_demo_world
 
 
-class Load(NamedTuple):
+class PlannedLoad(NamedTuple):
     """Edits to be sent, the rate at which they arrive and for how long; None for both where they come from a trace."""
 
     planned: Sequence[Planned]
@@ -42,7 +42,9 @@ class Target:
     keys: Sequence[str] = ()
     timeout_s: float = 300.0
 
-    def send(self, planned: Sequence[Planned], photos: Photos, report: load.Report | None = None) -> list[load.Outcome]:
+    def send(
+        self, planned: Sequence[Planned], photos: Photos, report: load.Report | None = None
+    ) -> list[load.EditOutcome]:
         """How the edits ended, see `load.run`."""
         return load.run(self.url, planned, photos, keys=self.keys, timeout_s=self.timeout_s, report=report)
 
@@ -69,7 +71,7 @@ def warm_up(target: Target, planned: Sequence[Planned], photos: Photos) -> None:
 
 
 def measure(
-    target: Target, loads: Sequence[Load], photos: Photos, objective_s: float, report: load.Report | None = None
+    target: Target, loads: Sequence[PlannedLoad], photos: Photos, objective_s: float, report: load.Report | None = None
 ) -> list[Run]:
     """A run of each load, one after the other. Raises InvalidRequest where there are no metrics to read at first."""
     try:
@@ -90,7 +92,7 @@ def measure(
     return runs
 
 
-def _num_rows(outcomes: Sequence[load.Outcome]) -> int | None:
+def _num_rows(outcomes: Sequence[load.EditOutcome]) -> int | None:
     """Rows of the UNet calls that were made for these edits; None where some may have been given up half-way."""
     if any(outcome.kind == "failed" or outcome.reply.status == 504 for outcome in outcomes):
         return None

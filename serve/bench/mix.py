@@ -1,6 +1,6 @@
 """What is sent, and when: edits drawn ahead from a seed, or read from a trace. Sends nothing; knows no server.
 
-mix = Mix(prompts={"dresses": ["long red dress"]}, categories=("dresses",), steps=(10, 50))
+mix = EditMix(prompts={"dresses": ["long red dress"]}, categories=("dresses",), steps=(10, 50))
 planned = draw(mix, poisson(rate=2.0, duration_s=60.0, seed=0), seed=0)
 """
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Mix:
+class EditMix:
     """What edits are drawn from. Each entry of a sequence is as likely as the next: twice in it, twice as often.
 
     prompts: by category. Shares of all edits, 0 to 1: `unguided` have no guidance, where the others have the server's;
@@ -126,7 +126,7 @@ def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
     return arrivals
 
 
-def draw(mix: Mix, arrivals: Sequence[float], seed: int) -> list[Planned]:
+def draw(mix: EditMix, arrivals: Sequence[float], seed: int) -> list[Planned]:
     """An edit for each arrival, in their order. The same seed gives the same edits, whenever they arrive."""
     rng = np.random.default_rng([seed, EDITS])
 

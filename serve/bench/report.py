@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.bench.load import Outcome
+from serve.bench.load import EditOutcome
 from serve.bench.scrape import ServerFigures
 
 NUM_RESAMPLES = 1000
@@ -75,7 +75,7 @@ class Run:
     """A load and what came of it. rate: edits a second that were to arrive on average; None for a trace."""
 
     rate: float | None
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[EditOutcome]
     summary: Summary
     server: ServerFigures | None
 
@@ -98,7 +98,7 @@ class Run:
         return {"rate": self.rate, "summary": dataclasses.asdict(self.summary), "server": server, "edits": edits}
 
 
-def summarise(outcomes: Sequence[Outcome], objective_s: float, window_s: float | None = None) -> Summary:
+def summarise(outcomes: Sequence[EditOutcome], objective_s: float, window_s: float | None = None) -> Summary:
     """The figures of one or more outcomes; window_s: None = until the last edit was over."""
     window_s = window_s or max(outcome.ended_s for outcome in outcomes)
     kinds = Counter(outcome.kind for outcome in outcomes)
@@ -202,8 +202,8 @@ def intervals(values: Sequence[float], percents: Sequence[int]) -> list[tuple[fl
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def _refusals(refused: Iterable[Outcome]) -> dict[str, Refusals]:
-    by_status: dict[str, list[Outcome]] = defaultdict(list)
+def _refusals(refused: Iterable[EditOutcome]) -> dict[str, Refusals]:
+    by_status: dict[str, list[EditOutcome]] = defaultdict(list)
     for outcome in refused:
         by_status[str(outcome.reply.status)].append(outcome)
     return {
@@ -216,7 +216,7 @@ def _refusals(refused: Iterable[Outcome]) -> dict[str, Refusals]:
     }
 
 
-def _stages(done: Iterable[Outcome]) -> dict[str, dict[str, float]]:
+def _stages(done: Iterable[EditOutcome]) -> dict[str, dict[str, float]]:
     times: dict[str, list[float]] = defaultdict(list)
     for outcome in done:
         for stage, milliseconds in outcome.reply.timings_ms.items():

@@ -12,13 +12,13 @@ from fashion_rag.provenance import provenance, write_figure, write_result
 from serve.auth import read_keys
 from serve.bench import load
 from serve.bench.drawn import draw_photos
-from serve.bench.measure import Load, Target, graph, measure, warm_up
-from serve.bench.mix import Mix, draw, poisson, read_trace, write_trace
+from serve.bench.measure import PlannedLoad, Target, graph, measure, warm_up
+from serve.bench.mix import EditMix, draw, poisson, read_trace, write_trace
 from serve.bench.report import Run, markdown
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What is sent to which server, and where the result goes.
 
     out: JSON file; its table goes beside it. bundle: photos have its size; a server that is started serves it.
@@ -29,7 +29,7 @@ class Settings:
 
     out: Path
     bundle: Path
-    mix: Mix
+    mix: EditMix
     rates: Sequence[float]
     duration_s: float
     seed: int
@@ -56,7 +56,7 @@ class Settings:
 
 
 def run(
-    settings: Settings,
+    settings: BenchSettings,
     drawing: Callable[[int], AbstractContextManager[Callable[[], None]]],
     sending: Callable[[int], AbstractContextManager[load.Report]],
 ) -> list[Run]:
@@ -75,7 +75,7 @@ def run(
             return measure(target, loads, photos, settings.objective_s, seen)
 
 
-def write(settings: Settings, runs: Sequence[Run]) -> str:
+def write(settings: BenchSettings, runs: Sequence[Run]) -> str:
     """The table of the runs, once it, the figures and the plot are on disk."""
     write_result(
         settings.out,
@@ -91,19 +91,21 @@ def write(settings: Settings, runs: Sequence[Run]) -> str:
     return table
 
 
-def _plan(settings: Settings) -> list[Load]:
+def _plan(settings: BenchSettings) -> list[PlannedLoad]:
     if settings.trace:
-        loads = [Load(read_trace(settings.trace))]
+        loads = [PlannedLoad(read_trace(settings.trace))]
     else:
         mix, duration_s, seed = settings.mix, settings.duration_s, settings.seed
-        loads = [Load(draw(mix, poisson(rate, duration_s, seed), seed), rate, duration_s) for rate in settings.rates]
+        loads = [
+            PlannedLoad(draw(mix, poisson(rate, duration_s, seed), seed), rate, duration_s) for rate in settings.rates
+        ]
     if settings.save_trace:
         write_trace(settings.save_trace, loads[0].planned)
     return loads
 
 
 @contextmanager
-def _target(settings: Settings) -> Iterator[Target]:
+def _target(settings: BenchSettings) -> Iterator[Target]:
     """The server that is there, or one that is started, for as long as the block runs."""
     keys = _keys(settings.api_keys) if settings.api_keys else ()
     given = {"backend": settings.backend} if settings.backend else {}

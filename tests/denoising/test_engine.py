@@ -19,8 +19,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview, Progress
 from fashion_rag.denoising.rows import Rows
 from fashion_rag.denoising.runner import Inputs
-from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.denoising.state import running_rows
+from fashion_rag.denoising.scheduler import Limits, running_rows
 from fashion_rag.errors import DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
 from fashion_rag.models.unet import DeepUNet
 from fashion_rag.request import PLAIN, Shortcuts, Solver

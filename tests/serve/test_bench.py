@@ -68,7 +68,7 @@ def test_no_edit_waits_for_another() -> None:
         everybody.wait()
         return 200, DONE
 
-    seen = list[load.Outcome]()
+    seen = list[load.EditOutcome]()
     with stand_in(answer) as url:
         outcomes = load.run(
             url, [Planned(0.0, "dresses", "red", seed=seed) for seed in range(MANY)], PHOTOS, report=seen.append
@@ -184,7 +184,7 @@ def test_a_server_that_is_gone_at_the_end_costs_only_its_metrics(monkeypatch: py
     monkeypatch.setattr(scrape, "scrape", lambda urls: next(found))
     with stand_in(lambda body: (200, DONE)) as url:
         target = measure.Target(url, ("http://127.0.0.1:9/metrics",))
-        with_metrics, without = measure.measure(target, [measure.Load(planned)] * 2, PHOTOS, 5.0)
+        with_metrics, without = measure.measure(target, [measure.PlannedLoad(planned)] * 2, PHOTOS, 5.0)
     assert with_metrics.server is not None and with_metrics.server.rows_per_call == 2.0
     assert (without.server, without.summary.num_done) == (None, 1)
 
@@ -192,7 +192,10 @@ def test_a_server_that_is_gone_at_the_end_costs_only_its_metrics(monkeypatch: py
 @pytest.mark.parametrize(("status", "num_rows"), [(503, 20), (504, None), (500, None)])
 def test_rows_are_known_where_nothing_is_given_up_half_way(status: int, num_rows: int | None) -> None:
     done, other = (Planned(0.0, "dresses", "red", steps=steps) for steps in (10, 50))
-    outcomes = [load.Outcome(done, 0.0, 1.0, load.Reply(200)), load.Outcome(other, 0.0, 1.0, load.Reply(status, "..."))]
+    outcomes = [
+        load.EditOutcome(done, 0.0, 1.0, load.Reply(200)),
+        load.EditOutcome(other, 0.0, 1.0, load.Reply(status, "...")),
+    ]
     assert measure._num_rows(outcomes) == num_rows
 
 

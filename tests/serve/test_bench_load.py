@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from serve.bench.load import PATH, Outcome, send
+from serve.bench.load import PATH, EditOutcome, send
 from serve.bench.mix import Photo, Planned
 from serve.schemas import EditForm
 
@@ -52,9 +52,11 @@ def edits(*arrivals: float, **fields: Any) -> list[Planned]:
     return [Planned(at_s, "dresses", "red dress", **fields) for at_s in arrivals]
 
 
-def outcomes(server: Server | httpx.AsyncBaseTransport, planned: Sequence[Planned], **options: Any) -> list[Outcome]:
+def outcomes(
+    server: Server | httpx.AsyncBaseTransport, planned: Sequence[Planned], **options: Any
+) -> list[EditOutcome]:
     """How edits end that are sent to a stand-in for a server."""
-    ended = dict[int, Outcome]()
+    ended = dict[int, EditOutcome]()
 
     async def main() -> None:
         transport = server if isinstance(server, httpx.AsyncBaseTransport) else httpx.MockTransport(server)

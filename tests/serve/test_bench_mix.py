@@ -13,7 +13,7 @@ from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 from serve.bench.drawn import draw_photos, drawn_prompts
-from serve.bench.mix import Mix, Planned, draw, poisson, read_prompts, read_trace, write_trace
+from serve.bench.mix import EditMix, Planned, draw, poisson, read_prompts, read_trace, write_trace
 from serve.keypoints import parse_keypoints
 from serve.schemas import EditForm
 from tests.tiny import MANIFEST
@@ -22,7 +22,7 @@ PROMPTS = {category: [f"red {category}", f"blue {category}"] for category in CAT
 
 
 def plan(number: int = 2000, seed: int = 0, **fields: Any) -> list[Planned]:
-    return draw(Mix(PROMPTS, **fields), [float(second) for second in range(number)], seed)
+    return draw(EditMix(PROMPTS, **fields), [float(second) for second in range(number)], seed)
 
 
 def share(planned: list[Planned], name: str, value: object) -> float:
@@ -46,7 +46,7 @@ def test_arrivals_at_twice_the_rate_are_the_same_in_half_the_time() -> None:
 
 
 def test_the_same_seed_gives_the_same_edits_whenever_they_arrive() -> None:
-    mix = Mix(PROMPTS, steps=(10, 50), num_garments=(0, 3), unguided=0.5, repeat_person=0.5, stream=0.5)
+    mix = EditMix(PROMPTS, steps=(10, 50), num_garments=(0, 3), unguided=0.5, repeat_person=0.5, stream=0.5)
     early, late = (draw(mix, arrivals, 7) for arrivals in (range(50), range(100, 200)))
     assert [edit.form() for edit in early] == [edit.form() for edit in late[:50]]
     assert [edit.at_s for edit in early] == list(range(50))
@@ -110,7 +110,7 @@ def test_rows_are_two_for_each_guided_step() -> None:
 )
 def test_a_mix_that_cannot_be_is_refused(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Mix(**{"prompts": PROMPTS} | fields)
+        EditMix(**{"prompts": PROMPTS} | fields)
     assert caught.value.field == field
 
 

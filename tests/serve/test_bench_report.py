@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.bench.load import Outcome, Reply
+from serve.bench.load import EditOutcome, Reply
 from serve.bench.mix import Planned
 from serve.bench.plot import plot
 from serve.bench.report import Run, markdown, summarise
@@ -15,9 +15,9 @@ from serve.bench.scrape import ServerFigures, parse, server_figures
 
 def outcome(
     at_s: float, latency_s: float, status: int | None = 200, failure: str = "", late_s: float = 0.0, **fields: Any
-) -> Outcome:
+) -> EditOutcome:
     steps, reply = fields.pop("steps", 20), Reply(status, failure, **fields)
-    return Outcome(Planned(at_s, "dresses", "red", steps=steps), at_s + late_s, at_s + latency_s, reply)
+    return EditOutcome(Planned(at_s, "dresses", "red", steps=steps), at_s + late_s, at_s + latency_s, reply)
 
 
 def test_percentiles_are_those_of_the_edits_that_were_done() -> None:

@@ -1,0 +1,1 @@
+"""Our server beside what one would use instead: `python -m benchmarks.against`."""

@@ -1,0 +1,192 @@
+"""What one would write with diffusers: its networks and scheduler, PyTorch eager, one edit at a time behind FastAPI.
+
+    python -m benchmarks.against.baselines.eager --catalogue out/world/catalogue --port 8001
+
+`against.py` compares with it, `batched.py` batches its loop. Same weights, catalogue, form and reply as our own server;
+a deadline, a stream or a caller who has left it takes no notice of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import uvicorn
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from torch import Tensor
+from torch.nn import functional
+
+from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.index import Catalogue
+from fashion_rag.config import DEMO_BUNDLE, Manifest
+from fashion_rag.data.image import to_uint8
+from fashion_rag.data.pose import to_latent
+from fashion_rag.models.adapter import GarmentEncoder
+from fashion_rag.models.pretrained import read_unet, read_vae
+from fashion_rag.models.prompt import PromptEncoder
+from fashion_rag.pipeline import condition, finish, prepare, pseudo_words, retrieve_many
+from fashion_rag.request import EditRequest
+from serve.config import IngressSettings
+from serve.errors import add_handlers
+from serve.proxy import MAX_BODY_BYTES
+from serve.schemas import EditForm, GarmentUsed, edit_reply
+from serve.stages import Edited
+from serve.uploads import edit_requests, read_form
+
+HOST = "127.0.0.1"
+
+BundleOption = Annotated[Path, typer.Option(help="Folder of a model bundle.")]
+CatalogueOption = Annotated[str, typer.Option(help="Folder or URL written by `fashion-rag index build`.")]
+PortOption = Annotated[int, typer.Option(help="Port to listen on.")]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A stock inpainting loop."""
+
+    manifest: Manifest
+    catalogue: Catalogue
+    garment_encoder: GarmentEncoder
+    prompt_encoder: PromptEncoder
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+    @classmethod
+    def load(cls, bundle_path: Path, catalogue: str) -> Editor:
+        """The editor of a bundle. Raises ArtifactError for what cannot be loaded."""
+        bundle = Bundle.open(bundle_path)
+        return cls(
+            manifest=bundle.manifest,
+            catalogue=bundle.open_catalogue(catalogue),
+            garment_encoder=bundle.load_garment_encoder(),
+            prompt_encoder=bundle.load_prompt_encoder(),
+            vae=read_vae(bundle.path / "vae"),
+            unet=read_unet(bundle.path / "unet"),
+            scheduler=DDIMScheduler.from_pretrained(bundle.path / "scheduler"),
+        )
+
+    @torch.inference_mode()
+    def __call__(self, requests: Sequence[EditRequest]) -> list[Edited]:
+        """The edited photos of requests that all have the first one's steps and guidance scale.
+
+        Raises InvalidRequest if one of them cannot be edited.
+        """
+        started = time.perf_counter()
+        matches = retrieve_many(self.catalogue, requests)
+        words = [pseudo_words(self.garment_encoder, [match.garment for match in found]) for found in matches]
+        prompts = condition(self.prompt_encoder, requests, words)
+        latents, seen = self._encode(requests)
+        uncond = torch.cat([prompt.negative_prompt_embeds for prompt in prompts])
+        cond = torch.cat([prompt.prompt_embeds for prompt in prompts])
+        latents = self._denoise(
+            latents, seen, uncond, cond, requests[0].num_inference_steps, requests[0].guidance_scale
+        )
+        pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
+        timings_s = {"edit": time.perf_counter() - started}
+        return [
+            Edited(finish(request, picture), tuple(map(_used, found)), timings_s)
+            for request, picture, found in zip(requests, pictures, matches, strict=True)
+        ]
+
+    def _encode(self, requests: Sequence[EditRequest]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Initial latents, and mask, masked-image latents and pose at their size, a row for each request."""
+        photos = [prepare(request, self.manifest) for request in requests]
+        image, mask, pose_map = (torch.cat(rows) for rows in zip(*photos, strict=True))
+        # Each row from a generator of its own, as diffusers' pipelines do; the order of the draws is the pipeline's.
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        posterior = self.vae.encode(image * (1 - mask)).latent_dist
+        latents = randn_tensor(posterior.mean.shape, generator=generators)
+        masked_image_latents = posterior.sample(generators) * self.vae.config.scaling_factor
+        size = latents.shape[-2:]
+        return latents, (functional.interpolate(mask, size=size), masked_image_latents, to_latent(pose_map, size))
+
+    def _denoise(
+        self,
+        latents: Tensor,
+        seen: tuple[Tensor, Tensor, Tensor],
+        uncond: Tensor,
+        cond: Tensor,
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        mask, masked_image_latents, pose_map = seen
+        guided = guidance_scale > 1
+        text = cond
+        if guided:
+            text = torch.cat([uncond, cond])
+            mask, masked_image_latents = torch.cat([mask] * 2), torch.cat([masked_image_latents] * 2)
+            pose_map = torch.cat([torch.zeros_like(pose_map), pose_map])
+        self.scheduler.set_timesteps(num_steps)
+        for t in self.scheduler.timesteps:
+            rows = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+            sample = torch.cat([rows, mask, masked_image_latents, pose_map], dim=1)
+            noise_pred = self.unet(sample, t, encoder_hidden_states=text, return_dict=False)[0]
+            if guided:
+                noise_uncond, noise_cond = noise_pred.chunk(2)
+                noise_pred = noise_uncond + guidance_scale * (noise_cond - noise_uncond)
+            latents = self.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        return latents
+
+
+def _used(match: Any) -> GarmentUsed:
+    return GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption)
+
+
+async def read_requests(http: Request, manifest: Manifest) -> tuple[EditForm, list[EditRequest]]:
+    """The form of an HTTP request, and the edits that it asks for. Raises as `read_form` and `edit_requests`."""
+    form = await read_form(http, MAX_BODY_BYTES, EditForm)
+    settings, request_id = IngressSettings(), uuid.uuid4().hex
+    return form, await asyncio.to_thread(edit_requests, form, manifest, settings, request_id, time.time())
+
+
+async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequence[Edited]) -> JSONResponse:
+    """What our own server would answer."""
+    pictures, seeds = [one.image for one in edited], [request.seed for request in requests]
+    result = (edited[0].garments, edited[0].timings_s, requests[0].icc_profile)
+    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, *result)
+    return JSONResponse(body.model_dump())
+
+
+def build(editor: Editor) -> FastAPI:
+    """The server."""
+    api = FastAPI()
+    add_handlers(api)
+    lock = asyncio.Lock()
+    # Always the same one, because PyTorch keeps a pool of helpers for each thread that calls it.
+    thread = ThreadPoolExecutor(1, "edit")
+
+    @api.post("/v1/images/edits")
+    async def edit(http: Request) -> JSONResponse:
+        form, requests = await read_requests(http, editor.manifest)
+        edited = []
+        for request in requests:
+            async with lock:
+                edited += await asyncio.get_running_loop().run_in_executor(thread, editor, [request])
+        return await reply(form, requests, edited)
+
+    return api
+
+
+def main(catalogue: CatalogueOption, bundle: BundleOption = DEMO_BUNDLE, port: PortOption = 8001) -> None:
+    """Answer edits one at a time, until Ctrl-C."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    uvicorn.run(
+        build(Editor.load(bundle, catalogue)), host=HOST, port=port, log_level="warning", timeout_graceful_shutdown=1
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,123 @@
+"""What `plan.py` reads: what is known of a device, and loads that were measured.
+
+{"calibration": {"device": ..., "source": ..., "measured": true, "step_time_s": {"1": 0.02, ...},
+                 "stages_s": {"parse": {"median": 0.001, "p95": 0.002}, ...}},
+ "server": {"max_rows": 8, "num_replicas": 1, "cores": 2, ...},
+ "runs": [{"rate": 1.0, "duration_s": 60.0, "arrivals": [[0.4, 20, 7.5], ...],
+           "measured": {"p50_s": ..., "p95_s": ..., "p99_s": ..., "throughput": ..., "refused": 0}}, ...]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from benchmarks.plan.parts import Spread
+from benchmarks.plan.simulation import System
+from benchmarks.plan.traffic import Arrival
+from fashion_rag.denoising.scheduler import Limits
+
+T = TypeVar("T")
+
+STAGES = ("parse", "retrieve", "condition", "encode", "decode", "reply", "hops")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of a device: the `calibration` of a measurement, or a file of its own.
+
+    source: in words, where the figures come from. measured: whether they were measured on the device.
+    step_time_s: seconds of a UNet call by its rows, from the begin of one to that of the next while there is work.
+    stages_s: seconds of an edit alone in each of STAGES. parse and reply: the ingress's own work on a form and on a
+    reply (`edit_requests`, `edit_reply`). hops: the latency of an edit alone less its steps, parse, decode, reply, and
+    the longer of encode and of retrieve and condition, which run side by side.
+
+    Raises ValueError, naming the field, for stages that are missing or unknown.
+    """
+
+    device: str
+    source: str
+    measured: bool
+    step_time_s: dict[int, float]
+    stages_s: dict[str, Spread]
+
+    def __post_init__(self) -> None:
+        if self.stages_s.keys() != set(STAGES):
+            raise ValueError(f"stages_s: got {sorted(self.stages_s)}; must be {sorted(STAGES)}")
+        if not self.step_time_s or min(self.step_time_s) < 1 or min(self.step_time_s.values()) <= 0:
+            raise ValueError(f"step_time_s: got {self.step_time_s}; must be seconds above 0 by rows from 1 on")
+
+
+@dataclass(frozen=True)
+class ServerSetup:
+    """How the server was set, with its own defaults: see DenoiserSettings, IngressSettings and BatchSettings.
+
+    num_replicas: of every stage. cores, choices: as of `System`; cores may be a little less than there are, for the
+    client and Ray's own processes.
+    """
+
+    max_rows: int = 8
+    max_waiting: int = 16
+    patience_s: float = 60.0
+    margin_s: float = 0.5
+    max_edits: int = 24
+    deadline_s: float = 300.0
+    max_batch: int = 8
+    num_replicas: int = 1
+    cores: float | None = None
+    choices: int = 2
+
+    def system(self, curve: Curve) -> System:
+        """What is to be simulated."""
+        limits = Limits(self.max_rows, self.max_waiting, self.patience_s, self.margin_s)
+        return System(
+            curve.step_time_s,
+            curve.stages_s,
+            limits,
+            self.max_edits,
+            self.deadline_s,
+            self.max_batch,
+            self.cores,
+            self.choices,
+        )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Seconds from intended arrival to answer, edits answered a second within the time that edits came, and how many
+    were refused; and, where it is known, mean rows of a UNet call."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    throughput: float
+    refused: int
+    rows_per_call: float | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredLoad:
+    """A measured load. arrivals: [at_s, num_steps, guidance_scale] of every edit, in order."""
+
+    rate: float
+    duration_s: float
+    arrivals: list[Arrival]
+    measured: Figures
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `validate` reads. The file may have more than this, which is passed over."""
+
+    calibration: Curve
+    runs: list[MeasuredLoad]
+    server: ServerSetup = field(default_factory=ServerSetup)
+
+
+def read(kind: type[T], path: Path) -> T:
+    """The Curve or Measurement in a JSON file. Raises pydantic.ValidationError for what is missing or wrong."""
+    found: T = TypeAdapter(kind).validate_json(path.read_bytes())
+    return found

@@ -1,0 +1,317 @@
+"""The served graph on a virtual clock: what becomes of edits that arrive, without a network, a server or a GPU.
+
+`plan.py` calls it. Who shares a step, who is refused, how long a call is expected to take and how many replicas there
+should be, the server's own Scheduler, Pace and LoadPolicy decide; how long a call takes is looked up.
+
+    arrival ─► parse ─► [door, admission] ─► retrieve, condition ─► shared steps ─► decode ─► reply
+                                        └──► encode ──────────────────┘
+
+A replica here is one of every stage; in a cluster its networks share a GPU. Left out: previews, callers who leave,
+deaths, and that Serve's routers remember queue lengths for up to 10 s, where these know them. A router that looks at no
+queue (`choices=1`) is the other bound.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.plan.parts import (
+    Action,
+    Batches,
+    Clock,
+    Processor,
+    SimulatedDenoiser,
+    SimulatedEdit,
+    Spread,
+    SteadyPace,
+)
+from benchmarks.plan.scaling import DECIDE_S, NOTES, RECORD_S, REPORT_S, Scaler
+from benchmarks.plan.traffic import Arrival
+from fashion_rag.denoising.engine import WARM_UP_CALLS
+from fashion_rag.denoising.pace import Pace
+from fashion_rag.denoising.rows import Rows
+from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.errors import DeadlineExceeded, Overloaded
+
+Wait = Callable[[Action], None]  # calls what it is given when the wait is over
+Flow = Generator[Wait, None, None]
+
+SIZE = (64, 48)  # all edits are of one
+
+
+@dataclass(frozen=True)
+class System:
+    """What is simulated.
+
+    step_time_s: of a UNet call by its rows, from the begin of one to that of the next. stages_s: of parse, retrieve,
+    condition, encode, decode and reply, and of hops: all that lies between them. limits: of the denoiser. max_edits,
+    deadline_s: of the ingress. max_batch: of the stages between. cores: of the one machine that all replicas share,
+    each call one thread's work; None for a cluster, where a replica has a GPU to itself and cores enough. choices: at
+    how many queues a router looks.
+    """
+
+    step_time_s: dict[int, float]
+    stages_s: dict[str, Spread]
+    limits: Limits = field(default_factory=lambda: Limits(margin_s=0.5))
+    max_edits: int = 24
+    deadline_s: float = 300.0
+    max_batch: int = 8
+    cores: float | None = None
+    choices: int = 2
+
+    def call_s(self) -> list[float]:
+        """Seconds of a UNet call of 0, 1, ... `max_rows` rows: between two known row counts on a line, and beyond the
+        largest in proportion."""
+        known = sorted(self.step_time_s)
+        rows = np.arange(self.limits.max_rows + 1)
+        seconds = np.interp(rows, known, [self.step_time_s[each] for each in known])
+        return [float(each) for each in seconds * np.maximum(1.0, rows / known[-1])]
+
+
+class Served(NamedTuple):
+    """What became of an edit: done after `latency_s`, or refused, or neither where the simulation ended before."""
+
+    arrival: Arrival
+    latency_s: float | None = None
+    refused: bool = False
+
+
+@dataclass
+class SimulationResult:
+    """edits: in the order of arrival. calls: UNet calls by their rows. replicas: from when on how many were there or on
+    the way. ended_s: when the last edit left, or the end.
+    """
+
+    edits: list[Served]
+    calls: Counter[int] = field(default_factory=Counter)
+    replicas: list[tuple[float, int]] = field(default_factory=list)
+    ended_s: float = 0.0
+
+    @property
+    def replica_hours(self) -> float:
+        """Of all replicas, from the decision to start one to that to stop it."""
+        ends = [at_s for at_s, _ in self.replicas[1:]] + [self.ended_s]
+        return sum((end - at_s) * num for (at_s, num), end in zip(self.replicas, ends, strict=True)) / 3600
+
+
+class Stage:
+    """One replica of a stage: its methods, and how many calls of them it has."""
+
+    def __init__(self, methods: dict[str, Wait]) -> None:
+        self.methods = methods
+        self.num_ongoing = 0
+
+    @contextmanager
+    def call(self) -> Iterator[dict[str, Wait]]:
+        """Counts as a call while the block runs."""
+        self.num_ongoing += 1
+        try:
+            yield self.methods
+        finally:
+            self.num_ongoing -= 1
+
+
+class Replica:
+    """One replica of every stage, and what they run on."""
+
+    def __init__(self, system: System, clock: Clock, machine: Processor | None, calls: Counter[int], seed: str) -> None:
+        self.system, self.rng = system, random.Random(seed)
+        self.cpu = machine or Processor(clock, math.inf)
+        gpu = machine or Processor(clock, 1)
+        self.ingress = self._stage(Batches(self.cpu, 1, self.rng), "parse", "reply")
+        self.retriever = self._stage(self._batches(self.cpu), "retrieve")
+        self.conditioner = self._stage(self._batches(gpu), "condition")
+        # Persons and latents are batched apart.
+        encoding, decoding = self._stage(self._batches(gpu), "encode"), self._stage(self._batches(gpu), "decode")
+        self.vae = Stage(encoding.methods | decoding.methods)
+        call_s = system.call_s()
+        # On a cluster the calls are steady but for other stages' on the GPU, which are short.
+        pace = _warm_pace(call_s) if machine else SteadyPace(call_s)
+        self.denoiser = SimulatedDenoiser(gpu, system.limits, call_s, pace, calls)
+        self.notes: deque[float] = deque(maxlen=NOTES)
+
+    def _batches(self, processor: Processor) -> Batches:
+        return Batches(processor, self.system.max_batch, self.rng)
+
+    def _stage(self, batches: Batches, *methods: str) -> Stage:
+        return Stage({each: partial(batches.ask, self.system.stages_s[each]) for each in methods})
+
+    def hop(self, then: Action) -> None:
+        """Half of what lies between the stages."""
+        self.cpu.run(self.system.stages_s["hops"].draw(self.rng) / 2, then)
+
+
+def _warm_pace(call_s: Sequence[float]) -> Pace:
+    """As `Engine.warm_up` leaves it."""
+    pace, max_rows = Pace(), len(call_s) - 1
+    for num_rows in {min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}:
+        for _ in range(WARM_UP_CALLS):
+            pace.record(Rows(num_rows), call_s[num_rows])
+    return pace
+
+
+class Graph:
+    """Edits on their way through replicas. `simulate` makes one."""
+
+    def __init__(self, system: System, num_replicas: int, seed: int, scaler: Scaler | None) -> None:
+        self.system, self.scaler, self.seed = system, scaler, seed
+        self.rng, self.clock, self.result = random.Random(seed), Clock(), SimulationResult([])
+        self.machine = Processor(self.clock, system.cores) if system.cores else None
+        self.replicas: dict[int, Replica] = {}
+        self.numbers = count()
+        self.num_inside, self.coming = 0, False
+        self.num_wanted = num_replicas
+        self.reports: dict[int, float] = {}
+        self.result.replicas.append((0.0, num_replicas))
+        for _ in range(num_replicas):
+            self._start()
+        if scaler:
+            self.clock.every(RECORD_S, self._note)
+            self.clock.every(REPORT_S, self._report)
+            self.clock.every(DECIDE_S, partial(self._scale, scaler))
+
+    def come(self, arrivals: Iterator[Arrival]) -> bool:
+        """Let the next edit come at its time, and then the one after it; False if there is none."""
+        arrival = next(arrivals, None)
+        if arrival is None:
+            return False
+        number = len(self.result.edits)
+        self.result.edits.append(Served(arrival))
+
+        def begin() -> None:
+            self.num_inside += 1
+            _go(self._edit(number, arrival), self._leave)
+            self.coming = self.come(arrivals)
+
+        self.clock.after(arrival.at_s - self.clock.now, begin)
+        return True
+
+    def run(self, arrivals: Iterable[Arrival], until_s: float) -> SimulationResult:
+        """Until all have left, or until then."""
+        self.coming = self.come(iter(arrivals))
+        while (self.coming or self.num_inside) and self.clock.next(until_s):
+            pass
+        self.result.ended_s = self.clock.now
+        return self.result
+
+    def _leave(self) -> None:
+        self.num_inside -= 1
+
+    def _choose(self, num_ongoing: Callable[[Replica], int]) -> Replica:
+        """As Serve's router: the less loaded of two at random."""
+        replicas = list(self.replicas.values())
+        return min(self.rng.sample(replicas, min(len(replicas), self.system.choices)), key=num_ongoing)
+
+    def _edit(self, number: int, arrival: Arrival) -> Flow:
+        home = self._choose(lambda replica: replica.ingress.num_ongoing)
+        if home.ingress.num_ongoing >= self.system.max_edits:
+            self.result.edits[number] = Served(arrival, refused=True)
+            return
+        deadline = self.clock.now + self.system.deadline_s
+        with home.ingress.call() as ingress:
+            yield ingress["parse"]
+            yield home.hop
+            edit = SimulatedEdit(
+                id=str(number),
+                size=SIZE,
+                rows=[Rows(arrival.num_rows)] * arrival.num_steps,
+                arrived=self.clock.now,
+                deadline=deadline,
+            )
+            denoiser = self._choose(lambda replica: replica.denoiser.num_ongoing).denoiser
+            try:
+                denoiser.add(edit)
+            except (Overloaded, DeadlineExceeded):
+                edit.failed = True
+            else:
+                yield _both(self._condition(), self._call("encode"))
+                yield partial(denoiser.provide, edit)
+            if not edit.failed:
+                yield home.hop
+                yield from self._call("decode")
+                yield ingress["reply"]
+        late = self.clock.now > deadline
+        latency_s = None if edit.failed or late else self.clock.now - arrival.at_s
+        self.result.edits[number] = Served(arrival, latency_s, refused=latency_s is None)
+
+    def _condition(self) -> Flow:
+        with self._choose(lambda replica: replica.conditioner.num_ongoing).conditioner.call() as conditioner:
+            with self._choose(lambda replica: replica.retriever.num_ongoing).retriever.call() as retriever:
+                yield retriever["retrieve"]
+            yield conditioner["condition"]
+
+    def _call(self, method: str) -> Flow:
+        with self._choose(lambda replica: replica.vae.num_ongoing).vae.call() as vae:
+            yield vae[method]
+
+    def _start(self) -> None:
+        number = next(self.numbers)
+        seed = f"{self.seed} {number}"
+        self.replicas[number] = Replica(self.system, self.clock, self.machine, self.result.calls, seed)
+
+    def _note(self) -> None:
+        for replica in self.replicas.values():
+            replica.notes.append(replica.denoiser.meter.read())
+
+    def _report(self) -> None:
+        self.reports = {number: mean(each.notes) for number, each in self.replicas.items() if each.notes}
+
+    def _scale(self, scaler: Scaler) -> None:
+        reports = {number: load for number, load in self.reports.items() if number in self.replicas}
+        wanted = scaler.target(self.clock.now, reports, len(self.replicas), self.num_wanted)
+        if wanted == self.num_wanted:
+            return
+        for _ in range(wanted - self.num_wanted):
+            self.clock.after(scaler.start_s, self._start_if_wanted)
+        # The youngest stop; they finish what they have.
+        for number in sorted(self.replicas)[wanted:]:
+            del self.replicas[number]
+        self.num_wanted = wanted
+        self.result.replicas.append((self.clock.now, wanted))
+
+    def _start_if_wanted(self) -> None:
+        if len(self.replicas) < self.num_wanted:
+            self._start()
+
+
+def _go(flow: Flow, then: Action) -> None:
+    """Follow a flow from wait to wait, and then go on."""
+    wait = next(flow, None)
+    if wait is None:
+        then()
+    else:
+        wait(partial(_go, flow, then))
+
+
+def _both(*flows: Flow) -> Wait:
+    """Until all are over."""
+
+    def wait(then: Action) -> None:
+        left = count(len(flows) - 1, -1)
+        for flow in flows:
+            _go(flow, lambda: None if next(left) else then())
+
+    return wait
+
+
+def simulate(
+    system: System,
+    arrivals: Iterable[Arrival],
+    num_replicas: int,
+    seed: int,
+    scaler: Scaler | None = None,
+    until_s: float = math.inf,
+) -> SimulationResult:
+    """What becomes of `arrivals`, which are in order. scaler: changes the number of replicas, on a cluster."""
+    return Graph(system, num_replicas, seed, scaler).run(arrivals, until_s)
