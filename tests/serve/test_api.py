@@ -1,5 +1,6 @@
 """The routes as callers and tools see them, in front of stand-ins for the stages; without Ray."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import openai
 import pytest
+from numpy.typing import NDArray
 
 from serve.errors import STATUSES
-from tests.serve.client import edit
+from tests.serve.client import PATIENCE_S, edit
+from tests.serve.pictures import mask, photo, png
 from tests.serve.standin import MODEL, served
 
 HERE = Path(__file__).parent
@@ -118,6 +123,92 @@ def test_the_document_names_what_is_sent_and_nothing_else(url: str) -> None:
     }
     picture = paths["/v1/garments/{garment_id}/image"]["get"]["responses"]["200"]
     assert set(picture["content"]) == {"image/jpeg"}
+
+
+# What OpenAI's client can send, one parameter at a time.
+
+OURS = {"category": "dresses", "seed": 5}
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S, max_retries=0) as client:
+        yield client
+
+
+def upload(pixels: NDArray[np.uint8]) -> io.BytesIO:
+    file = io.BytesIO(png(pixels))
+    file.name = "photo.png"
+    return file
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"background": "opaque"},
+        {"background": None, "model": None, "n": None, "quality": None, "size": None, "output_format": None},
+        {"complexity": "high"},
+        {"input_fidelity": "high"},
+        {"n": 2},
+        {"output_format": "jpeg", "output_compression": 50},
+        {"output_format": "png"},
+        {"partial_images": 2},
+        {"quality": "low"},
+        {"response_format": "b64_json"},
+        {"safety_identifier": "shopper", "user": "shopper"},
+        {"size": "auto"},
+        {"size": "60x80"},
+        {"stream": False},
+        {"extra_body": OURS | {"moderation": "low", "steps": 1}},
+        {"extra_body": OURS | {"seed": "", "keypoints": "", "steps": 1}},
+    ],
+    ids=str,
+)
+def test_a_parameter_that_can_be_obeyed_is_taken(client: openai.OpenAI, parameters: dict[str, Any]) -> None:
+    asked = {"extra_body": OURS | {"steps": 1}} | parameters
+    reply = client.images.edit(image=upload(photo()), mask=upload(mask()), prompt="red dress", **asked)
+    assert reply.data is not None and len(reply.data) == (parameters.get("n") or 1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param", "code"),
+    [
+        ({"background": "transparent"}, "background", "unsupported_value"),
+        ({"frame_count": 4}, "frame_count", "unknown_parameter"),
+        ({"frame_duration_ms": 100}, "frame_duration_ms", "unknown_parameter"),
+        ({"image": "two photos"}, "image", "unsupported_value"),
+        ({"markup": "a photo"}, "markup", "unknown_parameter"),
+        ({"model": "gpt-image-2"}, "model", "model_not_found"),
+        ({"n": 11}, "n", "invalid_value"),
+        ({"output_compression": 50}, "output_compression", "invalid_value"),
+        ({"output_format": "gif"}, "output_format", "unsupported_value"),
+        ({"partial_images": -1}, "partial_images", "invalid_value"),
+        ({"prompt": ""}, "prompt", "invalid_value"),
+        ({"quality": "max"}, "quality", "invalid_value"),
+        ({"response_format": "url"}, "response_format", "unsupported_value"),
+        ({"size": "1024x1024"}, "size", "unsupported_value"),
+        ({"stream": True, "n": 2}, "n", "unsupported_value"),
+        ({"svg": {"model": "a"}}, "svg[model]", "unknown_parameter"),
+    ],
+    ids=str,
+)
+def test_a_parameter_that_cannot_be_obeyed_is_named(
+    client: openai.OpenAI, parameters: dict[str, Any], param: str, code: str
+) -> None:
+    files = {"two photos": [upload(photo()), upload(photo())], "a photo": upload(photo())}
+    changes = {name: files.get(value, value) if isinstance(value, str) else value for name, value in parameters.items()}
+    asked: dict[str, Any] = {"image": upload(photo()), "mask": upload(mask()), "prompt": "red dress"} | changes
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.edit(**asked, extra_body=OURS)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_its_models_can_be_listed_and_retrieved(client: openai.OpenAI) -> None:
+    (model,) = client.models.list()
+    assert client.models.retrieve(model.id) == model
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("gpt-image-2")
+    assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
 
 
 @pytest.mark.slow

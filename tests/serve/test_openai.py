@@ -102,67 +102,6 @@ def test_errors_are_its_errors(client: openai.OpenAI) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"background": "opaque"},
-        {"background": None, "model": None, "n": None, "quality": None, "size": None, "output_format": None},
-        {"complexity": "high"},
-        {"input_fidelity": "high"},
-        {"n": 2},
-        {"output_format": "jpeg", "output_compression": 50},
-        {"output_format": "png"},
-        {"partial_images": 2},
-        {"quality": "low"},
-        {"response_format": "b64_json"},
-        {"safety_identifier": "shopper", "user": "shopper"},
-        {"size": "auto"},
-        {"size": "60x80"},
-        {"stream": False},
-        {"extra_body": OURS | {"moderation": "low", "steps": 1}},
-        {"extra_body": OURS | {"seed": "", "keypoints": "", "steps": 1}},
-    ],
-    ids=str,
-)
-def test_a_parameter_that_can_be_obeyed_is_taken(client: openai.OpenAI, parameters: dict[str, Any]) -> None:
-    asked = {"extra_body": OURS | {"steps": 1}} | parameters
-    reply = client.images.edit(image=upload(photo()), mask=upload(mask()), prompt="red dress", **asked)
-    assert reply.data is not None and len(reply.data) == (parameters.get("n") or 1)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "param", "code"),
-    [
-        ({"background": "transparent"}, "background", "unsupported_value"),
-        ({"frame_count": 4}, "frame_count", "unknown_parameter"),
-        ({"frame_duration_ms": 100}, "frame_duration_ms", "unknown_parameter"),
-        ({"image": "two photos"}, "image", "unsupported_value"),
-        ({"markup": "a photo"}, "markup", "unknown_parameter"),
-        ({"model": "gpt-image-2"}, "model", "model_not_found"),
-        ({"n": 11}, "n", "invalid_value"),
-        ({"output_compression": 50}, "output_compression", "invalid_value"),
-        ({"output_format": "gif"}, "output_format", "unsupported_value"),
-        ({"partial_images": -1}, "partial_images", "invalid_value"),
-        ({"prompt": ""}, "prompt", "invalid_value"),
-        ({"quality": "max"}, "quality", "invalid_value"),
-        ({"response_format": "url"}, "response_format", "unsupported_value"),
-        ({"size": "1024x1024"}, "size", "unsupported_value"),
-        ({"stream": True, "n": 2}, "n", "unsupported_value"),
-        ({"svg": {"model": "a"}}, "svg[model]", "unknown_parameter"),
-    ],
-    ids=str,
-)
-def test_a_parameter_that_cannot_be_obeyed_is_named(
-    client: openai.OpenAI, parameters: dict[str, Any], param: str, code: str
-) -> None:
-    files = {"two photos": [upload(photo()), upload(photo())], "a photo": upload(photo())}
-    changes = {name: files.get(value, value) if isinstance(value, str) else value for name, value in parameters.items()}
-    asked: dict[str, Any] = {"image": upload(photo()), "mask": upload(mask()), "prompt": "red dress"} | changes
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.images.edit(**asked, extra_body=OURS)
-    assert (refused.value.param, refused.value.code) == (param, code)
-
-
 def test_models(client: openai.OpenAI, config: ServeConfig, pipeline: Pipeline) -> None:
     (model,) = client.models.list()
     assert model.id == pipeline.manifest.name
