@@ -3,9 +3,9 @@
     curl -F image=@person.jpg -F mask=@mask.png -F prompt="red striped shirt" -F category=upper_body \\
          http://127.0.0.1:8000/v1/images/edits | jq -r .data[0].b64_json | base64 -d > edited.png
 
-An edit is refused before its body is read where this replica has as many as it may, and before any stage has worked
-for it where the denoiser has. Once the denoiser has taken it on, it is finished, unless the caller leaves or its
-deadline comes.
+An edit is refused before its body is read, and again once the body is here, where this replica has as many as it may;
+and before any stage has worked for it where the denoiser has. Once the denoiser has taken it on, it is finished, unless
+the caller leaves or its deadline comes.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import ray
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -60,7 +60,8 @@ from serve.schemas import (
     sse,
 )
 from serve.stages import Denoised, Edited, Job, Partial, Prepared
-from serve.uploads import edit_requests, garment_picture, read_form
+from serve.streaming import PacedResponse, newest
+from serve.uploads import Form, edit_requests, garment_picture, read_form
 
 READY_TIMEOUT_S = 5.0
 # For what is no edit.
@@ -68,6 +69,8 @@ ASK_S = 30.0
 
 Limit = Annotated[int, Query(ge=1, le=MAX_FOUND)]
 Attributes = Annotated[Sequence[str], Query(max_length=MAX_FILTERS, description="NAME=VALUE that garments must have.")]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="Fashion-RAG")
@@ -97,6 +100,18 @@ def _partial_event(form: EditForm, request: EditRequest, partial: Partial, index
 def _last_event(form: EditForm, request: EditRequest, edited: Edited) -> bytes:
     event = edit_completed(form, edited.image, edited.garments, request.seed, edited.timings_s)
     return sse("image_edit.completed", event)
+
+
+def _is_preview(item: Prepared | Partial | Edited) -> bool:
+    return isinstance(item, Partial)
+
+
+async def _while_held(held: ExitStack, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield the items, and give `held` back after the last."""
+    with held:
+        async with aclosing(items):
+            async for item in items:
+                yield item
 
 
 @contextmanager
@@ -164,6 +179,11 @@ class Ingress:
             raise Forbidden("this server lets nobody change its catalogue; start it with catalogue keys")
         return self.editors.check(http.headers.get("authorization"))
 
+    async def _form(self, http: Request, kind: type[Form], key_name: str | None) -> Form:
+        """Return the form in a request's body, which is refused unread where too much is going on."""
+        with self.door.upload(key_name):
+            return await read_form(http, MAX_BODY_BYTES, kind, self.door.settings)
+
     @api.post("/v1/images/edits", response_model=EditReply, openapi_extra=form_document(EditForm))
     async def edit(self, http: Request) -> Response:
         """The photo with the garment changed: as JSON, or with stream=true as server-sent events."""
@@ -171,20 +191,19 @@ class Ingress:
         key_name = self._key_name(http)
         with ExitStack() as held:
             held.enter_context(_counted(arrived))
-            held.enter_context(self.door.hold(key_name, 1))
-            form = await read_form(http, MAX_BODY_BYTES, EditForm)
+            form = await self._form(http, EditForm, key_name)
             settings, request_id = self.door.settings, http.headers["x-request-id"]
             if form.n > (most := min(settings.max_edits, settings.max_edits_per_key)):
                 # To come back later would not help.
                 raise InvalidRequest("n", form.n, f"must be at most {most} on this server")
-            held.enter_context(self.door.hold(key_name, form.n - 1))
+            held.enter_context(self.door.hold(key_name, form.n))
             requests = await asyncio.to_thread(edit_requests, form, self.manifest, settings, request_id, arrived)
             logger.info("edit from key %s for user %r: seed %d", key_name, form.user, requests[0].seed)
             if form.stream:
                 events = self._events(form, requests[0], arrived, held.pop_all())
                 # As far as the acceptance: who is refused still gets a status that says so.
                 await anext(events)
-                return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+                return PacedResponse(events, "text/event-stream", {"cache-control": "no-store"})
             edited = await self._all(requests)
             reply = await asyncio.to_thread(
                 edit_reply,
@@ -215,23 +234,25 @@ class Ingress:
     async def _events(
         self, form: EditForm, request: EditRequest, arrived: float, held: ExitStack
     ) -> AsyncGenerator[bytes, None]:
-        """Yield nothing (b"") once the edit is accepted, then its events. Gives `held` back at the end."""
+        """Yield nothing (b"") once the edit is accepted, then its events; a preview that waits gives way to the next.
+
+        Gives `held` back when the edit is done, whether or not its events have been fetched.
+        """
         accepted, index = False, 0
         steps = _preview_steps(form.partial_images, request.num_inference_steps)
         try:
-            with held:
-                async with aclosing(self._edit(request, steps)) as items:
-                    async for item in items:
-                        if isinstance(item, Prepared):
-                            accepted = True
-                            yield b""
-                        elif isinstance(item, Partial):
-                            if index == 0:
-                                metrics.first_preview_seconds().observe(time.time() - arrived)
-                            yield await asyncio.to_thread(_partial_event, form, request, item, index)
-                            index += 1
-                        else:
-                            yield await asyncio.to_thread(_last_event, form, request, item)
+            async with aclosing(newest(_while_held(held, self._edit(request, steps)), skips=_is_preview)) as items:
+                async for item in items:
+                    if isinstance(item, Prepared):
+                        accepted = True
+                        yield b""
+                    elif isinstance(item, Partial):
+                        if index == 0:
+                            metrics.first_preview_seconds().observe(time.time() - arrived)
+                        yield await asyncio.to_thread(_partial_event, form, request, item, index)
+                        index += 1
+                    else:
+                        yield await asyncio.to_thread(_last_event, form, request, item)
         except Exception as error:
             # Once the status has been sent, any error can only be an event.
             if not accepted:
@@ -277,8 +298,9 @@ class Ingress:
     @api.post("/v1/garments/search", openapi_extra=form_document(PictureForm))
     async def search_by_picture(self, http: Request) -> GarmentList:
         """The garments of a category that are most like a picture, best first."""
-        with self.door.hold(self._key_name(http), 1):
-            form = await read_form(http, MAX_BODY_BYTES, PictureForm)
+        key_name = self._key_name(http)
+        form = await self._form(http, PictureForm, key_name)
+        with self.door.hold(key_name, 1):
             picture = await asyncio.to_thread(open_image, form.image, max_pixels=self.door.settings.max_pixels)
             picture.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
             wanted = parse_filter(form.attributes)
@@ -287,8 +309,9 @@ class Ingress:
     @api.post("/v1/garments", status_code=201, openapi_extra=form_document(GarmentForm))
     async def add_garment(self, http: Request) -> GarmentFound:
         """Put a garment into the catalogue, or in the place of one with its id. Needs a key of the catalogue."""
-        with self.door.hold(self._editor_name(http), 1):
-            form = await read_form(http, MAX_BODY_BYTES, GarmentForm)
+        editor_name = self._editor_name(http)
+        form = await self._form(http, GarmentForm, editor_name)
+        with self.door.hold(editor_name, 1):
             row, jpeg = await asyncio.to_thread(garment_picture, form, self.door.settings.max_pixels)
             deadline = time.time() + ASK_S
             words = await answer("condition", lambda: self.conditioner.invert.remote(jpeg), deadline)

@@ -53,7 +53,8 @@ class Sent:
             return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
 
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-        return asyncio.run(read_form(Request({"type": "http", "headers": headers}, receive), max_bytes, EditForm))
+        http = Request({"type": "http", "headers": headers}, receive)
+        return asyncio.run(read_form(http, max_bytes, EditForm, SETTINGS))
 
 
 def multipart(items: Items) -> tuple[str, bytes]:
