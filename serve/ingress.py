@@ -40,6 +40,7 @@ from serve.calls import answer, stream
 from serve.config import IngressSettings, ServeConfig
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
+from serve.memory import give_back_large_blocks
 from serve.proxy import MAX_BODY_BYTES
 from serve.schemas import (
     MAX_FILTERS,
@@ -141,6 +142,7 @@ class Ingress:
     """The HTTP side of the graph. Several replicas may run; each counts the edits that it has let in."""
 
     def __init__(self, config: ServeConfig, stages: dict[str, DeploymentHandle]) -> None:
+        give_back_large_blocks()
         self.config = config
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Bundle.open(Path(config.bundle)).manifest
@@ -234,14 +236,14 @@ class Ingress:
     async def _events(
         self, form: EditForm, request: EditRequest, arrived: float, held: ExitStack
     ) -> AsyncGenerator[bytes, None]:
-        """Yield nothing (b"") once the edit is accepted, then its events; a preview that waits gives way to the next.
+        """Yield nothing (b"") once the edit is accepted, then its events, without previews that have grown old.
 
         Gives `held` back when the edit is done, whether or not its events have been fetched.
         """
         accepted, index = False, 0
         steps = _preview_steps(form.partial_images, request.num_inference_steps)
         try:
-            async with aclosing(newest(_while_held(held, self._edit(request, steps)), skips=_is_preview)) as items:
+            async with aclosing(newest(_while_held(held, self._edit(request, steps)), may_skip=_is_preview)) as items:
                 async for item in items:
                     if isinstance(item, Prepared):
                         accepted = True

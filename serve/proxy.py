@@ -24,6 +24,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
+from serve.memory import give_back_large_blocks
+
 # A request that itself kills what reads it costs this many replicas.
 MAX_ATTEMPTS = 3
 # What can be sent again; the ingress refuses larger ones.
@@ -46,12 +48,13 @@ logger = logging.getLogger("ray.serve")
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve's HTTP proxy is to wrap around itself, and choose the HTTP parser of its server.
+    """Return what Serve's HTTP proxy is to wrap around itself, and prepare its process.
 
     Some clients offer to speak HTTP/2 with their first request (`Upgrade: h2c`), and send its body in HTTP/1.1 all the
     same. Of uvicorn's parsers, httptools takes the body for the other protocol and drops it; h11 ignores the offer.
     Serve starts uvicorn with the parser "auto" and has no option for another.
     """
+    give_back_large_blocks()
     HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
     return [Middleware(Replay)]
 

@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from serve.proxy import TAKEN
 
+# The most previews that a caller of OpenAI's Images API may ask for, so that such a caller misses none.
+MAX_WAITING = 3
+
 T = TypeVar("T")
 
 
@@ -54,8 +57,8 @@ class PacedResponse(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def newest(items: AsyncGenerator[T, None], skips: Callable[[T], bool]) -> AsyncGenerator[T, None]:
-    """Yield the items, but none that `skips` holds for once there is one after it.
+async def newest(items: AsyncGenerator[T, None], may_skip: Callable[[T], bool]) -> AsyncGenerator[T, None]:
+    """Yield the items; of those that `may_skip` holds for, only the newest MAX_WAITING where more of them wait.
 
     They are read in a task of their own, and so never wait for those who take them. Raises what `items` raises, after
     the items before it.
@@ -66,9 +69,10 @@ async def newest(items: AsyncGenerator[T, None], skips: Callable[[T], bool]) -> 
     async def read() -> None:
         async with aclosing(items):
             async for item in items:
-                if waiting and skips(waiting[-1]):
-                    waiting.pop()
                 waiting.append(item)
+                skippable = [index for index, kept in enumerate(waiting) if may_skip(kept)]
+                if len(skippable) > MAX_WAITING:
+                    del waiting[skippable[0]]
                 news.set()
 
     def end(reader: asyncio.Task[None]) -> None:

@@ -17,6 +17,7 @@ from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.batching import checked, each, set_max_batch
 from serve.config import BatchSettings
+from serve.memory import give_back_large_blocks
 from serve.stages import Denoised, Edited, Encoded
 
 Latent = tuple[EditRequest, Tensor]
@@ -27,6 +28,7 @@ class VAE:
     """Persons to latents, and latents to pictures, several in one call."""
 
     def __init__(self, runtime: Runtime) -> None:
+        give_back_large_blocks()
         torch.set_num_threads(runtime.num_threads)
         parts = runtime.open()
         self.manifest = parts.bundle.manifest
