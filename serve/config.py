@@ -49,14 +49,19 @@ class Config:
 class IngressSettings(Config):
     """Of the HTTP side.
 
-    max_edits: in flight in one ingress replica; more are refused before their bodies are read. max_edits_per_key: of
-    one API key. retry_after_s: what a refused caller is told to wait. deadline_s: of an edit whose caller names none;
-    no caller may name more. max_pixels: of an uploaded picture. presets: by name, what callers may ask for in a word.
+    max_edits: in flight in one ingress replica; where there are as many, the next is refused before its body is read.
+    max_edits_per_key: of one API key, with the bodies that it is sending. max_uploads: bodies that one replica reads at
+    once. upload_s: how long a body may take, within deadline_s. upload_stall_s: how long it may take to bring 64 KiB.
+    retry_after_s: what a refused caller is told to wait. deadline_s: of an edit whose caller names none; no caller may
+    name more. max_pixels: of an uploaded picture. presets: by name, what callers may ask for in a word.
     """
 
     # What a denoiser takes on by default, and some that are on the way to it or back.
     max_edits: int = 24
     max_edits_per_key: int = 24
+    max_uploads: int = 128
+    upload_s: float = 120.0
+    upload_stall_s: float = 20.0
     retry_after_s: float = 5.0
     deadline_s: float = 300.0
     max_pixels: int = MAX_PIXELS
@@ -70,8 +75,8 @@ class IngressSettings(Config):
     )
 
     def __post_init__(self) -> None:
-        self._at_least(1, "max_edits", "max_edits_per_key", "retry_after_s", "max_pixels")
-        self._at_least(0.001, "deadline_s")
+        self._at_least(1, "max_edits", "max_edits_per_key", "max_uploads", "retry_after_s", "max_pixels")
+        self._at_least(0.001, "deadline_s", "upload_s", "upload_stall_s")
 
 
 @dataclass(frozen=True)

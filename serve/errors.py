@@ -8,7 +8,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskCancelledError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -34,6 +34,8 @@ STATUS: dict[type[BaseException], int] = {
     ArtifactError: 500,
     asyncio.CancelledError: CALLER_LEFT,
     ClientDisconnect: CALLER_LEFT,
+    # Serve cancels what it has under way for a caller who left.
+    TaskCancelledError: CALLER_LEFT,
     GeneratorExit: CALLER_LEFT,
 }
 
@@ -58,7 +60,7 @@ logger = logging.getLogger("ray.serve")
 
 def add_handlers(api: FastAPI) -> None:
     """Have `api` answer every error in the form {"error": {"type", "field", "message", "param", "code"}}."""
-    for kind in (FashionRAGError, RequestValidationError, HTTPException, RayError, Exception):
+    for kind in (FashionRAGError, RequestValidationError, HTTPException, RayError, ClientDisconnect, Exception):
         api.add_exception_handler(kind, answer_error)
 
 
@@ -96,7 +98,7 @@ def error_reply(error: BaseException, status: int, request_id: str | None) -> Er
         message = f"the server failed; its log has the cause under request id {request_id}"
     else:
         message = str(getattr(error, "detail", error))
-    known = isinstance(error, FashionRAGError)
+    known = isinstance(error, FashionRAGError) or status == CALLER_LEFT
     name = type(error).__name__ if known else HTTPStatus(status).phrase.replace(" ", "")
     field = getattr(error, "field", None)
     code = getattr(error, "code", None) or STATUSES.get(status, STATUSES[500])[0]

@@ -3,9 +3,9 @@
     curl -F image=@person.jpg -F mask=@mask.png -F prompt="red striped shirt" -F category=upper_body \\
          http://127.0.0.1:8000/v1/images/edits | jq -r .data[0].b64_json | base64 -d > edited.png
 
-An edit is refused before its body is read where this replica has as many as it may, and before any stage has worked
-for it where the denoiser has. Once the denoiser has taken it on, it is finished, unless the caller leaves or its
-deadline comes.
+An edit is refused before its body is read, and again once the body is here, where this replica has as many as it may;
+and before any stage has worked for it where the denoiser has. Once the denoiser has taken it on, it is finished, unless
+the caller leaves or its deadline comes.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import ray
 from fastapi import Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -52,6 +52,7 @@ from serve.documents import (
 )
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
+from serve.memory import give_back_large_blocks
 from serve.proxy import MAX_BODY_BYTES
 from serve.queries import SearchQuery, SimilarQuery
 from serve.schemas import (
@@ -70,7 +71,8 @@ from serve.schemas import (
     sse,
 )
 from serve.stages import Denoised, Edited, Job, Partial, Prepared
-from serve.uploads import edit_requests, garment_picture, read_form
+from serve.streaming import PacedResponse, newest
+from serve.uploads import Form, edit_requests, garment_picture, read_form
 
 READY_TIMEOUT_S = 5.0
 # For what is no edit.
@@ -79,6 +81,8 @@ ASK_S = 30.0
 SPARE = 1.2
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False)
@@ -121,6 +125,18 @@ def _last_event(form: EditForm, request: EditRequest, edited: Edited) -> bytes:
     return sse("image_edit.completed", event)
 
 
+def _is_preview(item: Prepared | Partial | Edited) -> bool:
+    return isinstance(item, Partial)
+
+
+async def _while_held(held: ExitStack, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield the items, and give `held` back after the last."""
+    with held:
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+
 @contextmanager
 def _found(garment_id: str) -> Iterator[None]:
     """Raise NotFound where the block raises InvalidRequest for an id that the catalogue does not have."""
@@ -157,6 +173,7 @@ class Ingress:
     """The HTTP side of the graph. Several replicas may run; each counts the edits that it has let in."""
 
     def __init__(self, config: ServeConfig, stages: dict[str, DeploymentHandle]) -> None:
+        give_back_large_blocks()
         self.config = config
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Bundle.open(Path(config.bundle)).manifest
@@ -196,6 +213,11 @@ class Ingress:
             raise Forbidden("this server lets nobody change its catalogue; start it with catalogue keys")
         return self.editors.check(http.headers.get("authorization"))
 
+    async def _form(self, http: Request, kind: type[Form], key_name: str | None) -> Form:
+        """Return the form in a request's body, which is refused unread where too much is going on."""
+        with self.door.upload(key_name):
+            return await read_form(http, MAX_BODY_BYTES, kind, self.door.settings)
+
     @api.post(
         "/v1/images/edits",
         response_model=EditReply,
@@ -208,13 +230,12 @@ class Ingress:
         key_name = self._key_name(http)
         with ExitStack() as held:
             held.enter_context(_counted(arrived))
-            held.enter_context(self.door.hold(key_name, 1))
-            form = await read_form(http, MAX_BODY_BYTES, EditForm)
+            form = await self._form(http, EditForm, key_name)
             settings, request_id = self.door.settings, http.headers["x-request-id"]
             if form.n > (most := min(settings.max_edits, settings.max_edits_per_key)):
                 # To come back later would not help.
                 raise InvalidRequest("n", form.n, f"must be at most {most} on this server", "unsupported_value")
-            held.enter_context(self.door.hold(key_name, form.n - 1))
+            held.enter_context(self.door.hold(key_name, form.n))
             requests = await asyncio.to_thread(edit_requests, form, self.manifest, settings, request_id, arrived)
             user = form.safety_identifier or form.user
             logger.info("edit from key %s for user %r: seed %d", key_name, user, requests[0].seed)
@@ -222,7 +243,7 @@ class Ingress:
                 events = self._events(form, requests[0], arrived, held.pop_all())
                 # As far as the acceptance: who is refused still gets a status that says so.
                 await anext(events)
-                return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+                return PacedResponse(events, "text/event-stream", {"cache-control": "no-store"})
             edited = await self._all(requests)
             reply = await asyncio.to_thread(
                 edit_reply,
@@ -254,23 +275,25 @@ class Ingress:
     async def _events(
         self, form: EditForm, request: EditRequest, arrived: float, held: ExitStack
     ) -> AsyncGenerator[bytes, None]:
-        """Yield nothing (b"") once the edit is accepted, then its events. Gives `held` back at the end."""
+        """Yield nothing (b"") once the edit is accepted, then its events, without previews that have grown old.
+
+        Gives `held` back when the edit is done, whether or not its events have been fetched.
+        """
         accepted, index = False, 0
         steps = _preview_steps(form.partial_images, request.num_inference_steps)
         try:
-            with held:
-                async with aclosing(self._edit(request, steps)) as items:
-                    async for item in items:
-                        if isinstance(item, Prepared):
-                            accepted = True
-                            yield b""
-                        elif isinstance(item, Partial):
-                            if index == 0:
-                                metrics.first_preview_seconds().observe(time.time() - arrived)
-                            yield await asyncio.to_thread(_partial_event, form, request, item, index)
-                            index += 1
-                        else:
-                            yield await asyncio.to_thread(_last_event, form, request, item)
+            async with aclosing(newest(_while_held(held, self._edit(request, steps)), may_skip=_is_preview)) as items:
+                async for item in items:
+                    if isinstance(item, Prepared):
+                        accepted = True
+                        yield b""
+                    elif isinstance(item, Partial):
+                        if index == 0:
+                            metrics.first_preview_seconds().observe(time.time() - arrived)
+                        yield await asyncio.to_thread(_partial_event, form, request, item, index)
+                        index += 1
+                    else:
+                        yield await asyncio.to_thread(_last_event, form, request, item)
         except Exception as error:
             # Once the status has been sent, any error can only be an event.
             if not accepted:
@@ -309,8 +332,9 @@ class Ingress:
     @api.post("/v1/garments/search", responses=errors(*READING), openapi_extra=form_document(PictureForm))
     async def search_by_picture(self, http: Request) -> GarmentList:
         """The garments of a category that are most like a picture, best first."""
-        with self.door.hold(self._key_name(http), 1):
-            form = await read_form(http, MAX_BODY_BYTES, PictureForm)
+        key_name = self._key_name(http)
+        form = await self._form(http, PictureForm, key_name)
+        with self.door.hold(key_name, 1):
             picture = await asyncio.to_thread(open_image, form.image, max_pixels=self.door.settings.max_pixels)
             picture.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
             wanted = parse_filter(form.attributes)
@@ -321,8 +345,9 @@ class Ingress:
     )
     async def add_garment(self, http: Request) -> GarmentFound:
         """Put a garment into the catalogue, or in the place of one with its id. Needs a key of the catalogue."""
-        with self.door.hold(self._editor_name(http), 1):
-            form = await read_form(http, MAX_BODY_BYTES, GarmentForm)
+        editor_name = self._editor_name(http)
+        form = await self._form(http, GarmentForm, editor_name)
+        with self.door.hold(editor_name, 1):
             row, jpeg = await asyncio.to_thread(garment_picture, form, self.door.settings.max_pixels)
             deadline = time.time() + ASK_S
             words = await answer("condition", lambda: self.conditioner.invert.remote(jpeg), deadline)

@@ -1,5 +1,6 @@
 """From an HTTP request to edits: the multipart form is read, checked, and its pictures decoded. Called by `ingress`."""
 
+import asyncio
 import hashlib
 import re
 import secrets
@@ -34,6 +35,9 @@ MULTIPART = "multipart/form-data"
 # More than a form has use for, so that one file too many is refused by its name.
 MAX_FILES = 16
 MAX_FIELDS = 64
+# What a body must bring in every `upload_stall_s`, unless it ends. A sender of a byte now and then is no better than
+# one of none.
+MIN_PROGRESS_BYTES = 64 * 1024
 FILE_FIELDS = ("image", "mask")
 # Fields that may come as `name[]`: OpenAI's clients send what is in a list so.
 BRACKET_FIELDS = ("image", "mask", "garment_ids", "attributes")
@@ -56,16 +60,17 @@ RULES = {
 CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
-async def read_form(http: Request, max_bytes: int, kind: type[Form]) -> Form:
-    """The form in the body of a request, with its files in memory.
+async def read_form(http: Request, max_bytes: int, kind: type[Form], settings: IngressSettings) -> Form:
+    """Return the form in the body of a request, with its files in memory.
 
-    Raises HTTPException: 415 for another content type, 413 for a body of more than `max_bytes`, which is not read to
-    its end, and 400 for what is no whole form; InvalidRequest, naming the field, for what the form may not hold.
+    settings: for how long the body may take. Raises HTTPException: 415 for another content type, 413 for a body of more
+    than `max_bytes`, which is not read to its end, 408 for one that comes too slowly, and 400 for what is no whole
+    form; InvalidRequest, naming the field, for what the form may not hold.
     """
     boundary = _boundary(http.headers.get("content-type", ""))
     if int(http.headers.get("content-length", 0)) > max_bytes:
         raise _too_large(max_bytes)
-    parser = _Parser(http, boundary, max_bytes)
+    parser = _Parser(http, boundary, max_bytes, settings)
     async with aclosing(parser.stream):
         try:
             form = await parser.parse()
@@ -184,20 +189,25 @@ def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, byt
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, for bodies of at most `max_bytes`, and for whole forms: it takes one that is cut off too."""
+    """Starlette's parser with two rules more.
 
-    def __init__(self, http: Request, boundary: str, max_bytes: int) -> None:
+    A body may have at most `max_bytes` and take the time that `settings` grant; and a form must be whole, while
+    Starlette also takes one that is cut off.
+    """
+
+    def __init__(self, http: Request, boundary: str, max_bytes: int, settings: IngressSettings) -> None:
         # Without a charset, whatever the caller said: Starlette would decode with any, and RFC 7578 knows none.
         headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
-        super().__init__(headers, self._body(http, max_bytes), max_files=MAX_FILES, max_fields=MAX_FIELDS)
+        body = self._body(http, max_bytes, settings)
+        super().__init__(headers, body, max_files=MAX_FILES, max_fields=MAX_FIELDS)
         self.ended = False
 
     def on_end(self) -> None:
         self.ended = True
 
-    async def _body(self, http: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    async def _body(self, http: Request, max_bytes: int, settings: IngressSettings) -> AsyncGenerator[bytes, None]:
         num_bytes = 0
-        async with aclosing(http.stream()) as chunks:
+        async with aclosing(_timely(http.stream(), settings)) as chunks:
             async for chunk in chunks:
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
@@ -206,6 +216,26 @@ class _Parser(MultiPartParser):
         if not self.ended:
             # Raised while files are still open, which Starlette closes on any error.
             raise MultiPartException("ends before the form does")
+
+
+async def _timely(chunks: AsyncGenerator[bytes, None], settings: IngressSettings) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of a body. Raises HTTPException, a 408, where they come too slowly."""
+    now = asyncio.get_running_loop().time
+    end, stalls_at = now() + min(settings.upload_s, settings.deadline_s), now() + settings.upload_stall_s
+    num_bytes = num_at_progress = 0
+    async with aclosing(chunks):
+        while True:
+            try:
+                async with asyncio.timeout_at(min(end, stalls_at)):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as error:
+                raise _too_slow(num_bytes, settings) from error
+            if chunk is None:
+                return
+            num_bytes += len(chunk)
+            if num_bytes - num_at_progress >= MIN_PROGRESS_BYTES:
+                num_at_progress, stalls_at = num_bytes, now() + settings.upload_stall_s
+            yield chunk
 
 
 def _boundary(content_type: str) -> str:
@@ -221,6 +251,12 @@ def _boundary(content_type: str) -> str:
 
 def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"body: must have at most {max_bytes} bytes")
+
+
+def _too_slow(num_bytes: int, settings: IngressSettings) -> HTTPException:
+    rule = f"must bring {MIN_PROGRESS_BYTES} bytes in {settings.upload_stall_s} s, and its end in {settings.upload_s} s"
+    # What is still to come of the body cannot be told from a next request.
+    return HTTPException(408, f"body: stopped after {num_bytes} bytes; {rule}", {"connection": "close"})
 
 
 async def _content(part: str | UploadFile) -> str | bytes:

@@ -18,6 +18,7 @@ from serve import metrics
 from serve.batching import checked, each, set_max_batch
 from serve.config import BatchSettings
 from serve.logs import leave_out_expected_errors
+from serve.memory import give_back_large_blocks
 from serve.stages import Denoised, Edited, Encoded
 
 Latent = tuple[EditRequest, Tensor]
@@ -29,6 +30,7 @@ class VAE:
 
     def __init__(self, runtime: Runtime) -> None:
         leave_out_expected_errors()
+        give_back_large_blocks()
         torch.set_num_threads(runtime.num_threads)
         parts = runtime.open()
         self.manifest = parts.bundle.manifest

@@ -4,15 +4,16 @@ import asyncio
 import json
 
 import pytest
-from fastapi import Request
-from ray.exceptions import RayTaskError
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+from ray.exceptions import RayTaskError, TaskCancelledError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
 from serve.auth import Unauthorized
 from serve.door import RateLimited
-from serve.errors import CALLER_LEFT, STATUS, answer_error, explained
+from serve.errors import CALLER_LEFT, STATUS, add_handlers, answer_error, explained
 
 REQUEST = Request({"type": "http", "headers": [(b"x-request-id", b"request-7")]})
 
@@ -32,6 +33,9 @@ def in_replica(cause: Exception) -> RayTaskError:
         (Unauthorized("no key"), 401, "Unauthorized", None),
         (DeadlineExceeded("too slow"), 504, "DeadlineExceeded", None),
         (HTTPException(404, "no such garment"), 404, "NotFound", None),
+        (HTTPException(408, "too slow"), 408, "RequestTimeout", None),
+        (ClientDisconnect(), CALLER_LEFT, "ClientDisconnect", None),
+        (TaskCancelledError(), CALLER_LEFT, "TaskCancelledError", None),
         (ArtifactError("/secret: damaged"), 500, "ArtifactError", None),
         (KeyError("/secret"), 500, "InternalServerError", None),
         (in_replica(KeyError("/secret")), 500, "InternalServerError", None),
@@ -56,7 +60,22 @@ def test_who_has_no_key_is_told_how_to_show_one() -> None:
     assert asyncio.run(answer_error(REQUEST, Unauthorized("no key"))).headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit(), ClientDisconnect()])
+@pytest.mark.parametrize("error", [ClientDisconnect(), TaskCancelledError()])
+def test_who_leaves_is_answered_without_a_traceback(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """An application raises again what only its handler for Exception takes, and Serve logs that with a traceback."""
+    api = FastAPI()
+    add_handlers(api)
+
+    @api.get("/")
+    async def leave() -> None:
+        raise error
+
+    # The client raises what the application raises.
+    assert TestClient(api).get("/").status_code == CALLER_LEFT
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit(), ClientDisconnect(), TaskCancelledError()])
 def test_who_leaves_is_no_failure_of_the_server(error: BaseException) -> None:
     assert explained(error)[1] == CALLER_LEFT
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import uvicorn
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from serve import proxy
-from serve.proxy import MAX_ATTEMPTS, RecordedBody, Replay, middlewares
+from serve.proxy import MAX_ATTEMPTS, TAKEN, RecordedBody, Replay, Room, middlewares
 
 CHUNKS = (b"one ", b"two ", b"three")
 BODY = b"".join(CHUNKS)
@@ -22,6 +25,8 @@ PATIENCE_S = 10.0
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "PAUSE_S", 0.01)
+    # `middlewares` sets it, for the process of a proxy.
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
 
 
 class Client:
@@ -180,6 +185,121 @@ def test_a_body_is_repeated_up_to_its_limit_only(max_bytes: int, num_attempts: i
     client.ask(Replay(ingress, max_bytes))
     assert ingress.bodies == [BODY] * num_attempts
     assert client.status == (200 if num_attempts == 2 else 503)
+
+
+def test_what_is_recorded_of_all_requests_has_a_limit() -> None:
+    async def record() -> None:
+        room = Room(len(BODY))
+        first, second, third = (RecordedBody(Client().to_come.get, 10**6, room) for _ in range(3))
+        assert await read(first.from_start()) == BODY
+        assert await read(second.from_start()) == BODY
+        assert (first.repeatable, second.repeatable) == (True, False)
+        first.close()
+        second.close()
+        assert await read(third.from_start()) == BODY
+        assert third.repeatable
+        third.close()
+        assert room.num_bytes == len(BODY)
+
+    asyncio.run(record())
+
+
+async def answer(send: Send, *bodies: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for body in bodies:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def test_a_long_body_goes_in_pieces() -> None:
+    body = bytes(range(256)) * (proxy.PIECE_BYTES // 256 * 2 + 1)
+
+    async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    client = Client()
+    client.ask(Replay(ingress))
+    assert client.body == body
+    assert max(len(message["body"]) for message in client.got[1:]) == proxy.PIECE_BYTES
+    assert [message.get("more_body", False) for message in client.got[1:]] == [True, True, False]
+
+
+def test_a_replica_is_told_what_the_client_has_taken() -> None:
+    received: list[str] = []
+
+    async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
+        assert TAKEN in scope["extensions"]
+        await read(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            received.append((await receive())["type"])
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    client = Client()
+    client.ask(Replay(ingress))
+    assert received == [TAKEN, TAKEN]
+    assert client.body == b"onetwo"
+
+
+def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "UNREAD_S", 0.05)
+    received: list[str] = []
+
+    class Stuck(Client):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+    async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        await answer(send, b"one", b"two")
+        received.append((await receive())["type"])
+
+    client = Stuck()
+    client.ask(Replay(ingress))
+    assert received == ["http.disconnect"]
+    assert client.body == b"one"
+
+
+@pytest.mark.parametrize(
+    "offer", [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"]
+)
+def test_an_offer_of_another_protocol_is_ignored(offer: bytes) -> None:
+    """As Serve starts it, the HTTP server reads the body of a request that offers HTTP/2, and of the next request."""
+    middlewares()
+    ingress = Ingress()
+    request = b"POST / HTTP/1.1\r\nHost: here\r\n" + offer + b"Content-Length: 13\r\n\r\n"
+
+    async def ask() -> bytes:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = uvicorn.Server(uvicorn.Config(ingress, lifespan="off", log_config=None))
+            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            reply = b""
+            for _ in range(2):
+                writer.write(request)
+                await asyncio.sleep(0.01)
+                for chunk in CHUNKS:
+                    writer.write(chunk)
+                while not reply.endswith(b"0\r\n\r\n"):
+                    reply += await reader.read(65536)
+                reply += b"|"
+            writer.close()
+            server.should_exit = True
+            await serving
+            return reply
+
+    async def ask_with_patience() -> bytes:
+        async with asyncio.timeout(PATIENCE_S):
+            return await ask()
+
+    assert asyncio.run(ask_with_patience()).count(b"HTTP/1.1 200 OK") == 2
+    assert ingress.bodies == [BODY, BODY]
 
 
 @pytest.mark.parametrize("sees_it", [True, False])

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import httpx
@@ -54,7 +55,8 @@ class Sent:
             return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
 
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-        return asyncio.run(read_form(Request({"type": "http", "headers": headers}, receive), max_bytes, EditForm))
+        http = Request({"type": "http", "headers": headers}, receive)
+        return asyncio.run(read_form(http, max_bytes, EditForm, SETTINGS))
 
 
 def multipart(items: Items) -> tuple[str, bytes]:
@@ -180,6 +182,53 @@ def test_a_damaged_form_is_read_or_refused(data: st.DataObject) -> None:
         assert Sent(content_type, bytes(body[: data.draw(st.integers(0, len(body)))])).read()
     except (HTTPException, InvalidRequest) as error:
         assert getattr(error, "status_code", 400) == 400
+
+
+class Slow:
+    """Sends a body in chunks with a pause before each, and nothing after the last."""
+
+    def __init__(self, chunks: Sequence[bytes], pause_s: float) -> None:
+        self.chunks = list(chunks)
+        self.pause_s = pause_s
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(self.pause_s if self.chunks else 3600)
+        return {"type": "http.request", "body": self.chunks.pop(0), "more_body": True}
+
+    def read(self, settings: IngressSettings) -> EditForm:
+        headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+        http = Request({"type": "http", "headers": headers}, self.receive)
+        return asyncio.run(read_form(http, 10**9, EditForm, settings))
+
+
+LARGE_CHUNK = part("image", "x" * uploads.MIN_PROGRESS_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "limits"),
+    [
+        ([], {"upload_stall_s": 0.05}),
+        ([part("prompt", "red")], {"upload_stall_s": 0.05}),
+        # A little now and then is no progress.
+        ([part("prompt", "red")] * 1000, {"upload_stall_s": 0.05}),
+        ([LARGE_CHUNK] * 1000, {"upload_s": 0.05}),
+        ([LARGE_CHUNK] * 1000, {"deadline_s": 0.05}),
+    ],
+    ids=["nothing", "half", "trickle", "endless", "past the deadline"],
+)
+def test_a_body_that_comes_too_slowly_is_a_408(chunks: Sequence[bytes], limits: dict[str, float]) -> None:
+    with pytest.raises(HTTPException, match="body: stopped after") as caught:
+        Slow(chunks, 0.01).read(IngressSettings(**limits))  # type: ignore[arg-type]
+    assert caught.value.status_code == 408
+    # Else the server would take the rest of the body for the next request.
+    assert caught.value.headers == {"connection": "close"}
+
+
+def test_a_body_that_makes_progress_may_take_longer_than_a_stall() -> None:
+    slow = Slow([LARGE_CHUNK, LARGE_CHUNK, LARGE_CHUNK, b"--b--\r\n"], 0.5)
+    slow.chunks[-1:] = [b"--b-"]
+    with pytest.raises(HTTPException, match=f"stopped after {3 * len(LARGE_CHUNK) + 4} bytes"):
+        slow.read(IngressSettings(upload_stall_s=1.2))
 
 
 # Fields
