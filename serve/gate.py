@@ -50,14 +50,18 @@ async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
             return []
 
 
+def unavailable(message: str, request_id: str, retry_after_s: int) -> JSONResponse:
+    """Return a 503 in the form of the ingress's errors, for when there is no ingress to make it."""
+    error = {"type": "Overloaded", "field": None, "message": message, "param": None, "code": "overloaded"}
+    return JSONResponse({"error": error}, 503, {"retry-after": str(retry_after_s), "x-request-id": request_id})
+
+
 async def refuse(scope: Scope, receive: Receive, send: Send, awaited: str) -> None:
-    """Answer 503 in the form of serve/errors.py, saying what is awaited, after the body has been read."""
+    """Answer 503, saying what is awaited, after the body has been read."""
     await _discard(receive)
     message = f"the server is starting and waits for {awaited}; please send the request again"
-    error = {"type": "Overloaded", "field": None, "message": message}
     request_id = Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())
-    headers = {"retry-after": str(RETRY_AFTER_S), "x-request-id": request_id}
-    await JSONResponse({"error": error}, 503, headers)(scope, receive, send)
+    await unavailable(message, request_id, RETRY_AFTER_S)(scope, receive, send)
 
 
 async def _discard(receive: Receive) -> None:

@@ -20,12 +20,11 @@ from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
 from serve.cors import Cors
-from serve.gate import Gate
+from serve.gate import Gate, unavailable
 from serve.memory import give_back_large_blocks
 
 # A request that itself kills what reads it costs this many replicas.
@@ -120,9 +119,7 @@ class Replay:
             if not body.repeatable:
                 break
         message = "the server that had the request went away; please send it again"
-        error = {"type": "Overloaded", "field": None, "message": message, "param": None, "code": "overloaded"}
-        headers = {"retry-after": str(RETRY_AFTER_S), "x-request-id": request_id}
-        await JSONResponse({"error": error}, 503, headers)(scope, body.from_start(), send)
+        await unavailable(message, request_id, RETRY_AFTER_S)(scope, body.from_start(), send)
 
 
 async def send_in_pieces(message: Message, send: Send) -> None:
