@@ -75,6 +75,8 @@ def test_logs_are_json_and_bear_the_request_id(url: str) -> None:
 
 def test_what_is_the_callers_fault_takes_a_line_in_each_replica_and_no_traceback(url: str) -> None:
     of_garment, of_edit = uuid.uuid4().hex, uuid.uuid4().hex
+    # A replica also logs that it makes a handle, at the first call through it.
+    httpx.get(f"{url}/v1/garments/red-dress", timeout=PATIENCE_S).raise_for_status()
     reply = httpx.get(f"{url}/v1/garments/no-such", headers={"x-request-id": of_garment}, timeout=PATIENCE_S)
     assert reply.status_code == 404
     assert edit(url, headers={"x-request-id": of_edit}, garment_ids=["no-such"]).status_code == 400
