@@ -18,7 +18,7 @@ def local_url(host: str, port: int) -> str:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a bound socket that Serve's HTTP proxy can later listen beside. Raises OSError unless the port is free.
+    """Return a listening socket that Serve's HTTP proxy can later listen beside. Raises OSError unless the port is free.
 
     Every proxy shares its port with whoever asks for it, so the port is first bound without sharing it.
     """
@@ -33,6 +33,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
+        # Until one of them listens, two sockets with SO_REUSEADDR may both be bound.
+        listener.listen()
     except OSError:
         listener.close()
         raise
