@@ -103,7 +103,7 @@ class Workshop:
         written = {}
         for name, spec in self.specs.items():
             self.say(f"{name}: exporting to ONNX")
-            written[name] = write_onnx(self.bundle, spec, self.folder, self.dtype)
+            written[name] = write_onnx(spec.load(self.bundle, self.dtype), spec, spec.weights(self.bundle), self.folder)
         write_manifest(self.folder, written)
 
     def check(self, runner: Runner, spec: ModuleSpec, reference: nn.Module, network: nn.Module) -> Parity:

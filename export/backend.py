@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
-from fashion_rag.models.unet import SplitUNet
+from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
 from fashion_rag.pipeline import Pipeline
 
 Backend = Literal["torch", "compile", "onnx", "tensorrt"]
@@ -124,50 +124,58 @@ class Parts:
         )
 
     def load_unet(self) -> SplitUNet:
-        """What predicts the noise."""
+        """Return what predicts the noise."""
         return self._unet(lambda network: network)
 
     def _unet(self, placed: Callable[[nn.Module], nn.Module]) -> SplitUNet:
-        specs = module_specs(self.bundle)
-        whole, outermost = (
-            placed(self._network(name, partial(specs[name].load, self.bundle, torch.float32)))
-            for name in ("unet", "unet_shallow")
-        )
-        return SplitUNet(whole, outermost)
+        @cache
+        def weights() -> UNet:
+            """Load the UNet once: its outermost layers are its own, whichever of the two networks runs them."""
+            return self.bundle.load_unet(self.device, self.dtype)
+
+        whole = self._network("unet", lambda: WholeUNet(weights()))
+        outermost = self._network("unet_shallow", lambda: ShallowUNet(weights()))
+        return SplitUNet(placed(whole), placed(outermost))
 
     def load_vae(self) -> VAE:
-        """The VAE, both halves."""
-        vae = self.bundle.load_vae()
-        encoder, decoder = vae.encoder, vae.decoder
-        vae.encoder = self._between_cpu(self._network("vae_encoder", lambda: encoder))
-        vae.decoder = self._between_cpu(self._network("vae_decoder", lambda: decoder))
+        """Return the VAE, both halves."""
+        vae = self.bundle.load_vae(networks=False)
+        vae.encoder = self._between_cpu(self._load("vae_encoder"))
+        vae.decoder = self._between_cpu(self._load("vae_decoder"))
         return vae
 
     def load_prompt_encoder(self) -> PromptEncoder:
-        """The text encoder with its tokenizer."""
-        prompt_encoder = self.bundle.load_prompt_encoder()
-        text_encoder = prompt_encoder.text_encoder
-        prompt_encoder.text_encoder = self._between_cpu(self._network("text_encoder", lambda: text_encoder))
+        """Return the text encoder with its tokenizer."""
+        prompt_encoder = self.bundle.load_prompt_encoder(networks=False)
+        prompt_encoder.text_encoder = self._between_cpu(self._load("text_encoder"))
         return prompt_encoder
 
     def load_garment_encoder(self) -> GarmentEncoder:
-        """The vision tower and the inversion adapter."""
-        garment_encoder = self.bundle.load_garment_encoder()
-        network = garment_encoder.network
-        garment_encoder.network = self._between_cpu(self._network("garment_encoder", lambda: network))
+        """Return the vision tower and the inversion adapter."""
+        garment_encoder = self.bundle.load_garment_encoder(networks=False)
+        garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
         return garment_encoder
+
+    def _load(self, name: str) -> nn.Module:
+        """Return the network of this name, which shares its weights with no other."""
+        spec = module_specs(self.bundle)[name]
+        return self._network(name, lambda: spec.load(self.bundle, self.dtype).to(self.device))
 
     def _between_cpu(self, network: nn.Module) -> nn.Module:
         return network if self.device.type == "cpu" else _BetweenCPU(network, self.device)
 
     def _network(self, name: str, load: Callable[[], nn.Module]) -> nn.Module:
-        """The network of this name; `load` gives the PyTorch module that it is, in float32 on the CPU."""
+        """Return the network of this name.
+
+        load: gives it as a PyTorch module on the device and in the precision of these parts; called where PyTorch is
+        what runs it, and not otherwise.
+        """
         spec = module_specs(self.bundle)[name]
         network: nn.Module
         if self.backend == "torch":
-            network = load().to(self.device, self.dtype)
+            network = load()
         elif self.backend == "compile":
-            network = CompiledModule(load().to(self.device, self.dtype), spec, rows_of(spec), self.device)
+            network = CompiledModule(load(), spec, rows_of(spec), self.device)
         elif self.backend == "onnx":
             assert self.folder is not None
             network = load_onnx(self.folder, self.bundle, name, self.num_threads)

@@ -16,7 +16,7 @@ PACKAGES = ("fashion_rag", "export", "serve")
 # Lowest first. A module imports from its own group and from the rows below; groups that share a row are strangers.
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
-    ("fashion_rag.artifacts",),
+    ("fashion_rag.artifacts", "fashion_rag.weights"),
     ("fashion_rag.config", "fashion_rag.request"),
     ("fashion_rag.data",),
     ("fashion_rag.models",),

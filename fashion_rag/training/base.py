@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, write_state, written_aside
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
 from fashion_rag.bundle import WEIGHTS, Bundle
 from fashion_rag.config import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
+from fashion_rag.weights import write_state
 
 # The adapter's inner width as a multiple of the vision tower's: 5120 of 1280 in the paper.
 HIDDEN_RATIO = 4

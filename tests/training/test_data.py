@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fashion_rag.artifacts import read_state, write_state
 from fashion_rag.bundle import Bundle
 from fashion_rag.data.image import to_tensor
 from fashion_rag.data.masks import repaint_mask_for
@@ -21,6 +20,7 @@ from fashion_rag.request import EditRequest
 from fashion_rag.training import data
 from fashion_rag.training.data import Source, prepare
 from fashion_rag.training.objective import TrainingSet
+from fashion_rag.weights import read_state, write_state
 
 CPU = torch.device("cpu")
 

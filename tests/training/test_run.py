@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from fashion_rag.artifacts import read_state, sha256, write_state
+from fashion_rag.artifacts import sha256
 from fashion_rag.bundle import Bundle
 from fashion_rag.cli import app
 from fashion_rag.errors import ArtifactError, InvalidRequest
@@ -22,6 +22,7 @@ from fashion_rag.training.data import Source
 from fashion_rag.training.fit import Plan
 from fashion_rag.training.objective import Mix
 from fashion_rag.training.run import Settings, even_share, train
+from fashion_rag.weights import read_state, write_state
 from tests.tiny import make_unet
 
 PLAN = Plan(6, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
