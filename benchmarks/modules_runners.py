@@ -22,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export.buckets import OTHER_ROWS, UNET_ROWS
 from export.compiled_module import CompiledModule
-from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build
+from export.engines import PORTABLE, EngineKey, get_or_build
 from export.flavours import find_flavour
 from export.modules import ModuleSpec, blank_inputs, check_inputs
 from export.onnx_files import find_onnx, onnx_path, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, measure
+from export.runtime import ENGINES_FOLDER
 from export.to_onnx import write_onnx
 from export.to_tensorrt import build_engine, build_targets
 from export.trt_module import TrtModule

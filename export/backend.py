@@ -1,6 +1,7 @@
 """The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime or TensorRT.
 
-Replicas open a `Runtime` and load the parts that they need; what they get is called the same way whatever runs it.
+Replicas open a `Runtime` (`runtime.py`) and load the parts that they need; what they get is called the same way
+whatever runs it.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from export.buckets import rows_of
 from export.compiled_module import CompiledModule
-from export.engines import ENGINES_FOLDER
 from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
+from export.runtime import ENGINES_FOLDER, Backend, Runtime
 from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
@@ -30,69 +30,31 @@ from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
 from fashion_rag.pipeline import Pipeline
 
-Backend = Literal["torch", "compile", "onnx", "tensorrt"]
-Precision = Literal["float32", "float16", "bfloat16"]
 
+def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> Parts:
+    """Return the parts of the bundle, ready to be loaded.
 
-@dataclass(frozen=True)
-class Runtime:
-    """What is to run the networks of a bundle. Strings, so that it can stand in a configuration file.
-
-    bundle: its folder. backend: "auto" takes TensorRT where there is a GPU and `compiled` has engines, torch.compile on
-    any other GPU, and ONNX Runtime on the CPU where there is none. precision: of torch and compile; what was exported
-    has its own. "auto" is float16 on a GPU and float32 on a CPU.
-
-    compiled: a folder written by `fashion-rag export`, for onnx and tensorrt. Without one, the networks are exported
-    for ONNX Runtime when they are first needed, and kept in the user's cache.
-
-    num_threads: of each network under ONNX Runtime. PyTorch's own are set for the whole process, by the caller.
-
-    wait_s: how long `open` waits for what is not there yet, because something else is still copying or building it.
+    progress: called once a network where they are exported. Raises ArtifactError, with the reason, for what cannot be
+    run here.
     """
-
-    bundle: str
-    backend: Backend | Literal["auto"] = "auto"
-    precision: Precision | Literal["auto"] = "auto"
-    compiled: str | None = None
-    num_threads: int = 1
-    wait_s: float = 0.0
-
-    def missing(self) -> list[str]:
-        """The manifests that `open` reads and that are not there (yet)."""
-        if not self.compiled:
-            return self.missing_bundle()
-        folder = Path(self.compiled)
-        manifest = (folder / ENGINES_FOLDER if self.backend == "tensorrt" else folder) / MANIFEST_FILE
-        return self.missing_bundle() + ([] if manifest.is_file() else [str(manifest)])
-
-    def missing_bundle(self) -> list[str]:
-        """The bundle's manifest, unless it is there."""
-        manifest = Path(self.bundle) / MANIFEST_FILE
-        return [] if manifest.is_file() else [str(manifest)]
-
-    def open(self, progress: Callable[[], None] | None = None) -> Parts:
-        """The parts of the bundle, ready to be loaded; `progress` is called once a network where they are exported.
-
-        Raises ArtifactError, with the reason, for what cannot be run here.
-        """
-        wait_for(self.missing, self.wait_s)
-        bundle = Bundle.open(Path(self.bundle))
-        folder = Path(self.compiled) if self.compiled else None
-        gpu = torch.cuda.is_available()
-        backend = self.backend
-        if backend == "auto":
-            has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
-            backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
-        if backend == "tensorrt" and not (gpu and folder):
-            missing = "compiled: a folder with engines" if gpu else "a GPU"
-            raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
-        if backend == "onnx" and folder is None:
-            folder = cached_onnx(bundle, progress)
-        device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
-        precision = self.precision
-        if precision == "auto":
-            precision = "float16" if device.type == "cuda" else "float32"
-        return Parts(bundle, backend, device, getattr(torch, precision), folder, self.num_threads)
+    wait_for(runtime.missing, runtime.wait_s)
+    bundle = Bundle.open(Path(runtime.bundle))
+    folder = Path(runtime.compiled) if runtime.compiled else None
+    gpu = torch.cuda.is_available()
+    backend = runtime.backend
+    if backend == "auto":
+        has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
+        backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
+    if backend == "tensorrt" and not (gpu and folder):
+        missing = "compiled: a folder with engines" if gpu else "a GPU"
+        raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
+    if backend == "onnx" and folder is None:
+        folder = cached_onnx(bundle, progress)
+    device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
+    precision = runtime.precision
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
+    return Parts(bundle, backend, device, getattr(torch, precision), folder, runtime.num_threads)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.index import Catalogue, Match, Query
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
-from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
+from fashion_rag.data.finish import finish
+from fashion_rag.data.image import binarise, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
 from fashion_rag.denoising.plan import combine, plan
 from fashion_rag.denoising.runner import Inputs, UNetCall
@@ -238,12 +239,6 @@ def denoise(
 def decode(vae: VAE, latents: Tensor) -> NDArray[np.uint8]:
     """The repainted pictures, uint8 [B, H, W, 3], at the model's size and not yet put back into the photo."""
     return to_uint8(vae.decode(latents))
-
-
-def finish(request: EditRequest, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The request's own photo, uint8 and at its own size, with `picture` [H, W, 3] where the mask says."""
-    # The seam is as soft at every size: 3 pixels at the paper's 512x384.
-    return paste_outside(request.image, request.mask, picture, feather_px=min(request.mask.shape) // 128)
 
 
 @dataclass(frozen=True)

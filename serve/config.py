@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
-from export.backend import Backend, Precision, Runtime
+from export.runtime import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.request import Solver

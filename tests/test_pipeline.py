@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fashion_rag.config import Manifest
+from fashion_rag.data.finish import finish
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import (
@@ -19,7 +20,6 @@ from fashion_rag.pipeline import (
     denoise,
     draw_noise,
     encode,
-    finish,
     invert,
     prepare,
     retrieve,

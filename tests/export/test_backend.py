@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.backend import Runtime
 from export.engines import use_engines
 from export.onnx_module import OnnxModule
+from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import DEMO_BUNDLE
