@@ -199,6 +199,13 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
     assert run.stdout.split() == []
 
 
+def test_the_ingress_imports_nothing_that_networks_need() -> None:
+    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
+    script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
 def requirements() -> dict[str, list[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"": project["dependencies"], **project["optional-dependencies"]}

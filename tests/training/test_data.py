@@ -103,8 +103,9 @@ def test_what_is_there_is_not_computed_again(
     np.testing.assert_array_equal(again.moments[np.arange(9)], prepared.moments[np.arange(9)])
 
     (folder / "photos-0001.npy").unlink()
+    monkeypatch.setattr(data, "BATCH", 3)
     prepare(source, Bundle.open(tiny_bundle), work, CPU, report)
-    assert done == [("photos", 1, 1)]
+    assert done == [("photos", 3, 4), ("photos", 4, 4)]
     changed = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != kept[path.name]}
     assert changed == {"photos-0001.npy", "photos-0001.json"}
 
