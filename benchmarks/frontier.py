@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.demo.model.evaluate import Case, make_cases, paint

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fashion_rag import pipeline
 from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.data.finish import finish
 from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
 from fashion_rag.denoising.scheduler import Limits
@@ -72,7 +73,7 @@ class Bare:
         self.engine.add(edit, pipeline.denoising_inputs(latents, person, conditioning))
         while not isinstance(event := self.engine.step()[-1], Finished):
             pass
-        picture = pipeline.finish(request, pipeline.decode(parts.vae, event.latents)[0])
+        picture = finish(request, pipeline.decode(parts.vae, event.latents)[0])
         reply = edit_reply(form, [picture], [request.seed], [], {})
         return reply.model_dump()
 

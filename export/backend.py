@@ -1,24 +1,24 @@
 """The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime or TensorRT.
 
-Replicas open a `Runtime` and load the parts that they need; what they get is called the same way whatever runs it.
+Replicas open a `Runtime` (`runtime.py`) and load the parts that they need; what they get is called the same way
+whatever runs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from export.buckets import rows_of
 from export.compiled_module import CompiledModule
-from export.engines import ENGINES_FOLDER
 from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
+from export.runtime import ENGINES_FOLDER, Backend, Runtime
 from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
@@ -27,72 +27,34 @@ from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
-from fashion_rag.models.unet import SplitUNet
+from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
 from fashion_rag.pipeline import Pipeline
 
-Backend = Literal["torch", "compile", "onnx", "tensorrt"]
-Precision = Literal["float32", "float16", "bfloat16"]
 
+def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> Parts:
+    """Return the parts of the bundle, ready to be loaded.
 
-@dataclass(frozen=True)
-class Runtime:
-    """What is to run the networks of a bundle. Strings, so that it can stand in a configuration file.
-
-    bundle: its folder. backend: "auto" takes TensorRT where there is a GPU and `compiled` has engines, torch.compile on
-    any other GPU, and ONNX Runtime on the CPU where there is none. precision: of torch and compile; what was exported
-    has its own. "auto" is float16 on a GPU and float32 on a CPU.
-
-    compiled: a folder written by `fashion-rag export`, for onnx and tensorrt. Without one, the networks are exported
-    for ONNX Runtime when they are first needed, and kept in the user's cache.
-
-    num_threads: of each network under ONNX Runtime. PyTorch's own are set for the whole process, by the caller.
-
-    wait_s: how long `open` waits for what is not there yet, because something else is still copying or building it.
+    progress: called once a network where they are exported. Raises ArtifactError, with the reason, for what cannot be
+    run here.
     """
-
-    bundle: str
-    backend: Backend | Literal["auto"] = "auto"
-    precision: Precision | Literal["auto"] = "auto"
-    compiled: str | None = None
-    num_threads: int = 1
-    wait_s: float = 0.0
-
-    def missing(self) -> list[str]:
-        """The manifests that `open` reads and that are not there (yet)."""
-        if not self.compiled:
-            return self.missing_bundle()
-        folder = Path(self.compiled)
-        manifest = (folder / ENGINES_FOLDER if self.backend == "tensorrt" else folder) / MANIFEST_FILE
-        return self.missing_bundle() + ([] if manifest.is_file() else [str(manifest)])
-
-    def missing_bundle(self) -> list[str]:
-        """The bundle's manifest, unless it is there."""
-        manifest = Path(self.bundle) / MANIFEST_FILE
-        return [] if manifest.is_file() else [str(manifest)]
-
-    def open(self, progress: Callable[[], None] | None = None) -> Parts:
-        """The parts of the bundle, ready to be loaded; `progress` is called once a network where they are exported.
-
-        Raises ArtifactError, with the reason, for what cannot be run here.
-        """
-        wait_for(self.missing, self.wait_s)
-        bundle = Bundle.open(Path(self.bundle))
-        folder = Path(self.compiled) if self.compiled else None
-        gpu = torch.cuda.is_available()
-        backend = self.backend
-        if backend == "auto":
-            has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
-            backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
-        if backend == "tensorrt" and not (gpu and folder):
-            missing = "compiled: a folder with engines" if gpu else "a GPU"
-            raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
-        if backend == "onnx" and folder is None:
-            folder = cached_onnx(bundle, progress)
-        device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
-        precision = self.precision
-        if precision == "auto":
-            precision = "float16" if device.type == "cuda" else "float32"
-        return Parts(bundle, backend, device, getattr(torch, precision), folder, self.num_threads)
+    wait_for(runtime.missing, runtime.wait_s)
+    bundle = Bundle.open(Path(runtime.bundle))
+    folder = Path(runtime.compiled) if runtime.compiled else None
+    gpu = torch.cuda.is_available()
+    backend = runtime.backend
+    if backend == "auto":
+        has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
+        backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
+    if backend == "tensorrt" and not (gpu and folder):
+        missing = "compiled: a folder with engines" if gpu else "a GPU"
+        raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
+    if backend == "onnx" and folder is None:
+        folder = cached_onnx(bundle, progress)
+    device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
+    precision = runtime.precision
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
+    return Parts(bundle, backend, device, getattr(torch, precision), folder, runtime.num_threads)
 
 
 @dataclass(frozen=True)
@@ -124,50 +86,58 @@ class Parts:
         )
 
     def load_unet(self) -> SplitUNet:
-        """What predicts the noise."""
+        """Return what predicts the noise."""
         return self._unet(lambda network: network)
 
     def _unet(self, placed: Callable[[nn.Module], nn.Module]) -> SplitUNet:
-        specs = module_specs(self.bundle)
-        whole, outermost = (
-            placed(self._network(name, partial(specs[name].load, self.bundle, torch.float32)))
-            for name in ("unet", "unet_shallow")
-        )
-        return SplitUNet(whole, outermost)
+        @cache
+        def weights() -> UNet:
+            """Load the UNet once: its outermost layers are its own, whichever of the two networks runs them."""
+            return self.bundle.load_unet(self.device, self.dtype)
+
+        whole = self._network("unet", lambda: WholeUNet(weights()))
+        outermost = self._network("unet_shallow", lambda: ShallowUNet(weights()))
+        return SplitUNet(placed(whole), placed(outermost))
 
     def load_vae(self) -> VAE:
-        """The VAE, both halves."""
-        vae = self.bundle.load_vae()
-        encoder, decoder = vae.encoder, vae.decoder
-        vae.encoder = self._between_cpu(self._network("vae_encoder", lambda: encoder))
-        vae.decoder = self._between_cpu(self._network("vae_decoder", lambda: decoder))
+        """Return the VAE, both halves."""
+        vae = self.bundle.load_vae(networks=False)
+        vae.encoder = self._between_cpu(self._load("vae_encoder"))
+        vae.decoder = self._between_cpu(self._load("vae_decoder"))
         return vae
 
     def load_prompt_encoder(self) -> PromptEncoder:
-        """The text encoder with its tokenizer."""
-        prompt_encoder = self.bundle.load_prompt_encoder()
-        text_encoder = prompt_encoder.text_encoder
-        prompt_encoder.text_encoder = self._between_cpu(self._network("text_encoder", lambda: text_encoder))
+        """Return the text encoder with its tokenizer."""
+        prompt_encoder = self.bundle.load_prompt_encoder(networks=False)
+        prompt_encoder.text_encoder = self._between_cpu(self._load("text_encoder"))
         return prompt_encoder
 
     def load_garment_encoder(self) -> GarmentEncoder:
-        """The vision tower and the inversion adapter."""
-        garment_encoder = self.bundle.load_garment_encoder()
-        network = garment_encoder.network
-        garment_encoder.network = self._between_cpu(self._network("garment_encoder", lambda: network))
+        """Return the vision tower and the inversion adapter."""
+        garment_encoder = self.bundle.load_garment_encoder(networks=False)
+        garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
         return garment_encoder
+
+    def _load(self, name: str) -> nn.Module:
+        """Return the network of this name, which shares its weights with no other."""
+        spec = module_specs(self.bundle)[name]
+        return self._network(name, lambda: spec.load(self.bundle, self.dtype).to(self.device))
 
     def _between_cpu(self, network: nn.Module) -> nn.Module:
         return network if self.device.type == "cpu" else _BetweenCPU(network, self.device)
 
     def _network(self, name: str, load: Callable[[], nn.Module]) -> nn.Module:
-        """The network of this name; `load` gives the PyTorch module that it is, in float32 on the CPU."""
+        """Return the network of this name.
+
+        load: gives it as a PyTorch module on the device and in the precision of these parts; called where PyTorch is
+        what runs it, and not otherwise.
+        """
         spec = module_specs(self.bundle)[name]
         network: nn.Module
         if self.backend == "torch":
-            network = load().to(self.device, self.dtype)
+            network = load()
         elif self.backend == "compile":
-            network = CompiledModule(load().to(self.device, self.dtype), spec, rows_of(spec), self.device)
+            network = CompiledModule(load(), spec, rows_of(spec), self.device)
         elif self.backend == "onnx":
             assert self.folder is not None
             network = load_onnx(self.folder, self.bundle, name, self.num_threads)

@@ -26,7 +26,6 @@ from export.onnx_files import OnnxFiles
 from fashion_rag.artifacts import MANIFEST_FILE, locked, read_config, write_whole
 from fashion_rag.errors import ArtifactError
 
-ENGINES_FOLDER = "engines"  # in the folder of the ONNX files that they are built from
 PORTABLE = "portable"
 
 logger = logging.getLogger(__name__)

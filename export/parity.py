@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,23 +29,34 @@ class Parity:
     tolerance: float
 
 
-@torch.inference_mode()
 def measure(
     spec: ModuleSpec, reference: nn.Module, compiled: Callable[..., Tensor], dtype: torch.dtype = torch.float32
 ) -> Parity:
-    """The differences between `compiled` and `reference` on random inputs, always the same, of 1, 2 and 5 rows.
+    """Return the differences between `compiled` and `reference`. Arguments and errors as `compare`."""
+    return compare(spec, outputs(spec, reference), outputs(spec, compiled), dtype)
+
+
+@torch.inference_mode()
+def outputs(spec: ModuleSpec, network: Callable[..., Tensor]) -> Iterator[Tensor]:
+    """Yield what `network` makes of random inputs, always the same ones, of 1, 2 and 5 rows."""
+    generator = torch.Generator().manual_seed(SEED)
+    for num_rows in ROWS:
+        yield network(*random_inputs(spec, num_rows, generator))
+
+
+def compare(
+    spec: ModuleSpec, expected: Iterable[Tensor], found: Iterable[Tensor], dtype: torch.dtype = torch.float32
+) -> Parity:
+    """Return the differences between what PyTorch and a compiled module made of the same inputs, see `outputs`.
 
     dtype: of the compiled weights, which sets the tolerance. Raises ArtifactError, naming module, error and tolerance,
     for a module that is further off, or that gives numbers that are not finite.
     """
-    generator = torch.Generator().manual_seed(SEED)
     errors, relative = [], []
-    for num_rows in ROWS:
-        inputs = random_inputs(spec, num_rows, generator)
-        expected = reference(*inputs)
-        error = (compiled(*inputs) - expected).abs().max().item()
+    for wanted, got in zip(expected, found, strict=True):
+        error = (got - wanted).abs().max().item()
         errors.append(error)
-        relative.append(error / expected.std().item())
+        relative.append(error / wanted.std().item())
     # Of tensors, as Python's own max may skip what is not a number.
     worst_error, worst = (torch.tensor(values, dtype=torch.float64).max().item() for values in (errors, relative))
     tolerance = TOLERANCES[dtype]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from export.modules import ModuleSpec, blank_inputs, module_specs
 from export.onnx_files import OnnxFiles, find_onnx, onnx_path, shapes, write_manifest
 from export.onnx_module import OnnxModule
-from export.parity import Parity, measure
+from export.parity import Parity, compare, outputs
 from fashion_rag.artifacts import cache_folder, locked, sha256, write_json, written_aside
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
@@ -28,8 +30,9 @@ OPSET = 20
 EXAMPLE_ROWS = 2
 # From 64 rows on upsampling in diffusers copies its input first, which a trace cannot leave open.
 MAX_ROWS = 63
-# A protobuf file holds 2 GB.
-MAX_INLINE_BYTES = 1_500_000_000
+# A protobuf file holds at most 2 GB, and is in memory several times over while it is written or read. Weights in a
+# file of their own are written one by one, and ONNX Runtime maps them.
+MAX_INLINE_BYTES = 100_000_000
 
 
 def export_onnx(
@@ -47,9 +50,15 @@ def export_onnx(
     parities = []
     with written_aside(out) as new:
         for spec in module_specs(bundle).values():
-            written[spec.name] = write_onnx(bundle, spec, new, dtype)
+            module = spec.load(bundle, torch.float32)
+            expected = list(outputs(spec, module))
+            written[spec.name] = write_onnx(module.to(dtype), spec, spec.weights(bundle), new)
+            # Not beside the network that ONNX Runtime makes of the same weights. What is exported refers to itself.
+            del module
+            gc.collect()
             compiled = OnnxModule(onnx_path(new, spec), spec, torch.get_num_threads())
-            parities.append(measure(spec, spec.load(bundle, torch.float32), compiled, dtype))
+            parities.append(compare(spec, expected, outputs(spec, compiled), dtype))
+            del compiled
             if progress is not None:
                 progress()
         write_manifest(new, written)
@@ -84,9 +93,12 @@ def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> P
     return folder
 
 
-def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtype) -> OnnxFiles:
-    """The files of one module, now in `folder`; weights of more than about 1.5 GB lie in a file of their own."""
-    module = spec.load(bundle, dtype)
+def write_onnx(module: nn.Module, spec: ModuleSpec, weights: str, folder: Path) -> OnnxFiles:
+    """Write the files of one module into `folder`; weights of more than MAX_INLINE_BYTES lie in a file of their own.
+
+    module: of one floating-point dtype, which the files have too. weights: as `ModuleSpec.weights` says.
+    """
+    dtype = next(module.parameters()).dtype
     examples = blank_inputs(spec, EXAMPLE_ROWS)
     batch = torch.export.Dim("batch", max=MAX_ROWS)
     # Not left to torch.onnx.export, which tries other ways if this one fails, and then may keep the batch constant.
@@ -101,7 +113,7 @@ def write_onnx(bundle: Bundle, spec: ModuleSpec, folder: Path, dtype: torch.dtyp
     onnx.checker.check_model(path)
     return OnnxFiles(
         files={file.name: sha256(file) for file in sorted(folder.glob(f"{path.name}*"))},
-        weights=spec.weights(bundle),
+        weights=weights,
         dtype=str(dtype).removeprefix("torch."),
         opset=OPSET,
         torch=torch.__version__,

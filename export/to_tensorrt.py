@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from export.buckets import rows_of
-from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, use_engines
+from export.engines import PORTABLE, EngineKey, get_or_build, use_engines
 from export.flavours import TENSORRT, TENSORRT_RTX, Flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
+from export.runtime import ENGINES_FOLDER
 from fashion_rag.artifacts import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError

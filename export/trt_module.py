@@ -13,7 +13,6 @@ import torch
 
 from export.buckets import Bucket, BucketedModule
 from export.engines import (
-    ENGINES_FOLDER,
     EngineKey,
     engine_in_use,
     read_engine,
@@ -22,6 +21,7 @@ from export.engines import (
 from export.flavours import TENSORRT_RTX, Flavour, find_flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx
+from export.runtime import ENGINES_FOLDER
 from fashion_rag.artifacts import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError

@@ -1,6 +1,7 @@
-"""Artifacts on disk: folders that appear whole or not at all, JSON files, and weights that fit exactly.
+"""Artifacts on disk: folders that appear whole or not at all, JSON files, digests and locks.
 
-Called by whatever keeps something on disk; every network of the project is filled by `load_strict`.
+Called by whatever keeps something on disk. Weights are read and written by `weights.py`, so that who needs none of
+them does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -13,20 +14,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
 from fashion_rag.errors import ArtifactError
 
 MANIFEST_FILE = "manifest.json"
-MAX_NAMED = 4  # faults that a message lists; a wrong file has hundreds
 # A folder of half-written files ends in this suffix, and has a lock that the process which writes them holds.
 SCRATCH_LOCK = "written-by-fashion-rag.lock"
 SCRATCH_SUFFIX = ".partial"
@@ -189,40 +184,3 @@ def copy_files(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.is_file():
             shutil.copyfile(path, target / path.name)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name. Raises ArtifactError for a file that is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: not a readable safetensors file: {error}") from error
-
-
-def write_state(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write `state` as a safetensors file, floating-point tensors as `dtype`. Raises OSError, as on a full disk."""
-    stored = {key: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for key, tensor in state.items()}
-    try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}, path, {"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: could not be written: {error}") from error
-    path.chmod(0o644)  # safetensors makes files that only their owner may read
-
-
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Fill every parameter and buffer of `module` from `state`, cast to the module's dtype.
-
-    Raises ArtifactError, naming `source`, the keys and the shapes, unless keys and shapes are exactly the module's.
-    """
-    expected = module.state_dict()
-    faults = [f"{key} is missing, expected {list(expected[key].shape)}" for key in expected if key not in state]
-    faults += [f"{key} {list(state[key].shape)} is unexpected" for key in state if key not in expected]
-    faults += [
-        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if faults:
-        more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
-        raise ArtifactError(f"{source}: does not fit its configuration: {'; '.join(faults[:MAX_NAMED])}{more}")
-    module.load_state_dict(state)

@@ -31,10 +31,8 @@ from fashion_rag.artifacts import (
     copy_files,
     joint_sha256,
     read_config,
-    read_state,
     sha256,
     write_json,
-    write_state,
     written_aside,
 )
 from fashion_rag.catalogue import encoder as retrieval
@@ -63,6 +61,7 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import MAX_TOKENS, PLACEHOLDER_ID, PromptEncoder
 from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, UNet
+from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, no_keys, read_state, write_state
 
 PROCESSOR_FILE = "preprocessor_config.json"
 SCHEDULER_FILE = "scheduler_config.json"
@@ -75,6 +74,9 @@ WEIGHTS = {
     "retrieval": retrieval.WEIGHTS_FILE,
 }
 
+# The text encoder's weights by which `PromptEncoder` looks tokens up itself.
+TOKEN_TABLE = "embeddings.token_embedding.weight"
+
 Device = str | torch.device
 
 
@@ -84,6 +86,9 @@ class Bundle:
 
     The `load_` methods read weights; each returns its part in evaluation mode, without gradients, and raises
     ArtifactError, naming file, keys and shapes, for weights that are not exactly those its configuration asks for.
+
+    With `networks=False`, a part comes without the weights of its networks, on the CPU: for a caller who puts compiled
+    ones in their places. The weights are checked all the same.
     """
 
     path: Path
@@ -117,32 +122,39 @@ class Bundle:
         return width
 
     def load_unet(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
-        """The 27-channel UNet."""
-        return UNet(read_unet(self.path / "unet")).eval().to(device, dtype)
+        """Return the 27-channel UNet."""
+        return UNet(read_unet(self.path / "unet", dtype)).eval().to(device, dtype)
 
-    def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
-        """The VAE, both halves."""
-        return VAE(read_vae(self.path / "vae")).eval().to(device, dtype)
+    def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True) -> VAE:
+        """Return the VAE; both halves are networks."""
+        vae = VAE(read_vae(self.path / "vae", dtype, all_keys if networks else no_keys)).eval()
+        return vae.to(device, dtype) if networks else vae
 
-    def load_prompt_encoder(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
-        """The text encoder with its tokenizer."""
+    def load_prompt_encoder(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> PromptEncoder:
+        """Return the text encoder, a network, with its tokenizer and its token table."""
         tokenizer = read_tokenizer(self.path / "tokenizer")
-        encoder = PromptEncoder(tokenizer, read_text_encoder(self.path / "text_encoder"))
-        return encoder.eval().to(device, dtype)
+        wanted: Wanted = all_keys if networks else lambda key: key == TOKEN_TABLE
+        encoder = PromptEncoder(tokenizer, read_text_encoder(self.path / "text_encoder", dtype, wanted)).eval()
+        return encoder.to(device, dtype) if networks else encoder
 
-    def load_garment_encoder(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> GarmentEncoder:
-        """The vision tower and the inversion adapter."""
-        vision_encoder = read_vision_encoder(self.path / "vision_encoder")
+    def load_garment_encoder(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> GarmentEncoder:
+        """Return the vision tower and the inversion adapter, which together are one network."""
+        wanted = all_keys if networks else no_keys
+        vision_encoder = read_vision_encoder(self.path / "vision_encoder", dtype, wanted)
         processor = read_config(self.path / "image_processor" / PROCESSOR_FILE)
         encoder = GarmentEncoder(
             vision_encoder,
-            read_adapter(self.path / "inversion_adapter", vision_encoder.config),
+            read_adapter(self.path / "inversion_adapter", vision_encoder.config, dtype, wanted),
             picture_size=self.manifest.image_size,
             crop=vision_encoder.config.image_size,
             mean=processor["image_mean"],
             std=processor["image_std"],
-        )
-        return encoder.eval().to(device, dtype)
+        ).eval()
+        return encoder.to(device, dtype) if networks else encoder
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """The encoder that catalogues are built and searched with, always float32."""
@@ -252,14 +264,20 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
     return Bundle.open(folder)
 
 
-def read_adapter(folder: Path, vision_config: CLIPVisionConfig) -> InversionAdapter:
-    """The inversion adapter in `folder`, for a vision tower of this configuration. Raises ArtifactError."""
+def read_adapter(
+    folder: Path, vision_config: CLIPVisionConfig, dtype: torch.dtype = torch.float32, wanted: Wanted = all_keys
+) -> InversionAdapter:
+    """Return the inversion adapter in `folder`, for a vision tower of this configuration. Raises ArtifactError.
+
+    dtype, wanted: as for `pretrained.read_text_encoder`.
+    """
     path = folder / CONFIG_FILE
     try:
-        adapter = InversionAdapter(vision_config, **read_config(path))
+        with hollow():
+            adapter = InversionAdapter(vision_config, **read_config(path))
     except TypeError as error:
         raise ArtifactError(f"{path}: not the configuration of an inversion adapter: {error}") from error
-    return fill(adapter, read_state(folder / CLIP_FILE), folder / CLIP_FILE)
+    return fill(adapter, StateFile(folder / CLIP_FILE), folder / CLIP_FILE, dtype, wanted)
 
 
 def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from fashion_rag.artifacts import check_replaceable, read_config, scratch_beside, write_json, write_state
+from fashion_rag.artifacts import check_replaceable, read_config, scratch_beside, write_json
 from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder
 from fashion_rag.config import Manifest
@@ -33,6 +33,7 @@ from fashion_rag.models.pretrained import (
     read_vision_encoder,
 )
 from fashion_rag.models.unet import IN_CHANNELS
+from fashion_rag.weights import hollow, write_state
 
 RELEASED_LICENCE = "UNet and inversion adapter: released Fashion-RAG weights, CC BY-NC 4.0, non-commercial use only."
 BASE_IN_CHANNELS = 9
@@ -141,7 +142,8 @@ def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) 
         raise ArtifactError(
             f"{path}: layers.6.weight has {out_features} rows; must be a multiple of the text width {text_width}"
         )
-    adapter = InversionAdapter(vision_config, hidden_dim, text_width, num_pseudo_words=out_features // text_width)
+    with hollow():
+        adapter = InversionAdapter(vision_config, hidden_dim, text_width, num_pseudo_words=out_features // text_width)
     return fill(adapter, state, path)
 
 

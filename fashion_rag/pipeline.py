@@ -26,8 +26,9 @@ from fashion_rag.catalogue.attributes import Values
 from fashion_rag.catalogue.index import Catalogue, Match, Query
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import Manifest
-from fashion_rag.data.colour import from_srgb, to_srgb
-from fashion_rag.data.image import binarise, paste_outside, to_tensor, to_uint8
+from fashion_rag.data.colour import to_srgb
+from fashion_rag.data.finish import finish
+from fashion_rag.data.image import binarise, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
 from fashion_rag.denoising.plan import History, advance, plan
 from fashion_rag.denoising.runner import Inputs
@@ -254,16 +255,6 @@ def denoise(
 def decode(vae: VAE, latents: Tensor) -> NDArray[np.uint8]:
     """The repainted pictures, uint8 [B, H, W, 3], at the model's size and not yet put back into the photo."""
     return to_uint8(vae.decode(latents))
-
-
-def finish(request: EditRequest, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the request's own photo at its own size and in its own colours, with `picture` where the mask says.
-
-    picture: uint8 [H, W, 3] in sRGB, of any size.
-    """
-    picture = from_srgb(picture, request.icc_profile)
-    # The seam is as soft at every size: 3 pixels at the paper's 512x384.
-    return paste_outside(request.image, request.mask, picture, feather_px=min(request.mask.shape) // 128)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag import pipeline
 from fashion_rag.data.image import open_image
 from fashion_rag.pipeline import Conditioning
@@ -61,10 +63,11 @@ class Conditioner:
             conditioning: Conditioning = checked(await self._condition((request, words)))
         return Conditioned(conditioning, retrieved.garments, retrieved.version, retrieved.timings_s | timings_s)
 
-    async def invert(self, content: bytes) -> Tensor:
-        """Pseudo-words [P, D] of the garment in a picture file, for the catalogue."""
+    async def invert(self, content: bytes) -> NDArray[np.float32]:
+        """Return the pseudo-words [P, D] of the garment in a picture file, for the catalogue."""
         words: Tensor = checked(await self._invert(await asyncio.to_thread(open_image, content)))
-        return words
+        array: NDArray[np.float32] = words.numpy()
+        return array
 
     async def _words(self, retrieved: Retrieved) -> Tensor | None:
         """Pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
-from export.backend import Backend, Precision, Runtime
+from export.runtime import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits

@@ -17,7 +17,7 @@ import torch
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag import pipeline
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
 from fashion_rag.denoising.runner import Edit, Inputs
@@ -129,7 +129,7 @@ class Denoiser:
             key = (encoded.digest, conditioned.version, tuple(garment.id for garment in conditioned.garments))
             if encoded.digest and (latents := self.results.get(key)) is not None:
                 metrics.repeats().inc()
-                yield Denoised(latents, conditioned.garments, conditioned.timings_s | encoded.timings_s)
+                yield Denoised(latents.numpy(), conditioned.garments, conditioned.timings_s | encoded.timings_s)
                 return
             with metrics.timed("denoise") as timings_s:
                 self._provide(edit_id, conditioned, encoded)
@@ -145,7 +145,7 @@ class Denoiser:
             latents = event.latents.cpu()
             if encoded.digest:
                 self.results.put(key, latents)
-            yield Denoised(latents, conditioned.garments, timings_s)
+            yield Denoised(latents.numpy(), conditioned.garments, timings_s)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.cancellations().inc(tags={"stage": "denoise"})
             raise

@@ -27,13 +27,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from fashion_rag.artifacts import wait_for
-from fashion_rag.bundle import Bundle
+from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.catalogue.attributes import parse_filter
-from fashion_rag.catalogue.encoding import MAX_STORED_SIDE
+from fashion_rag.catalogue.store import MAX_STORED_SIDE
+from fashion_rag.config import Manifest
+from fashion_rag.data.finish import finish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, NotFound
-from fashion_rag.pipeline import finish
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
@@ -176,7 +176,7 @@ class Ingress:
         give_back_large_blocks()
         self.config = config
         wait_for(config.runtime.missing_bundle, config.wait_s)
-        self.manifest = Bundle.open(Path(config.bundle)).manifest
+        self.manifest = Manifest.read(Path(config.bundle) / MANIFEST_FILE)
         self._load_keys()
         self.complaint = ""
         self.warned = False

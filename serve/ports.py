@@ -12,13 +12,13 @@ def free_port() -> int:
 
 
 def local_url(host: str, port: int) -> str:
-    """Return the URL at which this machine reaches a server that listens on `host`, which may mean all addresses."""
+    """Return the URL at which this machine reaches a server on `host`, which may mean all addresses."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket that Serve's HTTP proxy can later listen beside. Raises OSError unless the port is free.
+    """Return a listening socket that Serve's HTTP proxy can later listen beside. Raises OSError if the port is taken.
 
     Every proxy shares its port with whoever asks for it, so the port is first bound without sharing it.
     """

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ray import serve as ray_serve
 from torch import Tensor
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag import pipeline
 from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
@@ -147,7 +149,7 @@ class Retriever:
         picture = self.catalogue.get(garment_id).picture
         return picture.name, await asyncio.to_thread(picture.read_bytes)
 
-    async def add(self, row: GarmentRow, jpeg: bytes, pseudo_words: Tensor) -> GarmentFound:
+    async def add(self, row: GarmentRow, jpeg: bytes, pseudo_words: NDArray[np.float32]) -> GarmentFound:
         """The garment, which is in the catalogue when this returns, in place of an earlier one of its id.
 
         jpeg: its picture as it is to be stored; row: all else, but where that is. Raises InvalidRequest for what breaks
@@ -157,11 +159,11 @@ class Retriever:
         await self._refresh()
         return await self.garment(row.id)
 
-    def _add(self, row: GarmentRow, jpeg: bytes, pseudo_words: Tensor) -> None:
+    def _add(self, row: GarmentRow, jpeg: bytes, pseudo_words: NDArray[np.float32]) -> None:
         picture = open_image(jpeg)
         stored = replace(row, image=put_image(self.root, jpeg))
         vector = self.encoder.encode_images([picture])[0]
-        append(self.root, Added(stored, vector, pseudo_words.numpy(), self.fingerprints))
+        append(self.root, Added(stored, vector, pseudo_words, self.fingerprints))
 
     async def delete(self, garment_id: str) -> None:
         """Take a garment out of the catalogue. Raises InvalidRequest for an unknown id."""

@@ -1,15 +1,24 @@
-"""What passes from replica to replica. Each stage adds its seconds to `timings_s` and hands on what came with it."""
+"""What passes from replica to replica. Each stage adds its seconds to `timings_s` and hands on what came with it.
+
+What passes through the ingress is made of NumPy arrays, so that it does without PyTorch.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from ray import ObjectRef
-from torch import Tensor
 
-from fashion_rag.pipeline import Conditioning, Person
 from fashion_rag.request import EditRequest, Shortcuts
 from serve.schemas import GarmentUsed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fashion_rag.pipeline import Conditioning, Person
 
 Timings = dict[str, float]
 
@@ -86,9 +95,9 @@ class Partial:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Scaled latents [1, 4, h, w]."""
+    """Scaled latents, float32 [1, 4, h, w]."""
 
-    latents: Tensor
+    latents: NDArray[np.float32]
     garments: tuple[GarmentUsed, ...]
     timings_s: Timings
 

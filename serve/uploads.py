@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fashion_rag.catalogue.attributes import parse_filter
-from fashion_rag.catalogue.encoding import stored_jpeg
+from fashion_rag.catalogue.store import stored_jpeg
 from fashion_rag.catalogue.table import GarmentRow, checked
 from fashion_rag.config import Manifest
 from fashion_rag.data.image import MIN_SIDE, OpenedPhoto, open_image, open_mask, open_photo

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ray import serve as ray_serve
 from torch import Tensor
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag import pipeline
+from fashion_rag.data.finish import finish
 from fashion_rag.pipeline import Person
 from fashion_rag.request import EditRequest
 from serve import metrics
@@ -61,7 +62,7 @@ class VAE:
     async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
         """The photo with the repainted part in it."""
         with metrics.timed("decode") as timings_s:
-            image = checked(await self._decode((request, denoised.latents)))
+            image = checked(await self._decode((request, torch.tensor(denoised.latents))))
         return Edited(image, denoised.garments, denoised.timings_s | timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
@@ -71,4 +72,4 @@ class VAE:
     @torch.inference_mode()
     def _decode_all(self, items: Sequence[Latent]) -> list[NDArray[np.uint8]]:
         pictures = pipeline.decode(self.vae, torch.cat([latents for _, latents in items]))
-        return [pipeline.finish(request, picture) for (request, _), picture in zip(items, pictures, strict=True)]
+        return [finish(request, picture) for (request, _), picture in zip(items, pictures, strict=True)]

@@ -8,19 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from fashion_rag import artifacts
 from fashion_rag.artifacts import (
     MANIFEST_FILE,
     OLD,
-    load_strict,
     read_config,
-    read_state,
     scratch_beside,
     wait_for,
-    write_state,
     write_whole,
     written_aside,
 )
@@ -153,46 +148,6 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> Non
     path.write_text(content)
     with pytest.raises(ArtifactError, match=re.escape(str(path))):
         read_config(path)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0garbage!"])
-def test_a_damaged_weights_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "model.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=re.escape(str(path))):
-        read_state(path)
-
-
-def test_weights_are_stored_at_the_asked_precision_and_indices_as_they_are(tmp_path: Path) -> None:
-    state = {"weight": torch.tensor([[1.0, 2.0]]).T, "index": torch.tensor([70000])}
-    write_state(tmp_path / "x.safetensors", state, torch.float16)
-    stored = read_state(tmp_path / "x.safetensors")
-    assert stored["weight"].dtype == torch.float16 and stored["weight"].tolist() == [[1.0], [2.0]]
-    assert stored["index"].dtype == torch.int64 and stored["index"].tolist() == [70000]
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        ({"bias": None}, "bias is missing, expected [2]"),
-        ({"scale": torch.zeros(7)}, "scale [7] is unexpected"),
-        ({"weight": torch.zeros(3, 2)}, "weight is [3, 2], expected [2, 3]"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named_and_not_loaded(change: dict[str, torch.Tensor | None], fault: str) -> None:
-    module = nn.Linear(3, 2)
-    before = module.weight.clone()
-    state = {"weight": torch.ones(2, 3), "bias": torch.ones(2)} | change
-    with pytest.raises(ArtifactError, match=re.escape(f"some.file: does not fit its configuration: {fault}")):
-        load_strict(module, {key: tensor for key, tensor in state.items() if tensor is not None}, Path("some.file"))
-    assert torch.equal(module.weight, before)
-
-
-def test_a_long_list_of_faults_is_cut() -> None:
-    state = {f"layer{index}": torch.zeros(1) for index in range(20)}
-    with pytest.raises(ArtifactError, match=r"; and 18 more$"):
-        load_strict(nn.Linear(3, 2), state, Path("some.file"))
 
 
 def test_waiting_ends_when_nothing_is_missing(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from fashion_rag.artifacts import read_state, write_state
 from fashion_rag.bundle import Bundle, write_bundle
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.autoencoder import fit_preview
+from fashion_rag.weights import read_state, write_state
 from tests import tiny
 
 LOADERS = {

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fashion_rag import bundle_import
-from fashion_rag.artifacts import read_state, write_json, write_state
+from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
 from fashion_rag.errors import ArtifactError
+from fashion_rag.weights import read_state, write_state
 from tests import tiny
 from tests.golden.golden import Golden, difference
 from tests.test_bundle import old_vae_names

@@ -16,7 +16,7 @@ PACKAGES = ("fashion_rag", "export", "serve")
 # Lowest first. A module imports from its own group and from the rows below; groups that share a row are strangers.
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
-    ("fashion_rag.artifacts",),
+    ("fashion_rag.artifacts", "fashion_rag.weights"),
     ("fashion_rag.config", "fashion_rag.request"),
     ("fashion_rag.data",),
     ("fashion_rag.models",),
@@ -196,6 +196,13 @@ def test_work_at_import_is_found() -> None:
 )
 def test_light_modules_import_no_heavy_package(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_ingress_imports_nothing_that_networks_need() -> None:
+    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
+    script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 

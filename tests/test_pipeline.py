@@ -16,6 +16,7 @@ from fashion_rag.catalogue.store import StoredPicture
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.config import Manifest
 from fashion_rag.data.colour import from_srgb, to_srgb
+from fashion_rag.data.finish import finish
 from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import (
@@ -26,7 +27,6 @@ from fashion_rag.pipeline import (
     denoise,
     draw_noise,
     encode,
-    finish,
     invert,
     prepare,
     retrieve,

@@ -9,13 +9,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from fashion_rag.artifacts import write_json, write_state
+from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder
 from fashion_rag.catalogue.store import garments_in
 from fashion_rag.config import Manifest
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.weights import write_state
 
 VOCAB_SIZE = 600
 TEXT_WIDTH = 16

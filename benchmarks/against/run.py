@@ -227,7 +227,7 @@ def _overload(url: str, edits: Edits, rate: float, duration_s: float, deadline_s
 def run(settings: AgainstSettings, bundle: Path, threads: int, say: Callable[[str], None]) -> list[Record]:
     """What every system did in every round, in the order in which they had their turns."""
     # Here, because the process that sends edits imports this module too, and has no use for PyTorch.
-    from export.backend import Runtime
+    from export.runtime import Runtime
     from fashion_rag.bundle import Bundle
     from serve.bench.drawn import draw_photos, drawn_prompts
     from serve.showcase import ensure_demo_world

@@ -22,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export.buckets import OTHER_ROWS, UNET_ROWS
 from export.compiled_module import CompiledModule
-from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build
+from export.engines import PORTABLE, EngineKey, get_or_build
 from export.flavours import find_flavour
 from export.modules import ModuleSpec, blank_inputs, check_inputs
 from export.onnx_files import find_onnx, onnx_path, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, measure
+from export.runtime import ENGINES_FOLDER
 from export.to_onnx import write_onnx
 from export.to_tensorrt import build_engine, build_targets
 from export.trt_module import TrtModule
@@ -103,7 +104,7 @@ class Workshop:
         written = {}
         for name, spec in self.specs.items():
             self.say(f"{name}: exporting to ONNX")
-            written[name] = write_onnx(self.bundle, spec, self.folder, self.dtype)
+            written[name] = write_onnx(spec.load(self.bundle, self.dtype), spec, spec.weights(self.bundle), self.folder)
         write_manifest(self.folder, written)
 
     def check(self, runner: NetworkRunner, spec: ModuleSpec, reference: nn.Module, network: nn.Module) -> Parity:

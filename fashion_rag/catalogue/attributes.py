@@ -10,12 +10,16 @@ from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.catalogue.vectors import Allowed, VectorIndex
 from fashion_rag.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    # The HTTP side reads filters, too, and does without FAISS.
+    from fashion_rag.catalogue.vectors import Allowed, VectorIndex
 
 Values = str | Sequence[str]
 Filter = Mapping[str, Values]

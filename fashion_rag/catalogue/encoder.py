@@ -17,8 +17,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
-from fashion_rag.artifacts import load_strict, read_config, read_state, sha256
+from fashion_rag.artifacts import read_config, sha256
 from fashion_rag.errors import ArtifactError
+from fashion_rag.weights import StateFile, hollow, load_strict
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -53,7 +54,8 @@ class RetrievalEncoder:
         """
         config = read_config(folder / CONFIG_FILE)
         try:
-            model = open_clip.CLIP(**config["model_cfg"])
+            with hollow():
+                model = open_clip.CLIP(**config["model_cfg"])
             # OpenCLIP's own files say no size, or one that the model does not heed.
             preprocess_cfg = PreprocessCfg(**config["preprocess_cfg"] | {"size": model.visual.image_size})
             preprocess = image_transform_v2(preprocess_cfg, is_train=False)
@@ -61,7 +63,7 @@ class RetrievalEncoder:
             raise ArtifactError(f"{folder / CONFIG_FILE}: no OpenCLIP model can be built: {error!r}") from error
         # OpenCLIP's own loading resizes what does not fit and goes on without weights where there are none.
         weights = folder / WEIGHTS_FILE
-        load_strict(model, read_state(weights), weights)
+        load_strict(model, StateFile(weights), weights)
         tokenizer = _load_tokenizer(folder, model.vocab_size)
         return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights))
 

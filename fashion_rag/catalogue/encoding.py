@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from fashion_rag.catalogue.changes import put_image
 from fashion_rag.catalogue.encoder import RetrievalEncoder
 from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment, StoredPicture
+from fashion_rag.catalogue.store import Garment, StoredPicture, stored_jpeg
 from fashion_rag.catalogue.table import GarmentRow, Garments, checked, to_table
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError
@@ -31,9 +30,6 @@ GARMENTS_FILE = "garments.parquet"
 VECTORS_FILE = "embeddings.npy"
 WORDS_FILE = "pseudo_words.npy"
 INDEX_FOLDER = "index"
-# A stored picture: no larger than anything here looks at, and without what JPEG does to colours to save room.
-MAX_STORED_SIDE = 2048
-JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
 BATCH_SIZE = 32
 
 
@@ -92,16 +88,6 @@ def _stored(garment: Garment, root: Root) -> tuple[GarmentRow, Image.Image]:
         garment.id, garment.category, garment.caption, reference, digest, garment.chunks, garment.attributes
     )
     return checked(row), image
-
-
-def stored_jpeg(image: Image.Image) -> bytes:
-    """An RGB picture as catalogues keep it."""
-    smaller = image.copy()
-    smaller.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
-    smaller.info = {}  # Pillow would write comments, too
-    content = io.BytesIO()
-    smaller.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
-    return content.getvalue()
 
 
 class Part:

@@ -5,6 +5,7 @@ The build reads the former; the pipeline, the index and the servers hold the lat
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
+# A stored picture: no larger than anything here looks at, and without what JPEG does to colours to save room.
+MAX_STORED_SIDE = 2048
+JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Room for what a camera of 64 megapixels writes.
 MAX_PICTURE_BYTES = 64 * 1024 * 1024
@@ -158,3 +162,13 @@ def _values(cell: Any) -> tuple[str, ...]:
     """The values of an attribute: a cell's text or number, or those in its list."""
     values = cell if isinstance(cell, list) else [cell]
     return tuple(str(value) for value in values if value not in (None, ""))
+
+
+def stored_jpeg(image: Image.Image) -> bytes:
+    """Return an RGB picture as catalogues keep it."""
+    smaller = image.copy()
+    smaller.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
+    smaller.info = {}  # Pillow would write comments, too
+    content = io.BytesIO()
+    smaller.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
+    return content.getvalue()

@@ -81,6 +81,7 @@ def train(
 
     from fashion_rag.training.data import Source
     from fashion_rag.training.fit import Plan, pick_precision
+    from fashion_rag.training.memory import GB, available_bytes
     from fashion_rag.training.objective import Mix
     from fashion_rag.training.run import Settings
     from fashion_rag.training.run import train as train_here
@@ -110,6 +111,11 @@ def train(
         seed=seed,
         sheet_every=sheet_every,
         dtype=getattr(torch, dtype),
+    )
+    typer.echo(
+        f"each process takes {settings.bytes_per_process() / GB:.1f} GB before activations; "
+        f"{available_bytes() / GB:.1f} GB are available here",
+        err=True,
     )
     if workers:
         from fashion_rag.training.on_ray import train_on_ray

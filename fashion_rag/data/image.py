@@ -2,6 +2,8 @@
 
 The pipeline uses the tensor functions and `paste_outside`; the servers and the command line use `open_photo` and
 `open_mask`, and `open_image` for garments. Sizes are (height, width).
+
+The functions that make tensors import PyTorch themselves, because a server that only opens pictures does without it.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fashion_rag.data.colour import is_two_way, to_srgb
 from fashion_rag.data.uploaded_mask import marked
 from fashion_rag.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
 
 # Only these: Pillow also knows formats that start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -35,6 +39,8 @@ _warnings_lock = threading.Lock()
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """The RGB picture as float32 [3, H, W] in [-1, 1], bicubic to `size`; the aspect ratio is not kept."""
+    import torch
+
     height, width = size
     pixels = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
     # Contiguous NCHW: a channels-last view costs torch's GroupNorm on a CPU three to four digits.
@@ -43,6 +49,8 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 def to_uint8(picture: torch.Tensor) -> NDArray[np.uint8]:
     """A decoded picture, [3, H, W] or [B, 3, H, W] around [-1, 1], as uint8 with channels last, rounded."""
+    import torch
+
     levels = ((picture.detach().float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     pixels: NDArray[np.uint8] = levels.movedim(-3, -1).contiguous().cpu().numpy()
     return pixels
@@ -59,6 +67,8 @@ def vision_crop(garment: Image.Image, picture_size: tuple[int, int], crop: int) 
     Resized to `picture_size` first, then short side to `crop`, then the centre: top and bottom of a tall garment are
     cut, as in the published evaluation.
     """
+    import torch
+
     # Parity: in the published evaluation pictures went through float32 and were truncated, not rounded, to bytes.
     truncated = ((to_tensor(garment, picture_size) + 1) / 2 * 255).to(torch.uint8)
     height, width = (int(crop * side / min(picture_size)) for side in picture_size)
@@ -72,6 +82,8 @@ def vision_pixels(
     garment: Image.Image, picture_size: tuple[int, int], crop: int, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
     """The vision tower's input for an RGB garment picture: float32 [3, crop, crop], `vision_crop` normalised."""
+    import torch
+
     levels = torch.from_numpy(vision_crop(garment, picture_size, crop)).permute(2, 0, 1).contiguous().float()
     return (levels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 

@@ -1,14 +1,18 @@
 """Key points to the pose channels of the UNet. Called by the pipeline and the training code.
 
 Points are 18 OpenPose (x, y) pairs; (0, 0) = absent. Sizes are (height, width).
+The functions that make tensors import PyTorch themselves, because a server that only scales points does without it.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+
+if TYPE_CHECKING:
+    import torch
 
 # The picture size in whose pixels Dress Code gives its key points.
 KEYPOINT_FRAME = (512, 384)
@@ -27,6 +31,8 @@ def heat_maps(keypoints: NDArray[np.float64], size: tuple[int, int], sigma: floa
 
     keypoints: [18, 2] in pixels of `size`. sigma: in pixels, 9 in the paper at 512x384.
     """
+    import torch
+
     # In float64: the exponent of a float32 distance is off by up to 7e-7 in the map.
     points = torch.as_tensor(keypoints, dtype=torch.float64)
     x, y = points[:, 0, None, None], points[:, 1, None, None]
@@ -41,6 +47,8 @@ def heat_maps(keypoints: NDArray[np.float64], size: tuple[int, int], sigma: floa
 
 def to_latent(maps: torch.Tensor, latent_size: tuple[int, int]) -> torch.Tensor:
     """Heat maps [18, H, W] or [B, 18, H, W] at the latents' size: bilinear, not antialiased (as published)."""
+    from torch.nn import functional
+
     batched = maps if maps.ndim == 4 else maps[None]
     reduced = functional.interpolate(batched, size=latent_size, mode="bilinear", align_corners=False)
     return reduced if maps.ndim == 4 else reduced[0]

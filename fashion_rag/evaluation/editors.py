@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_rag.catalogue.store import Garment
+from fashion_rag.data.finish import finish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.pipeline import (
@@ -31,7 +32,6 @@ from fashion_rag.pipeline import (
     decode,
     denoise,
     encode,
-    finish,
     pseudo_words,
     retrieve_many,
 )

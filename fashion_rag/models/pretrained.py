@@ -6,21 +6,24 @@ error, never a random weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from fashion_rag.artifacts import load_strict, read_config, read_state
+from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError
+from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, load_strict
 
 CONFIG_FILE = "config.json"
 CLIP_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+FLOAT32 = torch.float32
 
 # The VAE's attention layers as older diffusers called them, and published files still do.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -29,32 +32,35 @@ _MID_ATTENTION = ".mid_block.attentions.0."
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def read_text_encoder(folder: Path) -> CLIPTextModel:
-    """The CLIP text encoder in `folder`, float32. Raises ArtifactError, like all of these, for what does not fit."""
+def read_text_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPTextModel:
+    """Return the CLIP text encoder in `folder`.
+
+    dtype: of its weights. wanted: which weights are read; a network without all of them cannot be called. Raises
+    ArtifactError, as all functions here do, for files that are missing, damaged, or do not fit each other.
+    """
     model = build(lambda raw: CLIPTextModel(CLIPTextConfig.from_dict(raw)), folder / CONFIG_FILE)
-    return fill(model, current_names(read_state(folder / CLIP_FILE)), folder / CLIP_FILE)
+    return fill(model, current_names(StateFile(folder / CLIP_FILE)), folder / CLIP_FILE, dtype, wanted)
 
 
-def read_vision_encoder(folder: Path) -> CLIPVisionModel:
-    """The CLIP vision encoder in `folder`, float32; of a CLIP model with more than that, the tower alone."""
+def read_vision_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPVisionModel:
+    """Return the CLIP vision encoder in `folder`; of a CLIP model with more than that, the tower alone."""
     model = build(
         lambda raw: CLIPVisionModel(CLIPVisionConfig.from_dict(raw.get("vision_config", raw))), folder / CONFIG_FILE
     )
-    state = read_state(folder / CLIP_FILE)
-    tower = {key: tensor for key, tensor in state.items() if key.startswith("vision_model.")}
-    return fill(model, current_names(tower or state), folder / CLIP_FILE)
+    state = current_names(StateFile(folder / CLIP_FILE), only="vision_model.")
+    return fill(model, state, folder / CLIP_FILE, dtype, wanted)
 
 
-def read_unet(folder: Path) -> UNet2DConditionModel:
-    """The UNet in `folder`, float32."""
+def read_unet(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> UNet2DConditionModel:
+    """Return the UNet in `folder`."""
     model = build(UNet2DConditionModel.from_config, folder / CONFIG_FILE)
-    return fill(model, read_state(folder / DIFFUSERS_FILE), folder / DIFFUSERS_FILE)
+    return fill(model, StateFile(folder / DIFFUSERS_FILE), folder / DIFFUSERS_FILE, dtype, wanted)
 
 
-def read_vae(folder: Path) -> AutoencoderKL:
-    """The VAE in `folder`, float32."""
+def read_vae(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> AutoencoderKL:
+    """Return the VAE in `folder`."""
     model = build(AutoencoderKL.from_config, folder / CONFIG_FILE)
-    return fill(model, current_names(read_state(folder / DIFFUSERS_FILE)), folder / DIFFUSERS_FILE)
+    return fill(model, current_names(StateFile(folder / DIFFUSERS_FILE)), folder / DIFFUSERS_FILE, dtype, wanted)
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -68,34 +74,61 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         raise ArtifactError(f"{folder}: not a readable tokenizer: {error}") from error
 
 
-def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the names that the installed transformers and diffusers use, where it has older ones."""
-    current = {}
-    for key, tensor in state.items():
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, each read when it is asked for."""
+
+    def __init__(self, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        """Take `names`: by the new name, the one in `state`."""
+        self.state, self.names = state, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.state[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def current_names(state: Mapping[str, Tensor], only: str = "") -> Mapping[str, Tensor]:
+    """Return `state` with the names that the installed transformers and diffusers use, where it has older ones.
+
+    only: where some names begin with this, the others are left out.
+    """
+    names = {}
+    for old in [key for key in state if key.startswith(only)] or state:
         # Once a buffer of every CLIP model, now made anew.
-        if not key.endswith("embeddings.position_ids"):
-            key = key.removeprefix("text_model.").removeprefix("vision_model.")
+        if not old.endswith("embeddings.position_ids"):
+            key = old.removeprefix("text_model.").removeprefix("vision_model.")
             if _MID_ATTENTION in key:
                 half, layer = key.split(_MID_ATTENTION)
                 name, kind = layer.rsplit(".", 1)
                 key = f"{half}{_MID_ATTENTION}{_OLD_ATTENTION.get(name, name)}.{kind}"
-            current[key] = tensor
-    return current
+            names[key] = old
+    return Renamed(state, names)
 
 
 def build(make: Callable[[dict[str, Any]], Module], path: Path) -> Module:
-    """The module that `make` builds of the configuration at `path`, without weights worth keeping.
+    """Return the network that `make` builds of the configuration at `path`, without memory for its parameters.
 
     Raises ArtifactError for a configuration that cannot be built.
     """
     raw = read_config(path)
     try:
-        return make(raw)
+        with hollow():
+            return make(raw)
     except (KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: no such network can be built: {error!r}") from error
 
 
-def fill(module: Module, state: Mapping[str, Tensor], source: Path) -> Module:
-    """`module`, holding exactly `state`, to be used but not trained. Raises ArtifactError as `load_strict`."""
-    load_strict(module, state, source)
+def fill(
+    module: Module,
+    state: Mapping[str, Tensor],
+    source: Path,
+    dtype: torch.dtype = FLOAT32,
+    wanted: Wanted = all_keys,
+) -> Module:
+    """Return `module`, holding exactly `state`, to be used but not trained. Arguments and errors as `load_strict`."""
+    load_strict(module, state, source, dtype, wanted)
     return module.eval().requires_grad_(False)

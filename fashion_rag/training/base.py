@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig
 
-from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, write_state, written_aside
-from fashion_rag.bundle import WEIGHTS, Bundle
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
+from fashion_rag.bundle import WEIGHTS, Bundle, read_adapter
 from fashion_rag.config import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
+from fashion_rag.weights import hollow, no_keys, write_state
 
 # The adapter's inner width as a multiple of the vision tower's: 5120 of 1280 in the paper.
 HIDDEN_RATIO = 4
@@ -50,13 +52,30 @@ def _widen(folder: Path) -> None:
     write_state(folder / WEIGHTS["unet"], unet.state_dict())
 
 
-def _write_new_adapter(folder: Path, seed: int) -> None:
-    vision_config = read_vision_encoder(folder / "vision_encoder").config
-    sizes = {
+def adapter_of(path: Path) -> InversionAdapter:
+    """Return the adapter that training the bundle in `path` starts from, without weights: for its sizes."""
+    vision_config = _vision_config(path)
+    if (path / "inversion_adapter").exists():
+        return read_adapter(path / "inversion_adapter", vision_config, wanted=no_keys)
+    with hollow():
+        return InversionAdapter(vision_config, **_new_adapter_sizes(path, vision_config))
+
+
+def _vision_config(path: Path) -> CLIPVisionConfig:
+    return read_vision_encoder(path / "vision_encoder", wanted=no_keys).config
+
+
+def _new_adapter_sizes(path: Path, vision_config: CLIPVisionConfig) -> dict[str, int]:
+    return {
         "hidden_dim": HIDDEN_RATIO * vision_config.hidden_size,
-        "text_width": read_config(folder / "text_encoder" / CONFIG_FILE)["hidden_size"],
-        "num_pseudo_words": Manifest.read(folder / MANIFEST_FILE).num_pseudo_words,
+        "text_width": read_config(path / "text_encoder" / CONFIG_FILE)["hidden_size"],
+        "num_pseudo_words": Manifest.read(path / MANIFEST_FILE).num_pseudo_words,
     }
+
+
+def _write_new_adapter(folder: Path, seed: int) -> None:
+    vision_config = _vision_config(folder)
+    sizes = _new_adapter_sizes(folder, vision_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = InversionAdapter(vision_config, **sizes)

@@ -13,7 +13,7 @@ Code about 10 GB and 32 GB. Chunks are spread over the processes; one that is th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ class Chunked:
 def prepare(source: Source, bundle: Bundle, work: Path, device: torch.device, report: Report = silent) -> TrainingSet:
     """The training set of `source` for `bundle`, read from its cache in `work`, which is filled first.
 
-    `report` is told of each chunk that this process has computed. Raises ArtifactError, naming the path, for a file
-    that is missing or damaged.
+    `report` is told, after every batch, how many samples or garments this process has computed, of how many. Raises
+    ArtifactError, naming the path, for a file that is missing or damaged.
     """
     folder = work / f"cache-{cache_key(source, bundle)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,20 +107,20 @@ def prepare(source: Source, bundle: Bundle, work: Path, device: torch.device, re
     photos = [folder / f"photos-{number:04d}.npy" for number in range(-(-len(people) // CHUNK))]
     if missing := _missing(photos):
         vae = bundle.load_vae(device)
-        for done, (number, path) in enumerate(missing, start=1):
-            indices = range(number * CHUNK, min(len(people), (number + 1) * CHUNK))
-            _write_photos(path, people, indices, source, bundle, vae, device)
-            report("photos", done, len(missing), 0.0)
+        chunks = {path: range(len(people))[number * CHUNK : (number + 1) * CHUNK] for number, path in missing}
+        advance = _advance("photos", sum(map(len, chunks.values())), report)
+        for path, indices in chunks.items():
+            _write_photos(path, people, indices, source, bundle, vae, device, advance)
     barrier()
     samples = [sample for path in photos for sample in read_json(path.with_suffix(".json"))]
     names = sorted({name for sample in samples for name in sample["garments"]})
     hidden = [folder / f"garments-{number:04d}.npy" for number in range(-(-len(names) // CHUNK))]
     if missing := _missing(hidden):
         encoder = bundle.load_garment_encoder(device)
-        for done, (number, path) in enumerate(missing, start=1):
-            pictures = [source.root / name for name in names[number * CHUNK : (number + 1) * CHUNK]]
-            _save(path, _hidden(pictures, encoder))
-            report("garments", done, len(missing), 0.0)
+        worn = {path: names[number * CHUNK : (number + 1) * CHUNK] for number, path in missing}
+        advance = _advance("garments", sum(map(len, worn.values())), report)
+        for path, some in worn.items():
+            _save(path, _hidden([source.root / name for name in some], encoder, advance))
     barrier()
     return _training_set(samples, names, photos, hidden, bundle)
 
@@ -141,6 +141,22 @@ def _missing(paths: Sequence[Path]) -> list[tuple[int, Path]]:
     return [(number, path) for number, path in mine if not path.exists()]
 
 
+def _advance(stage: str, total: int, report: Report) -> Callable[[int], None]:
+    """Return what is called with the number of items that have just been computed of `total`."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(stage, done, total, 0.0)
+
+    return advance
+
+
+def _no_news(count: int) -> None:
+    """Take no notice of how many items have been computed."""
+
+
 def _save(path: Path, array: NDArray[Any]) -> None:
     aside = path.with_suffix(".partial.npy")
     np.save(aside, array)
@@ -159,6 +175,7 @@ def _write_photos(
     bundle: Bundle,
     vae: VAE,
     device: torch.device,
+    advance: Callable[[int], None],
 ) -> None:
     words: list[dict[str, Any]] = []
     rows = []
@@ -168,6 +185,7 @@ def _write_photos(
             names = [path.relative_to(source.root).as_posix() for path in _garments(sample, source.num_garments)]
             words.append({"category": sample.category, "caption": sample.caption, "garments": names})
         rows.append(_photo_rows(samples, bundle.manifest, bundle.latent_size, source.mask_type, vae, device))
+        advance(len(batch))
     # The array last: where it is, so are the words.
     write_json(path.with_suffix(".json"), words)
     _save(path, np.concatenate(rows))
@@ -213,14 +231,17 @@ def _photo_rows(
 
 
 @torch.inference_mode()
-def _hidden(paths: Sequence[Path], encoder: GarmentEncoder) -> NDArray[np.float16]:
-    """The vision tower's last hidden states of garment pictures, [N, T, D]."""
+def _hidden(
+    paths: Sequence[Path], encoder: GarmentEncoder, advance: Callable[[int], None] = _no_news
+) -> NDArray[np.float16]:
+    """Return the vision tower's last hidden states of garment pictures, [N, T, D]."""
     network: Any = encoder.network
     tower = network.vision_encoder
     rows = []
     for batch in _batches(paths):
         pixels = encoder.pixels([open_image(path, field="garment") for path in batch])
         rows.append(tower(pixel_values=pixels.to(tower.device)).last_hidden_state.half().cpu().numpy())
+        advance(len(batch))
     return np.concatenate(rows)
 
 

@@ -168,7 +168,8 @@ class _Learner:
         self.step = 0
 
     def load(self, path: Path) -> None:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        # Mapped and not read, as the whole file beside all that it is copied to would be the most that training takes.
+        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])

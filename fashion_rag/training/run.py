@@ -21,9 +21,11 @@ from fashion_rag.models.pretrained import read_vision_encoder
 from fashion_rag.training.base import open_base, write_trained
 from fashion_rag.training.data import Source, cache_key, prepare
 from fashion_rag.training.fit import Plan, Watch, fit
+from fashion_rag.training.memory import available_bytes, bytes_per_process, check_memory, most_processes
 from fashion_rag.training.objective import EditStage, Mix, networks
 from fashion_rag.training.processes import Report, barrier, rank_and_world, run_processes, silent
 from fashion_rag.training.watch import Reporting, SampleSheet, TensorBoard, all_of
+from fashion_rag.weights import no_keys
 
 RUN_FILE = "run.json"
 
@@ -48,17 +50,25 @@ class Settings:
     sheet_every: int = 500
     dtype: torch.dtype = torch.float32
 
+    def bytes_per_process(self) -> int:
+        """Return the memory that each process takes, activations not counted. Raises as `memory.bytes_per_process`."""
+        return bytes_per_process(self.base, self.sheet_every > 0)
+
 
 def train(settings: Settings, num_processes: int | None = None, report: Report = silent) -> Bundle:
-    """The trained bundle, now in `settings.out`; goes on from the checkpoint in the working folder, if any.
+    """Train to the end, and return the bundle that is then in `settings.out`.
 
-    num_processes: default, one a GPU; without GPUs, one a core, but no more than can share a batch evenly. `report` is
-    told about once a second what is under way, how far, and the loss. Raises InvalidRequest for settings that do not
-    fit each other; ArtifactError for files that are missing, damaged, or of another training.
+    Goes on from the checkpoint in the working folder, if there is one. num_processes: default, one a GPU; without GPUs,
+    one a core, but no more than fit into memory and can share a batch evenly. `report` is told about once a second what
+    is under way, how far, and the loss. Raises InvalidRequest for settings that do not fit each other or this machine's
+    memory; ArtifactError for files that are missing, damaged, or of another training.
     """
+    needed, available = settings.bytes_per_process(), available_bytes()
     if num_processes is None:
-        num_processes = even_share(settings.plan, torch.cuda.device_count() or os.cpu_count() or 1)
+        most = min(torch.cuda.device_count() or os.cpu_count() or 1, most_processes(needed, available))
+        num_processes = even_share(settings.plan, max(1, most))
     settings.plan.part_numbers(0, num_processes)
+    check_memory(num_processes, needed, available)
     settings.work.mkdir(parents=True, exist_ok=True)
     run_processes(partial(run, settings), num_processes, settings.work, report)
     return Bundle.open(settings.out)
@@ -80,7 +90,7 @@ def run(settings: Settings, report: Report, watches: Sequence[Watch] = ()) -> No
     base = open_base(settings.base, settings.work, settings.seed)
     data = prepare(settings.source, base, settings.work, device, report)
     prompts = base.load_prompt_encoder(device)
-    vision_config = read_vision_encoder(base.path / "vision_encoder").config
+    vision_config = read_vision_encoder(base.path / "vision_encoder", wanted=no_keys).config
     network = networks(base.load_unet(), read_adapter(base.path / "inversion_adapter", vision_config))
     stage = EditStage(network, data, prompts, base.sampler, settings.mix, device, settings.plan.precision)
     if rank == 0:

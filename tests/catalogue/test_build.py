@@ -20,10 +20,10 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import build as build_module
 from fashion_rag.catalogue.build import in_process
 from fashion_rag.catalogue.changes import Added, append
-from fashion_rag.catalogue.encoding import MAX_STORED_SIDE, Encoded, Part, Skipped, encode, stored_jpeg
+from fashion_rag.catalogue.encoding import Encoded, Part, Skipped, encode
 from fashion_rag.catalogue.index import Catalogue
 from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment, garments_in
+from fashion_rag.catalogue.store import INVERSION, MAX_STORED_SIDE, RETRIEVAL, Garment, garments_in, stored_jpeg
 from fashion_rag.catalogue.vectors import VectorIndex
 from fashion_rag.catalogue.versions import VersionConflict, current, live, open_version
 from fashion_rag.errors import ArtifactError

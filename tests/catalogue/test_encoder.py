@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fashion_rag.artifacts import read_state, write_json, write_state
+from fashion_rag.artifacts import write_json
 from fashion_rag.catalogue.encoder import BATCH_SIZE, CONFIG_FILE, WEIGHTS_FILE, RetrievalEncoder
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.errors import ArtifactError
+from fashion_rag.weights import read_state, write_state
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from export.backend import Runtime
+from export.runtime import Runtime
 from fashion_rag.artifacts import write_json
 from fashion_rag.config import DEMO_BUNDLE
 from k8s.checks.overlay import ROOT, Group, Overlay, graph_of, groups_of

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from export.backend import Runtime
+from export import backend as export_backend
 from export.engines import use_engines
+from export.modules import ModuleSpec
 from export.onnx_module import OnnxModule
+from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.store import Garment
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
+from fashion_rag.models.unet import WholeUNet
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
+from fashion_rag.weights import read_state, write_state
 from tests.tiny import make_tiny_bundle
 
 
@@ -107,6 +112,66 @@ def test_a_part_runs_what_was_chosen(tiny_bundle: Path, onnx_folder: Path, backe
         parts.load_garment_encoder().network,
     )
     assert [isinstance(network, OnnxModule) for network in networks] == [kind is OnnxModule] * 6
+
+
+def test_the_outermost_layers_are_the_whole_unet_s_own(tiny_bundle: Path) -> None:
+    unet = Runtime(str(tiny_bundle), "torch", precision="bfloat16").open().load_unet()
+    whole = {weight.data_ptr() for weight in unet.whole.parameters()}
+    outermost = [weight.data_ptr() for weight in unet.outermost.parameters()]
+    assert outermost and set(outermost) < whole
+
+
+def test_compiled_outermost_layers_are_the_whole_unet_s_own(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: dict[str, nn.Module] = {}
+
+    def keep(module: nn.Module, spec: ModuleSpec, rows: object, device: object) -> nn.Module:
+        compiled[spec.name] = module
+        return module
+
+    monkeypatch.setattr(export_backend, "CompiledModule", keep)
+    Runtime(str(tiny_bundle), "compile").open().load_unet()
+    whole = {weight.data_ptr() for weight in compiled["unet"].parameters()}
+    assert {weight.data_ptr() for weight in compiled["unet_shallow"].parameters()} < whole
+
+
+def test_nothing_of_what_onnx_runtime_runs_is_held_in_pytorch(tiny_bundle: Path, onnx_folder: Path) -> None:
+    parts = Runtime(str(tiny_bundle), "onnx", compiled=str(onnx_folder)).open()
+    prompts = parts.load_prompt_encoder()
+    unet = parts.load_unet()
+    for module in (unet.whole, unet.outermost, parts.load_vae(), parts.load_garment_encoder()):
+        assert list(module.state_dict()) == []
+    assert list(prompts.state_dict()) == ["token_embedding.weight"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_weights_are_those_of_the_bundle_in_the_precision_asked_for(tiny_bundle: Path, precision: Any) -> None:
+    parts = Runtime(str(tiny_bundle), "torch", precision=precision).open()
+    bundle, dtype = parts.bundle, getattr(torch, precision)
+    vae, prompts = parts.load_vae(), parts.load_prompt_encoder()
+    whole, prompt_encoder = bundle.load_vae(), bundle.load_prompt_encoder()
+    pairs = (
+        (parts.load_unet().whole, WholeUNet(bundle.load_unet())),
+        (vae.encoder, whole.encoder),
+        (vae.decoder, whole.decoder),
+        (prompts.text_encoder, prompt_encoder.text_encoder),
+        (parts.load_garment_encoder().network, bundle.load_garment_encoder().network),
+    )
+    for loaded, plain in pairs:
+        expected = plain.to(dtype).state_dict()
+        assert expected.keys() == loaded.state_dict().keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert torch.equal(prompts.token_embedding.weight, prompt_encoder.token_embedding.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "vision_encoder"])
+def test_weights_that_do_not_fit_are_refused_whatever_runs_them(tiny_bundle: Path, tmp_path: Path, part: str) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (weights,) = (path / part).glob("*.safetensors")
+    write_state(weights, read_state(weights) | {"extra": torch.zeros(3)})
+    bundle = Bundle.open(path)
+    load = {"vae": bundle.load_vae, "text_encoder": bundle.load_prompt_encoder}.get(part, bundle.load_garment_encoder)
+    with pytest.raises(ArtifactError, match=r"extra \[3\] is unexpected"):
+        load(networks=False)
 
 
 def test_a_folder_that_is_named_must_have_the_networks(tiny_bundle: Path, tmp_path: Path) -> None:

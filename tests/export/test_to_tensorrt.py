@@ -149,7 +149,7 @@ def test_all_networks_of_a_bundle_are_built_once(
 def test_the_demo_bundle_is_built_in_half_precision(rtx: Flavour, tmp_path: Path, name: str) -> None:
     bundle = Bundle.open(DEMO_BUNDLE)
     spec = module_specs(bundle)[name]
-    write_onnx(bundle, spec, tmp_path, torch.float16)
+    write_onnx(spec.load(bundle, torch.float16), spec, spec.weights(bundle), tmp_path)
     engine = build_engine(onnx_path(tmp_path, spec), spec, (1, 2, 8), rtx)
     num_bytes = sum(weight.nbytes for weight in spec.load(bundle, torch.float16).state_dict().values())
     assert len(engine) > num_bytes  # the weights are in it

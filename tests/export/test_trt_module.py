@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.engines import ENGINES_FOLDER, PORTABLE, EngineKey, get_or_build, read_engine, use_engines
+from export.engines import PORTABLE, EngineKey, get_or_build, read_engine, use_engines
 from export.flavours import find_flavour
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
+from export.runtime import ENGINES_FOLDER
 from export.to_tensorrt import build_engine, build_targets
 from export.trt_module import TrtModule, check_gpu, find_engine, load_tensorrt
 from fashion_rag.artifacts import write_json

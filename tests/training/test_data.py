@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fashion_rag.artifacts import read_state, write_state
 from fashion_rag.bundle import Bundle
 from fashion_rag.data.image import to_tensor
 from fashion_rag.data.masks import repaint_mask_for
@@ -21,6 +20,7 @@ from fashion_rag.request import EditRequest
 from fashion_rag.training import data
 from fashion_rag.training.data import Source, prepare
 from fashion_rag.training.objective import TrainingSet
+from fashion_rag.weights import read_state, write_state
 
 CPU = torch.device("cpu")
 
@@ -103,8 +103,9 @@ def test_what_is_there_is_not_computed_again(
     np.testing.assert_array_equal(again.moments[np.arange(9)], prepared.moments[np.arange(9)])
 
     (folder / "photos-0001.npy").unlink()
+    monkeypatch.setattr(data, "BATCH", 3)
     prepare(source, Bundle.open(tiny_bundle), work, CPU, report)
-    assert done == [("photos", 1, 1)]
+    assert done == [("photos", 3, 4), ("photos", 4, 4)]
     changed = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != kept[path.name]}
     assert changed == {"photos-0001.npy", "photos-0001.json"}
 

@@ -11,17 +11,19 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from fashion_rag.artifacts import read_state, sha256, write_state
+from fashion_rag.artifacts import sha256
 from fashion_rag.bundle import Bundle
 from fashion_rag.cli import app
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.models.unet import widen_conv_in
-from fashion_rag.training import watch
+from fashion_rag.training import memory, run, watch
 from fashion_rag.training.base import open_base
 from fashion_rag.training.data import Source
 from fashion_rag.training.fit import Plan
+from fashion_rag.training.memory import bytes_per_process
 from fashion_rag.training.objective import Mix
 from fashion_rag.training.run import Settings, even_share, train
+from fashion_rag.weights import read_state, write_state
 from tests.tiny import make_unet
 
 PLAN = Plan(6, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
@@ -115,6 +117,63 @@ def test_processes_that_cannot_share_are_refused_first(settings: Settings) -> No
 @pytest.mark.parametrize(("num_parts", "most", "expected"), [(0, 3, 2), (0, 16, 4), (2, 4, 2), (1, 4, 1)])
 def test_as_many_processes_as_can_share(num_parts: int, most: int, expected: int) -> None:
     assert even_share(replace(PLAN, num_parts=num_parts), most) == expected
+
+
+def test_no_more_processes_are_started_than_fit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def note(job: object, num_processes: int, folder: Path, report: object) -> None:
+        started.append(num_processes)
+
+    monkeypatch.setattr(run, "run_processes", note)
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    four = replace(settings, out=settings.base, plan=replace(PLAN, num_parts=4))
+    needed = settings.bytes_per_process()
+    for available, expected in ((5 * needed, 4), (3 * needed, 2), (needed, 1)):
+        monkeypatch.setattr(run, "available_bytes", lambda available=available: available)
+        train(four)
+        assert started.pop() == expected
+    monkeypatch.setattr(run, "available_bytes", lambda: needed - 1)
+    with pytest.raises(InvalidRequest, match=r"processes: got 1; each takes .* GB .* are available; use a machine"):
+        train(four)
+    monkeypatch.setattr(run, "available_bytes", lambda: 2 * needed)
+    with pytest.raises(InvalidRequest, match=r"processes: got 4; .* use --processes 2, or a machine"):
+        train(four, num_processes=4)
+    assert started == []
+
+
+def test_what_a_process_takes_is_what_training_makes(settings: Settings) -> None:
+    bundle = Bundle.open(settings.base)
+    trained = [bundle.load_unet(), bundle.load_garment_encoder().network.adapter]
+    numbers = [
+        sum(weight.numel() for part in parts for weight in part.parameters())
+        for parts in (trained, [bundle.load_prompt_encoder()], [bundle.load_vae()])
+    ]
+    assert settings.bytes_per_process() == 20 * numbers[0] + 4 * (numbers[1] + numbers[2])
+    assert replace(settings, sheet_every=0).bytes_per_process() == 20 * numbers[0] + 4 * numbers[1]
+
+
+def test_a_base_that_lacks_an_adapter_counts_the_one_it_gets(inpainting_base: Path, tmp_path: Path) -> None:
+    completed = open_base(inpainting_base, tmp_path / "work", seed=0)
+    narrow, wide = make_unet(in_channels=9).conv_in.weight.numel(), make_unet().conv_in.weight.numel()
+    expected = bytes_per_process(completed.path, True) - 20 * (wide - narrow)
+    assert bytes_per_process(inpainting_base, True) == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 2_048_000), ("1000000", 700_000), ("9000000", 2_048_000)])
+def test_a_container_has_the_memory_of_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 2000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 100000\n")
+    monkeypatch.setattr(memory, "MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.available_bytes() == expected
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from fashion_rag.artifacts import write_json, write_state
+from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import encoder as retrieval
 from fashion_rag.data.image import vision_pixels
@@ -40,6 +40,7 @@ from fashion_rag.training.objective import EditStage, Mix, TrainingSet, networks
 from fashion_rag.training.processes import Report, barrier, rank_and_world, run_processes, silent
 from fashion_rag.training.run import even_share
 from fashion_rag.training.watch import Reporting
+from fashion_rag.weights import write_state
 
 STAGES = ("vae", "clip", "adapter", "unet")
 PLANS = {

@@ -1,0 +1,78 @@
+"""How much memory a training takes, and how much there is. Called by `run` before anything is computed.
+
+Each process holds all that learns: weights, gradients, averaged weights and two moments of the optimiser, each in
+float32. So processes on one CPU multiply it; a GPU of its own for each process does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.models.pretrained import read_text_encoder, read_unet, read_vae
+from fashion_rag.training.base import adapter_of
+from fashion_rag.weights import no_keys
+
+# Weight, gradient, average, and the two moments of AdamW, of 4 bytes each.
+TRAINED_BYTES = 5 * 4
+FROZEN_BYTES = 4
+GB = 1e9
+
+MEMORY_FILE = Path("/proc/meminfo")
+# Of the container, where it has a limit: the limit, what is in use, and how much of this is files that can be dropped.
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def bytes_per_process(base: Path, with_sheets: bool) -> int:
+    """Return what each process holds while it trains the bundle in `base`, activations not counted.
+
+    with_sheets: whether it paints samples, for which the VAE stays loaded. Raises ArtifactError for a bundle whose
+    weights do not fit their configurations; none of them is read.
+    """
+    trained = [read_unet(base / "unet", wanted=no_keys), adapter_of(base)]
+    frozen: list[nn.Module] = [read_text_encoder(base / "text_encoder", wanted=no_keys)]
+    if with_sheets:
+        frozen.append(read_vae(base / "vae", wanted=no_keys))
+    return TRAINED_BYTES * _num_weights(trained) + FROZEN_BYTES * _num_weights(frozen)
+
+
+def _num_weights(modules: list[nn.Module]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def available_bytes() -> int:
+    """Return the memory that processes may still take: of the emptiest GPU, or else of this machine or container."""
+    if torch.cuda.is_available():
+        return min(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+    fields = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = CGROUP / "memory.max"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        used = int((CGROUP / "memory.current").read_text())
+        droppable = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+        available = min(available, int(most) - used + int(droppable))
+    return available
+
+
+def most_processes(needed: int, available: int) -> int:
+    """Return how many processes of `needed` bytes fit: on GPUs, of which each has its own, as many as there are."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count() if needed <= available else 0
+    return available // needed
+
+
+def check_memory(num_processes: int, needed: int, available: int) -> None:
+    """Raise InvalidRequest, saying what can be done, unless so many processes of `needed` bytes fit."""
+    fitting = most_processes(needed, available)
+    if num_processes <= fitting:
+        return
+    ways = [f"--processes {fitting}"] if fitting else []
+    ways.append("a machine with more memory, or --workers on a Ray cluster that has it")
+    rule = (
+        f"each takes {needed / GB:.1f} GB for weights, gradients, average and moments, before activations, and "
+        f"{available / GB:.1f} GB are available; use {', or '.join(ways)}"
+    )
+    raise InvalidRequest("processes", num_processes, rule)
