@@ -34,13 +34,13 @@ from rich.table import Table
 
 from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.demo.model.evaluate import Case, make_cases, paint
 from fashion_rag.demo.world.agreement import read_edit
 from fashion_rag.demo.world.draw import render_garment
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.evaluation.metrics import clip_distance
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.unet import unet_input
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance, write_figure, write_result

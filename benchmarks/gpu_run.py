@@ -38,11 +38,11 @@ from export.buckets import BucketedModule
 from export.modules import ModuleSpec, TensorSpec, module_specs
 from export.parity import random_inputs
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine, Finished
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.autoencoder import VAEDecoder, VAEEncoder
 from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
 from fashion_rag.pipeline import Conditioning, Person, denoise
@@ -78,7 +78,7 @@ TOY = SD2 | dict(
 TOY_VAE = VAE | dict(
     block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
 )
-SAMPLER = SamplerConfig(
+SAMPLER = NoiseSchedule(
     beta_start=0.00085,
     beta_end=0.012,
     beta_schedule="scaled_linear",

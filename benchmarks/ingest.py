@@ -26,10 +26,10 @@ from rich.table import Table
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.build import Built
-from fashion_rag.catalogue.ingest import on_ray
-from fashion_rag.catalogue.store import Garment, garments_in
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.catalogue.garments import Garment, garments_in
+from fashion_rag.catalogue.on_ray import on_ray
 from fashion_rag.demo.world.layout import write_dresscode
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CATEGORIES
 

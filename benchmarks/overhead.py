@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import Tensor
 
 from fashion_rag import pipeline
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.finish import finish
 from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
 from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance, write_result
 from serve import app, showcase

@@ -3,7 +3,7 @@
 The pipeline and each replica open one and load only the parts they need. `bundle_import.py` makes one of the released
 checkpoints and the demo's training makes its own, both with `write_bundle`. The folder:
 
-    manifest.json                   sizes and defaults (`config.py`)
+    manifest.json                   sizes and defaults (`manifest.py`)
     text_encoder/ vision_encoder/   config.json, model.safetensors
     inversion_adapter/              config.json, model.safetensors
     unet/ vae/                      config.json, diffusion_pytorch_model.safetensors
@@ -35,17 +35,17 @@ from fashion_rag.artifacts import (
     write_json,
     written_aside,
 )
-from fashion_rag.catalogue import encoder as retrieval
+from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
-from fashion_rag.catalogue.encoder import RetrievalEncoder
-from fashion_rag.catalogue.encoding import Encoders
-from fashion_rag.catalogue.index import Catalogue
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
+from fashion_rag.catalogue.catalogue import Catalogue
+from fashion_rag.catalogue.garment_encoding import Encoders
+from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.versions import live
-from fashion_rag.config import DEMO_BUNDLE, Manifest
-from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
 from fashion_rag.models.autoencoder import VAE, fit_preview
 from fashion_rag.models.pretrained import (
@@ -93,13 +93,13 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    sampler: SamplerConfig
+    sampler: NoiseSchedule
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """The bundle in the folder `path`. Raises ArtifactError for a part missing, or parts that do not fit."""
         manifest = Manifest.read(path / MANIFEST_FILE)
-        sampler = SamplerConfig.from_diffusers(read_config(path / "scheduler" / SCHEDULER_FILE))
+        sampler = NoiseSchedule.from_diffusers(read_config(path / "scheduler" / SCHEDULER_FILE))
         for part, name in WEIGHTS.items():
             if not (path / part / name).is_file():
                 raise ArtifactError(f"{path / part / name}: no such file")

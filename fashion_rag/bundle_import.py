@@ -18,9 +18,9 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import check_replaceable, read_config, scratch_beside, write_json
 from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
-from fashion_rag.catalogue import encoder
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue import retrieval_encoder as encoder
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.pretrained import (
     CLIP_FILE,

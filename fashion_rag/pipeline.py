@@ -23,17 +23,17 @@ from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Values
-from fashion_rag.catalogue.index import Catalogue, Match, Query
-from fashion_rag.catalogue.store import Garment
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue.catalogue import Catalogue, Match, Query
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.colour import to_srgb
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import binarise, to_tensor, to_uint8
 from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, guide
 from fashion_rag.denoising.plan import History, advance, plan
 from fashion_rag.denoising.runner import Inputs
-from fashion_rag.denoising.sampler import SamplerConfig, guide
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
@@ -215,7 +215,7 @@ def denoising_inputs(latents: Tensor, person: Person, conditioning: Conditioning
 
 def denoise(
     unet: DeepUNet,
-    sampler: SamplerConfig,
+    sampler: NoiseSchedule,
     latents: Tensor,
     person: Person,
     conditioning: Conditioning,
@@ -262,7 +262,7 @@ class Pipeline:
     """One edit at a time on one device. A picture depends on its request, seed included, and on nothing else."""
 
     manifest: Manifest
-    sampler: SamplerConfig
+    sampler: NoiseSchedule
     unet: DeepUNet
     vae: VAE
     prompt_encoder: PromptEncoder

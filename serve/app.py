@@ -37,8 +37,8 @@ from ray.serve.schema import (
 )
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner

@@ -26,7 +26,7 @@ from serve.batching import TensorCache, checked, each, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
 from serve.logs import leave_out_expected_errors
-from serve.stages import Conditioned, Job, Retrieved
+from serve.messages import Conditioned, Job, Retrieved
 
 Worded = tuple[EditRequest, Tensor | None]
 

@@ -29,7 +29,7 @@ from serve.batching import TensorCache
 from serve.calls import answer
 from serve.config import DenoiserSettings
 from serve.logs import leave_out_expected_errors
-from serve.stages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
+from serve.messages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
 
 # So many UNet calls that fail one after the other, and Serve is told to replace the replica.
 MAX_FAILED_CALLS = 3

@@ -29,11 +29,11 @@ from ray.serve.handle import DeploymentHandle
 
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.catalogue.attributes import parse_filter
-from fashion_rag.catalogue.store import MAX_STORED_SIDE
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue.garments import MAX_STORED_SIDE
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, NotFound
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
@@ -53,6 +53,7 @@ from serve.documents import (
 from serve.door import Door
 from serve.errors import add_handlers, error_reply, explained
 from serve.memory import give_back_large_blocks
+from serve.messages import Denoised, Edited, Job, Partial, Prepared
 from serve.proxy import MAX_BODY_BYTES
 from serve.queries import SearchQuery, SimilarQuery
 from serve.schemas import (
@@ -70,7 +71,6 @@ from serve.schemas import (
     partial_image,
     sse,
 )
-from serve.stages import Denoised, Edited, Job, Partial, Prepared
 from serve.streaming import PacedResponse, newest
 from serve.uploads import Form, edit_requests, garment_picture, read_form
 

@@ -24,10 +24,10 @@ from fashion_rag import pipeline
 from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Filter
+from fashion_rag.catalogue.catalogue import Catalogue, Match
 from fashion_rag.catalogue.changes import Added, Deleted, append, put_image
-from fashion_rag.catalogue.index import Catalogue, Match
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION
+from fashion_rag.catalogue.garments import INVERSION
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import open_image
@@ -37,8 +37,8 @@ from serve import metrics
 from serve.batching import checked, each, set_max_batch
 from serve.config import RetrieverSettings
 from serve.logs import leave_out_expected_errors
+from serve.messages import Retrieved
 from serve.schemas import GarmentFound, GarmentUsed
-from serve.stages import Retrieved
 
 # Garments, their pseudo-words or pictures, and the version of the catalogue that has them.
 Found = tuple[list[Match], tuple[Tensor | bytes, ...], str]

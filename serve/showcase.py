@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.store import garments_in
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import Garment, kind_caption
 from fashion_rag.demo.world.layout import write_dresscode
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import Template
 from serve import app
 from serve.ports import free_port

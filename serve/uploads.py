@@ -20,12 +20,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fashion_rag.catalogue.attributes import parse_filter
-from fashion_rag.catalogue.store import stored_jpeg
+from fashion_rag.catalogue.garments import stored_jpeg
 from fashion_rag.catalogue.table import GarmentRow, checked
-from fashion_rag.config import Manifest
 from fashion_rag.data.image import MIN_SIDE, OpenedPhoto, open_image, open_mask, open_photo
 from fashion_rag.data.pose import scale_keypoints
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
 from serve.keypoints import parse_keypoints

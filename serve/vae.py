@@ -20,7 +20,7 @@ from serve.batching import checked, each, set_max_batch
 from serve.config import BatchSettings
 from serve.logs import leave_out_expected_errors
 from serve.memory import give_back_large_blocks
-from serve.stages import Denoised, Edited, Encoded
+from serve.messages import Denoised, Edited, Encoded
 
 Latent = tuple[EditRequest, Tensor]
 

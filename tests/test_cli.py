@@ -24,12 +24,12 @@ from export.to_tensorrt import BuildProgress
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
 from fashion_rag.catalogue.changes import Deleted, append
-from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import app
-from fashion_rag.config import DEMO_BUNDLE, Manifest
 from fashion_rag.demo.model.evaluate import Report, Row
 from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from tests.profiles import display_p3
 
 
@@ -331,7 +331,7 @@ def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: Path) -> None:
         raise AssertionError(f"{path}: was loaded")
 
-    for module in ("fashion_rag.catalogue.encoder", "fashion_rag.models.pretrained", "fashion_rag.bundle"):
+    for module in ("fashion_rag.catalogue.retrieval_encoder", "fashion_rag.models.pretrained", "fashion_rag.bundle"):
         monkeypatch.setattr(f"{module}.read_state", load)
 
 

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.changes import Added, Deleted
-from fashion_rag.catalogue.index import Catalogue
-from fashion_rag.catalogue.store import StoredPicture
+from fashion_rag.catalogue.garments import StoredPicture
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.config import Manifest
 from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.data.finish import finish
-from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import (
     Conditioning,
     Person,
@@ -35,7 +35,7 @@ from fashion_rag.pipeline import (
 from fashion_rag.request import EditRequest, Template
 from tests.profiles import display_p3
 
-SAMPLER = SamplerConfig(beta_schedule="scaled_linear")
+SAMPLER = NoiseSchedule(beta_schedule="scaled_linear")
 # What requests of one batch may differ by from requests alone: the rounding of float32, on values of about one.
 TOLERANCE = 1e-5
 

@@ -11,10 +11,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle, BundleParts, write_bundle
-from fashion_rag.catalogue import encoder
-from fashion_rag.catalogue.store import garments_in
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue import retrieval_encoder as encoder
+from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.demo.model.tokenizer import write_tokenizer
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.weights import write_state
 

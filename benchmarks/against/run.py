@@ -43,7 +43,7 @@ import httpx
 import typer
 
 from benchmarks.against.report import CALLERS, DEADLINE, LOAD, OVERLOAD, STEPS, SYSTEMS, pace, plot, rows, table
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from serve.bench import load
 from serve.bench.load import EditOutcome
 from serve.bench.mix import EditMix, Photos, Planned, draw, poisson

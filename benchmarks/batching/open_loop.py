@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from fashion_rag.denoising.engine import Engine, Failed, Finished
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits, running_rows
 from fashion_rag.denoising.state import CallOutcome, CallResult, EditState
 from fashion_rag.models.unet import SplitUNet
@@ -94,7 +94,7 @@ def serve(
 def guided_edit(number: int, num_steps: int, inputs: Inputs) -> Edit:
     """An edit without a deadline."""
     height, width = inputs.latents.shape[-2:]
-    return Edit(str(number), (height, width), num_steps, GUIDANCE_SCALE, SamplerConfig())
+    return Edit(str(number), (height, width), num_steps, GUIDANCE_SCALE, NoiseSchedule())
 
 
 class SimulatedEngine(Engine):

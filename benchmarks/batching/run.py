@@ -47,10 +47,10 @@ from benchmarks.batching.open_loop import (
 )
 from benchmarks.batching.report import Record, details, overview, plot
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.denoising.scheduler import Limits
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.unet import DeepUNet
 from fashion_rag.provenance import provenance, write_figure, write_result
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from export.modules import ModuleSpec, TensorSpec, module_specs
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.demo.model.evaluate import make_cases
 from fashion_rag.demo.world.draw import render_garment
-from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.models.autoencoder import VAE, VAEDecoder, VAEEncoder
 from fashion_rag.models.prompt import MAX_TOKENS
 from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, POSE_CHANNELS, SplitUNet, UNet
@@ -54,7 +54,7 @@ SD2_VAE = {
     "norm_num_groups": 32,
 }
 # The released schedule, but v-prediction: it keeps the latents of an untrained UNet at unit size.
-SD2_SAMPLER = SamplerConfig(
+SD2_SAMPLER = NoiseSchedule(
     beta_start=0.00085,
     beta_end=0.012,
     beta_schedule="scaled_linear",

@@ -54,8 +54,8 @@ from benchmarks.modules.runners import (
 from export.modules import ModuleSpec
 from export.parity import SEED, random_inputs
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_figure, write_result
 
 # Useful operations a second, which "share" is a share of, by what the GPU's name holds. What large bfloat16 matrix

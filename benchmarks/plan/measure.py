@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_result
 from serve.bench import drawn, measure, mix
 from serve.bench.load import EditOutcome

@@ -10,7 +10,7 @@ import faiss as typed_faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.catalogue.vectors import VectorIndex
+from fashion_rag.catalogue.vector_index import VectorIndex
 
 faiss: Any = typed_faiss
 

@@ -19,7 +19,7 @@ from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
     # The HTTP side reads filters, too, and does without FAISS.
-    from fashion_rag.catalogue.vectors import Allowed, VectorIndex
+    from fashion_rag.catalogue.vector_index import Allowed, VectorIndex
 
 Values = str | Sequence[str]
 Filter = Mapping[str, Values]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from fashion_rag.artifacts import cache_folder, locked, scratch_beside, written_aside
 from fashion_rag.catalogue.changes import Added, Change, pending
-from fashion_rag.catalogue.encoding import BATCH_SIZE, INDEX_FOLDER, Encoded, Encoders, Part, Skipped, encode
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, INDEX_FOLDER, Encoded, Encoders, Part, Skipped, encode
+from fashion_rag.catalogue.garments import Garment
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import checked
-from fashion_rag.catalogue.vectors import VectorIndex, is_unit
+from fashion_rag.catalogue.vector_index import VectorIndex, is_unit
 from fashion_rag.catalogue.versions import Version, current, fetch, open_version, publish
 from fashion_rag.errors import ArtifactError, InvalidRequest
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fashion_rag.catalogue.root import STAMP, Root, moment, stamp
+from fashion_rag.catalogue.storage import STAMP, Root, moment, stamp
 from fashion_rag.catalogue.table import GarmentRow, check_id, checked, from_record, to_record
 from fashion_rag.catalogue.versions import CHANGES, Version, is_texts, versions
 from fashion_rag.errors import ArtifactError, InvalidRequest

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fashion_rag.catalogue.index import Catalogue, Query
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.catalogue import Catalogue, Query
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
 
 RANKS = (1, 3, 5, 10, 20)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fashion_rag.artifacts import MANIFEST_FILE, sha256
-from fashion_rag.catalogue.root import STAMP, FileEntry, Root, moment, stamp
+from fashion_rag.catalogue.storage import STAMP, FileEntry, Root, moment, stamp
 from fashion_rag.errors import ArtifactError
 
 FORMAT_VERSION = 1

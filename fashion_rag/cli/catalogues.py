@@ -22,8 +22,8 @@ from fashion_rag.cli.checks import (
     check_out_file,
     check_out_folder,
 )
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import DEMO_BUNDLE
 
 if TYPE_CHECKING:
     from fashion_rag.catalogue.build import Built
@@ -59,8 +59,8 @@ def index_build(
 
     from fashion_rag.bundle import Bundle
     from fashion_rag.catalogue.build import in_process
-    from fashion_rag.catalogue.ingest import on_ray
-    from fashion_rag.catalogue.store import garments_in
+    from fashion_rag.catalogue.garments import garments_in
+    from fashion_rag.catalogue.on_ray import on_ray
 
     opened = Bundle.open(bundle.resolve())
     garments = garments_in(source)
@@ -107,7 +107,7 @@ def index_versions(
     check_least("prune", prune, 0)
 
     from fashion_rag.catalogue import changes, versions
-    from fashion_rag.catalogue.root import Root
+    from fashion_rag.catalogue.storage import Root
 
     root = Root.at(catalogue)
     if activate:

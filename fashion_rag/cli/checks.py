@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

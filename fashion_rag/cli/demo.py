@@ -20,8 +20,8 @@ from fashion_rag.cli.checks import (
     check_out_file,
     check_out_folder,
 )
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import DEMO_BUNDLE
 
 if TYPE_CHECKING:
     from fashion_rag.demo.model.evaluate import Report

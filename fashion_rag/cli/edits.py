@@ -34,8 +34,8 @@ from fashion_rag.cli.checks import (
     check_out_file,
     check_out_folder,
 )
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Template
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def edit(
 
     from PIL import Image
 
-    from fashion_rag.catalogue.store import Garment
+    from fashion_rag.catalogue.garments import Garment
     from fashion_rag.data.image import open_image, open_mask, open_photo
     from fashion_rag.pipeline import Pipeline
     from serve.keypoints import parse_keypoints

@@ -17,8 +17,8 @@ from fashion_rag.cli.checks import (
     check_least,
     check_out_file,
 )
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import CATEGORIES
 
 

@@ -9,7 +9,7 @@ import typer
 
 from fashion_rag.cli.base import BundleOption, numbers, training_progress
 from fashion_rag.cli.checks import check_bundle, check_folder, check_installed, check_least, check_out_folder
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 
 
 def train(

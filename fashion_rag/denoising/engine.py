@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fashion_rag.data.image import to_uint8
 from fashion_rag.denoising.call_queue import CallQueue
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Edit, Inputs, Runner
-from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.denoising.scheduler import Limits, running_rows
 from fashion_rag.denoising.state import CallOutcome, CallResult, EditState
 from fashion_rag.errors import FashionRAGError
@@ -145,7 +145,7 @@ class Engine:
         theirs. Raises what the UNet raises.
         """
         height, width = inputs.latents.shape[-2:]
-        edit = Edit("warm up", (height, width), 2, 1.0, SamplerConfig(), shortcuts=Shortcuts(cache_interval=2))
+        edit = Edit("warm up", (height, width), 2, 1.0, NoiseSchedule(), shortcuts=Shortcuts(cache_interval=2))
         state = EditState.of(edit, 0.0)
         max_rows = self.limits.max_rows
         for num_rows in sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}):

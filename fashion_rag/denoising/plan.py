@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod, previous_timesteps, timesteps
 from fashion_rag.denoising.rows import Rows
-from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod, previous_timesteps, timesteps
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import Shortcuts, Solver
 
@@ -93,7 +93,7 @@ class Advance(NamedTuple):
 
 @lru_cache(maxsize=32)
 def plan(
-    config: SamplerConfig, num_inference_steps: int, guidance_scale: float, shortcuts: Shortcuts
+    config: NoiseSchedule, num_inference_steps: int, guidance_scale: float, shortcuts: Shortcuts
 ) -> tuple[Step, ...]:
     """Return the steps of an edit. Raises InvalidRequest for a number of steps that the schedule does not have."""
     # A little room for rounding.
@@ -153,7 +153,7 @@ def combine(weights: Sequence[Sequence[float]], terms: Sequence[Tensor]) -> Tens
 
 
 def _walk(
-    config: SamplerConfig, num_steps: int, solver: Solver
+    config: NoiseSchedule, num_steps: int, solver: Solver
 ) -> list[tuple[int, tuple[float, float], Weights, Weights]]:
     """Return for every step its timestep, and the weights of x0, of the next latents and of the next anchor."""
     alphas = alphas_cumprod(config, torch.device("cpu")).double()
@@ -174,7 +174,7 @@ def _walk(
     ]
 
 
-def _visited(config: SamplerConfig, num_steps: int) -> Tensor:
+def _visited(config: NoiseSchedule, num_steps: int) -> Tensor:
     """Return the timesteps that diffusers' multistep schedulers visit, which are not always those of its DDIM.
 
     Raises InvalidRequest if the schedule does not have as many.
@@ -203,7 +203,7 @@ class _Point:
         """Return the point with this product of alphas."""
         return cls(math.sqrt(alpha), math.sqrt(1 - alpha))
 
-    def x0(self, config: SamplerConfig) -> tuple[float, float]:
+    def x0(self, config: NoiseSchedule) -> tuple[float, float]:
         """Return the weights of latents and prediction in x0."""
         if config.prediction_type == "epsilon":
             return 1 / self.signal, -self.noise / self.signal

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, guide
 from fashion_rag.denoising.plan import History, Step, advance
-from fashion_rag.denoising.sampler import SamplerConfig, guide
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.prompt import MAX_TOKENS
 from fashion_rag.models.unet import LATENT_CHANNELS, POSE_CHANNELS, DeepUNet, unet_input
@@ -35,7 +35,7 @@ class Edit:
     size: tuple[int, int]
     num_inference_steps: int
     guidance_scale: float
-    sampler: SamplerConfig
+    sampler: NoiseSchedule
     deadline: float = math.inf
     preview_steps: frozenset[int] = frozenset()
     shortcuts: Shortcuts = PLAIN

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import InvalidRequest

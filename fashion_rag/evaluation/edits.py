@@ -22,8 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fashion_rag.artifacts import read_config, write_whole
-from fashion_rag.catalogue.store import Garment
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.dresscode import DressCode, Order, Pair, Sample
 from fashion_rag.data.image import open_image
 from fashion_rag.data.masks import MaskType, repaint_mask_for
@@ -31,6 +30,7 @@ from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.data.vitonhd import CATEGORY, VitonHD
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.evaluation.editors import Editor
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Shortcuts, Template
 
 Layout = Literal["dresscode", "vitonhd"]

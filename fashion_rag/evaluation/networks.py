@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from fashion_rag.bundle_import import read_pth
-from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import load_strict, read_state
 

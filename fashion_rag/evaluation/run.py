@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.editors import Editor
 from fashion_rag.evaluation.edits import Edits, Outcome, Settings
@@ -17,6 +16,7 @@ from fashion_rag.evaluation.metrics import Rows, available, mean, measure, summa
 from fashion_rag.evaluation.networks import Networks
 from fashion_rag.evaluation.pictures import contact_sheet
 from fashion_rag.evaluation.table import Row, markdown
+from fashion_rag.manifest import Manifest
 from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CATEGORIES
 

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
 from fashion_rag.bundle import WEIGHTS, Bundle, read_adapter
-from fashion_rag.config import Manifest
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in

@@ -25,12 +25,12 @@ from torch.nn import functional
 
 from fashion_rag.artifacts import joint_sha256, read_json, write_json
 from fashion_rag.bundle import PROCESSOR_FILE, Bundle
-from fashion_rag.config import Manifest
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode, Sample
 from fashion_rag.data.image import open_image, to_tensor
 from fashion_rag.data.masks import MaskType, repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, heat_maps, scale_keypoints, to_latent
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.pretrained import CONFIG_FILE

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
@@ -88,7 +88,7 @@ def networks(unet: UNet, adapter: InversionAdapter) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "adapter": adapter}).float().requires_grad_(True)
 
 
-def noisy_and_target(sampler: SamplerConfig, clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def noisy_and_target(sampler: NoiseSchedule, clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """`clean` latents with `noise` at timesteps `t` [B], and what the UNet should make of them, all [B, 4, h, w]."""
     alpha = alphas_cumprod(sampler, clean.device)[t][:, None, None, None]
     signal_scale, noise_scale = alpha.sqrt(), (1 - alpha).sqrt()
@@ -98,7 +98,7 @@ def noisy_and_target(sampler: SamplerConfig, clean: Tensor, noise: Tensor, t: Te
     return noisy, signal_scale * noise - noise_scale * clean
 
 
-def snr_weights(sampler: SamplerConfig, t: Tensor, max_snr: float) -> Tensor:
+def snr_weights(sampler: NoiseSchedule, t: Tensor, max_snr: float) -> Tensor:
     """Min-SNR weights [B] of errors at timesteps `t` [B]: all predictions weighed as if x0 was predicted, capped."""
     alpha = alphas_cumprod(sampler, t.device)[t]
     snr = alpha / (1 - alpha)
@@ -115,7 +115,7 @@ class EditStage:
         network: nn.ModuleDict,
         data: TrainingSet,
         prompts: PromptEncoder,
-        sampler: SamplerConfig,
+        sampler: NoiseSchedule,
         mix: Mix,
         device: torch.device,
         precision: Precision = "bfloat16",

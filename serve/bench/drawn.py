@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.config import Manifest
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME
 from fashion_rag.demo.world.attributes import chunks, sample_garment, sample_person
 from fashion_rag.demo.world.draw import render
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 from serve.bench.mix import Photo, Photos, Planned
 

@@ -19,12 +19,12 @@ from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import build as build_module
 from fashion_rag.catalogue.build import in_process
+from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.changes import Added, append
-from fashion_rag.catalogue.encoding import Encoded, Part, Skipped, encode
-from fashion_rag.catalogue.index import Catalogue
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, MAX_STORED_SIDE, RETRIEVAL, Garment, garments_in, stored_jpeg
-from fashion_rag.catalogue.vectors import VectorIndex
+from fashion_rag.catalogue.garment_encoding import Encoded, Part, Skipped, encode
+from fashion_rag.catalogue.garments import INVERSION, MAX_STORED_SIDE, RETRIEVAL, Garment, garments_in, stored_jpeg
+from fashion_rag.catalogue.storage import Root
+from fashion_rag.catalogue.vector_index import VectorIndex
 from fashion_rag.catalogue.versions import VersionConflict, current, live, open_version
 from fashion_rag.errors import ArtifactError
 from tests.catalogue.toy import FINGERPRINTS, Counting, add, delete, encoded, load, made, paint, painted, vector
@@ -337,7 +337,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from fashion_rag.catalogue import build
-from fashion_rag.catalogue.store import garments_in
+from fashion_rag.catalogue.garments import garments_in
 from tests.catalogue.toy import made
 
 build.BATCH_SIZE = build.PART_ROWS = 2

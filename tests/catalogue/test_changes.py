@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from fashion_rag.catalogue import root as root_module
+from fashion_rag.catalogue import storage as root_module
 from fashion_rag.catalogue.changes import Added, Change, Deleted, append, clear, fold, pending, put_image, read_since
-from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.versions import Version, current, prune, publish
 from fashion_rag.errors import InvalidRequest

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Match, Query
+from fashion_rag.catalogue.catalogue import Match, Query
+from fashion_rag.catalogue.garments import Garment, garments_in
 from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
-from fashion_rag.catalogue.store import Garment, garments_in
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 
 
 def garment(garment_id: str, caption: str, category: str = "dresses", chunks: tuple[str, ...] = ()) -> Garment:

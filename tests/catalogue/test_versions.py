@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from fashion_rag.catalogue import root as root_module
+from fashion_rag.catalogue import storage as root_module
 from fashion_rag.catalogue import versions as module
-from fashion_rag.catalogue.root import Root, moment, stamp
+from fashion_rag.catalogue.storage import Root, moment, stamp
 from fashion_rag.catalogue.versions import (
     Version,
     VersionConflict,

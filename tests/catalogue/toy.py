@@ -14,9 +14,9 @@ from PIL import Image, ImageColor
 
 from fashion_rag.catalogue.build import Built, build, in_process
 from fashion_rag.catalogue.changes import Added, Deleted, append
-from fashion_rag.catalogue.encoding import Encoded, Encoders, encode
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment, garments_in
+from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, encode
+from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment, garments_in
+from fashion_rag.catalogue.storage import Root
 
 FINGERPRINTS = {RETRIEVAL: "colours", INVERSION: "words"}
 DIM = 64

@@ -12,7 +12,7 @@ import yaml
 
 from export.runtime import Runtime
 from fashion_rag.artifacts import write_json
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from k8s.checks.overlay import ROOT, Group, Overlay, graph_of, groups_of
 from serve.app import RAY_DEFAULTS
 from serve.config_file import Graph

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import scaling
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.pipeline import Pipeline
 from tests.cluster import rehearsal
 from tests.cluster.load import Load

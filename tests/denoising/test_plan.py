@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod
 from fashion_rag.denoising.plan import History, Step, advance, combine, plan
 from fashion_rag.denoising.rows import Rows
-from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import PLAIN, Shortcuts, Solver
 
@@ -31,8 +31,8 @@ CONFIGS = [EPSILON, ZERO_SNR, EPSILON | {"beta_schedule": "linear", "prediction_
 OTHERS = {Solver.DPMPP_2M: DPMSolverMultistepScheduler, Solver.UNIPC: UniPCMultistepScheduler}
 
 
-def config_of(options: dict[str, Any]) -> SamplerConfig:
-    return SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler", "clip_sample": False} | options)
+def config_of(options: dict[str, Any]) -> NoiseSchedule:
+    return NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler", "clip_sample": False} | options)
 
 
 def theirs(options: dict[str, Any], solver: Solver) -> Any:

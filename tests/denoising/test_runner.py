@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.denoising.plan import History, Step, plan
 from fashion_rag.denoising.runner import Inputs, Position, Runner, StepRow
-from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.request import Shortcuts, Solver
 from tests.denoising import toy
@@ -45,7 +45,7 @@ def test_guided_edits_have_an_unconditional_row_before_the_conditional_row_of_ea
 @pytest.mark.parametrize("guidance_scales", [(7.5, 1.0, 3.0, 0.0), (0.5, 1.0), (7.5, 2.0), (30.0,)])
 @pytest.mark.parametrize("samplers", [(LEADING, LEADING), (LEADING, TRAILING), (TRAILING, LEADING)])
 def test_a_shared_step_is_the_pipeline_s_step_of_each_edit(
-    guidance_scales: tuple[float, ...], samplers: tuple[SamplerConfig, SamplerConfig]
+    guidance_scales: tuple[float, ...], samplers: tuple[NoiseSchedule, NoiseSchedule]
 ) -> None:
     specs = [Spec(row, 4, scale, sampler=samplers[row % 2]) for row, scale in enumerate(guidance_scales)]
     # Edit number n has done n steps.

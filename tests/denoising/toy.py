@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.denoising.runner import Edit, Inputs
-from fashion_rag.denoising.sampler import SamplerConfig
 from fashion_rag.models.unet import DeepUNet
 from fashion_rag.pipeline import Conditioning, Person, denoise
 from fashion_rag.request import PLAIN, Shortcuts
 from tests.tiny import TEXT_WIDTH
 
-LEADING = SamplerConfig(beta_schedule="scaled_linear")
-TRAILING = SamplerConfig(timestep_spacing="trailing", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+LEADING = NoiseSchedule(beta_schedule="scaled_linear")
+TRAILING = NoiseSchedule(timestep_spacing="trailing", prediction_type="v_prediction", rescale_betas_zero_snr=True)
 SIZES = ((16, 12), (12, 16))
 
 
@@ -24,7 +24,7 @@ class Spec(NamedTuple):
     num_inference_steps: int = 3
     guidance_scale: float = 7.5
     size: tuple[int, int] = SIZES[0]
-    sampler: SamplerConfig = LEADING
+    sampler: NoiseSchedule = LEADING
     shortcuts: Shortcuts = PLAIN
 
 

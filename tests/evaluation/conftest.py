@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_rag.catalogue.store import Garment
-from fashion_rag.config import Manifest
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.evaluation.editors import Edited
 from fashion_rag.evaluation.edits import Settings
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
 from tests.tiny import MANIFEST
 

@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.editors import Edited, PipelineEditor, ServerEditor
 from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings

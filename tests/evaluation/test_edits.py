@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_rag.config import Manifest
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import Template
 from tests.evaluation.conftest import Painter
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.edits import Edits, Outcome, Settings
 from fashion_rag.evaluation.metrics import (
@@ -24,6 +23,7 @@ from fashion_rag.evaluation.metrics import (
 )
 from fashion_rag.evaluation.networks import Networks
 from fashion_rag.evaluation.pictures import cut_out
+from fashion_rag.manifest import Manifest
 from tests.evaluation.conftest import Painter
 
 RNG = np.random.default_rng(0)

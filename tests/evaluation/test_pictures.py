@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fashion_rag.config import Manifest
 from fashion_rag.evaluation.edits import Edits, Settings
 from fashion_rag.evaluation.pictures import CELL, GAP, PAPER, TITLE_HEIGHT, contact_sheet
+from fashion_rag.manifest import Manifest
 from tests.evaluation.conftest import Painter
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.edits import Outcome, Settings
 from fashion_rag.evaluation.networks import Networks
 from fashion_rag.evaluation.run import Plan, evaluate
 from fashion_rag.evaluation.table import Row, markdown
+from fashion_rag.manifest import Manifest
 from tests.evaluation.conftest import Painter
 
 

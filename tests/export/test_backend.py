@@ -17,9 +17,9 @@ from export.modules import ModuleSpec
 from export.onnx_module import OnnxModule
 from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.store import Garment
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.unet import WholeUNet
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest

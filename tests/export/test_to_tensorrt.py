@@ -17,8 +17,8 @@ from export.to_onnx import write_onnx
 from export.to_tensorrt import build_engine, build_targets, current_capability, export_tensorrt
 from export.trt_module import find_engine
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 
 Networks = dict[str, tuple[Path, ModuleSpec]]
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
@@ -69,8 +69,8 @@ class Golden:
         return float(self.manifest["suggested_tolerance"][case])
 
     @cached_property
-    def sampler(self) -> SamplerConfig:
-        return SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler", **self.case("5_pipeline")["scheduler"]})
+    def sampler(self) -> NoiseSchedule:
+        return NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler", **self.case("5_pipeline")["scheduler"]})
 
     @property
     def dresscode(self) -> Path:

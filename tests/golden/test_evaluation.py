@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from fashion_rag.config import Manifest
 from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import condition, encode_person, invert, prepare
 from tests.evaluation.conftest import Painter
 from tests.golden.golden import Golden, difference

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fashion_rag.config import Manifest
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.image import open_image
 from fashion_rag.data.masks import repaint_mask
-from fashion_rag.denoising.sampler import timesteps
+from fashion_rag.denoising.noise_schedule import timesteps
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.prompt import insert_pseudo_words, prompt_text
 from fashion_rag.models.unet import UNet
 from fashion_rag.pipeline import (

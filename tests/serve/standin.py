@@ -14,16 +14,16 @@ import torch
 import uvicorn
 
 from fashion_rag.catalogue.table import GarmentRow, check_id
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES, EditRequest
 from serve.config import IngressSettings
 from serve.door import Door
 from serve.ingress import Ingress, api
+from serve.messages import Denoised, Edited, Job, Partial, Prepared
 from serve.ports import free_port
 from serve.proxy import Replay
 from serve.schemas import GarmentFound, GarmentUsed
-from serve.stages import Denoised, Edited, Job, Partial, Prepared
 
 MODEL = "tiny/model"
 

@@ -32,7 +32,7 @@ from ray.util.state import list_actors
 
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.store import garments_in
+from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 from serve.bench.drawn import draw_photos, drawn_prompts
 from serve.bench.mix import EditMix, Planned, draw, poisson, read_prompts, read_trace, write_trace

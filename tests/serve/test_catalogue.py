@@ -18,8 +18,8 @@ from PIL import Image
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.changes import Added, append
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, Garment, StoredPicture
+from fashion_rag.catalogue.garments import INVERSION, Garment, StoredPicture
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.versions import current
 from fashion_rag.pipeline import Pipeline

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fashion_rag.request import EditRequest
 from serve.ingress import _last_event, _partial_event
+from serve.messages import Edited, Partial
 from serve.schemas import EditForm
-from serve.stages import Edited, Partial
 from tests.profiles import display_p3
 from tests.serve.pictures import mask, photo
 

@@ -17,8 +17,8 @@ from starlette.formparsers import SpooledTemporaryFile  # type: ignore[attr-defi
 from starlette.requests import Request
 from starlette.types import Message
 
-from fashion_rag.config import Manifest
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest, Shortcuts, Solver, Template
 from serve import uploads
 from serve.config import IngressSettings

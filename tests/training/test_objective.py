@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.denoising.sampler import SamplerConfig, alphas_cumprod
+from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.training.fit import Plan, Progress, fit
 from fashion_rag.training.objective import EditStage, Mix, TrainingSet, networks, noisy_and_target, snr_weights
 
 CPU = torch.device("cpu")
-EPSILON = SamplerConfig()
+EPSILON = NoiseSchedule()
 V = replace(EPSILON, prediction_type="v_prediction")
 NUM_SAMPLES = 6
 
@@ -40,7 +40,7 @@ def training_set() -> TrainingSet:
     )
 
 
-def make_stage(path: Path, mix: Mix, sampler: SamplerConfig | None = None) -> EditStage:
+def make_stage(path: Path, mix: Mix, sampler: NoiseSchedule | None = None) -> EditStage:
     bundle = Bundle.open(path)
     adapter: Any = bundle.load_garment_encoder().network
     network = networks(bundle.load_unet(), adapter.adapter)
@@ -81,7 +81,7 @@ class Answer(nn.Module):
 @pytest.mark.parametrize("outside_weight", [1.0, 0.1])
 @pytest.mark.parametrize("max_snr", [None, 5.0])
 def test_the_loss_by_hand(
-    tiny_bundle: Path, sampler: SamplerConfig, outside_weight: float, max_snr: float | None
+    tiny_bundle: Path, sampler: NoiseSchedule, outside_weight: float, max_snr: float | None
 ) -> None:
     stage = make_stage(tiny_bundle, Mix(outside_weight=outside_weight, max_snr=max_snr), sampler)
     unet = stage.network["unet"] = Answer()

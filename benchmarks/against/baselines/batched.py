@@ -30,10 +30,10 @@ from benchmarks.against.baselines.eager import (
     read_requests,
     reply,
 )
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import EditRequest
 from serve.errors import add_handlers
-from serve.stages import Edited
+from serve.messages import Edited
 
 MAX_BATCH = 4
 BATCH_WAIT_S = 0.05

@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.index import Catalogue
-from fashion_rag.config import DEMO_BUNDLE, Manifest
+from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import to_uint8
 from fashion_rag.data.pose import to_latent
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.pretrained import read_unet, read_vae
 from fashion_rag.models.prompt import PromptEncoder
@@ -41,9 +41,9 @@ from fashion_rag.pipeline import condition, prepare, pseudo_words, retrieve_many
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
 from serve.errors import add_handlers
+from serve.messages import Edited
 from serve.proxy import MAX_BODY_BYTES
 from serve.schemas import EditForm, GarmentUsed, edit_reply
-from serve.stages import Edited
 from serve.uploads import edit_requests, read_form
 
 HOST = "127.0.0.1"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.against.baselines.eager import HOST, BundleOption, CatalogueOption, PortOption
-from fashion_rag.config import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE
 from serve import app
 
 

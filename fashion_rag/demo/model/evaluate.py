@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.encoder import RetrievalEncoder
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.data.image import paste_outside
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints

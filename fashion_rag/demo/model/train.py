@@ -23,14 +23,14 @@ from transformers import CLIPTokenizer
 
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle, BundleParts, write_bundle
-from fashion_rag.catalogue import encoder as retrieval
+from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo.model import recipe
 from fashion_rag.demo.model.cases import Cases, draw_cases
 from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.model.tokenizer import write_tokenizer
-from fashion_rag.denoising.sampler import SamplerConfig
+from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
@@ -111,7 +111,7 @@ class _Trainer:
         hidden, prompts = self._hidden(clip), self._prompts(clip)
         adapter = self._trained(AdapterStage(self.cases, hidden, clip, prompts, self.device)).network
         network = networks(UNet(recipe.make_unet()), adapter)
-        sampler = SamplerConfig.from_diffusers(recipe.SCHEDULER)
+        sampler = NoiseSchedule.from_diffusers(recipe.SCHEDULER)
         return EditStage(network, self._training_set(hidden), prompts, sampler, MIX, self.device, PRECISION)
 
     def _tokenizer(self) -> Any:

@@ -19,7 +19,7 @@ from benchmarks.against.baselines.batched import edit_groups
 from benchmarks.against.baselines.eager import Editor, build
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
-from serve.stages import Edited
+from serve.messages import Edited
 from tests.serve.pictures import mask, photo, png
 
 ROUNDING = 2

@@ -6,13 +6,13 @@ from PIL import Image
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.image import to_tensor, to_uint8
 from fashion_rag.demo.model.evaluate import make_cases, paint
 from fashion_rag.demo.world.attributes import Garment, dressed
 from fashion_rag.demo.world.draw import pattern_maps
 from fashion_rag.demo.world.measure import main_colour
 from fashion_rag.denoising.engine import Preview
+from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.autoencoder import fit_preview
 from fashion_rag.pipeline import Pipeline
 

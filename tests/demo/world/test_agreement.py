@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_rag.config import Manifest
 from fashion_rag.demo.world.agreement import DollJudge, as_person, judge_of, read_kind
 from fashion_rag.demo.world.attributes import dressed, sample_garment, sample_person
 from fashion_rag.demo.world.draw import pattern_maps, render
@@ -16,6 +15,7 @@ from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.demo.world.measure import read_garment
 from fashion_rag.errors import ArtifactError
 from fashion_rag.evaluation.edits import Edits, Outcome, Settings
+from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)

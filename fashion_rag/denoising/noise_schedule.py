@@ -25,7 +25,7 @@ _IGNORED = {"skip_prk_steps", "clip_sample_range", "dynamic_thresholding_ratio",
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class NoiseSchedule:
     """The noise schedule and its spacing; names and defaults are those of diffusers' `DDIMScheduler`."""
 
     num_train_timesteps: int = 1000
@@ -51,7 +51,7 @@ class SamplerConfig:
             raise ArtifactError("scheduler: rescale_betas_zero_snr needs prediction_type 'v_prediction', not 'epsilon'")
 
     @classmethod
-    def from_diffusers(cls, raw: Mapping[str, Any]) -> SamplerConfig:
+    def from_diffusers(cls, raw: Mapping[str, Any]) -> NoiseSchedule:
         """Return the configuration in a `scheduler_config.json`. Raises ArtifactError for an unsupported option."""
         if raw.get("_class_name") != "DDIMScheduler":
             raise ArtifactError(f"scheduler: _class_name is {raw.get('_class_name')!r}; must be 'DDIMScheduler'")
@@ -66,7 +66,7 @@ class SamplerConfig:
 
 
 @lru_cache
-def alphas_cumprod(config: SamplerConfig, device: torch.device) -> Tensor:
+def alphas_cumprod(config: NoiseSchedule, device: torch.device) -> Tensor:
     """Return the products of alphas, float32 [num_train_timesteps + 1]; the entry at index -1 belongs to `FINAL`."""
     # The result is cached, so it must not be an inference tensor: training uses it too.
     with torch.inference_mode(False):
@@ -83,7 +83,7 @@ def alphas_cumprod(config: SamplerConfig, device: torch.device) -> Tensor:
         return torch.cat([alphas, final]).to(device)
 
 
-def timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
+def timesteps(config: NoiseSchedule, num_inference_steps: int) -> Tensor:
     """Return the timesteps to visit, int64 [num_inference_steps], in descending order.
 
     Raises InvalidRequest if the schedule does not have as many.
@@ -100,7 +100,7 @@ def timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
     return torch.from_numpy(visited.astype(np.int64))
 
 
-def previous_timesteps(config: SamplerConfig, num_inference_steps: int) -> Tensor:
+def previous_timesteps(config: NoiseSchedule, num_inference_steps: int) -> Tensor:
     """Return for each of `timesteps` the timestep that its step leads to, int64 [num_inference_steps].
 
     It is `FINAL` for the last. As in diffusers, it lies one whole stride back: with trailing spacing and a number of

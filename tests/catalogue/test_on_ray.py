@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.catalogue.encoding import Encoded, Encoders, Part, encode
-from fashion_rag.catalogue.ingest import Encoder
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, Part, encode
+from fashion_rag.catalogue.garments import Garment
+from fashion_rag.catalogue.on_ray import Encoder
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.versions import live
 from tests.catalogue.toy import Colours, load, made, painted
 
@@ -27,8 +27,8 @@ SCRIPT = """
 import functools, json, logging, sys
 from pathlib import Path
 import ray
-from fashion_rag.catalogue.ingest import on_ray
-from fashion_rag.catalogue.store import garments_in
+from fashion_rag.catalogue.on_ray import on_ray
+from fashion_rag.catalogue.garments import garments_in
 from tests.catalogue.test_ingest import dying
 from tests.catalogue.toy import made
 

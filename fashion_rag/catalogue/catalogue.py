@@ -18,12 +18,12 @@ from PIL import Image
 from fashion_rag.artifacts import cache_folder, sha256
 from fashion_rag.catalogue.attributes import Attributes, Filter, Filters
 from fashion_rag.catalogue.changes import Added, Change, fold, read_since
-from fashion_rag.catalogue.encoder import RetrievalEncoder
-from fashion_rag.catalogue.encoding import INDEX_FOLDER, WORDS_FILE, Part
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, Garment
+from fashion_rag.catalogue.garment_encoding import INDEX_FOLDER, WORDS_FILE, Part
+from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.catalogue.vectors import VectorIndex, inner_products, is_unit
+from fashion_rag.catalogue.vector_index import VectorIndex, inner_products, is_unit
 from fashion_rag.catalogue.versions import Version, current, fetch, live
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES

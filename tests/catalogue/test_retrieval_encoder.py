@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fashion_rag.artifacts import write_json
-from fashion_rag.catalogue.encoder import BATCH_SIZE, CONFIG_FILE, WEIGHTS_FILE, RetrievalEncoder
+from fashion_rag.catalogue.retrieval_encoder import BATCH_SIZE, CONFIG_FILE, WEIGHTS_FILE, RetrievalEncoder
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import read_state, write_state

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fashion_rag.artifacts import sha256, write_json
 from fashion_rag.catalogue.attributes import Attributes, Filters
-from fashion_rag.catalogue.vectors import CODES_FILE, INDEX_FILE, Effort, VectorIndex
+from fashion_rag.catalogue.vector_index import CODES_FILE, INDEX_FILE, Effort, VectorIndex
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 Vectors = NDArray[np.float32]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from fashion_rag.denoising.sampler import (
-    SamplerConfig,
+from fashion_rag.denoising.noise_schedule import (
+    NoiseSchedule,
     alphas_cumprod,
     guide,
     timesteps,
@@ -32,9 +32,9 @@ ZERO_SNR = EPSILON | {
 CONFIGS = [EPSILON, ZERO_SNR, EPSILON | {"beta_schedule": "linear", "prediction_type": "v_prediction"}]
 
 
-def both(options: dict[str, Any]) -> tuple[SamplerConfig, DDIMScheduler]:
+def both(options: dict[str, Any]) -> tuple[NoiseSchedule, DDIMScheduler]:
     scheduler = DDIMScheduler(**options)
-    return SamplerConfig.from_diffusers(dict(scheduler.config) | {"_class_name": "DDIMScheduler"}), scheduler
+    return NoiseSchedule.from_diffusers(dict(scheduler.config) | {"_class_name": "DDIMScheduler"}), scheduler
 
 
 def noise(seed: int, rows: int) -> torch.Tensor:
@@ -89,17 +89,17 @@ def test_more_steps_than_the_schedule_has_are_refused(num_inference_steps: int) 
 )
 def test_what_would_change_the_result_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler"} | EPSILON | change)
+        NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler"} | EPSILON | change)
 
 
 def test_a_configuration_silent_on_clipping_is_refused() -> None:
     options = {name: value for name, value in EPSILON.items() if name != "clip_sample"}
     with pytest.raises(ArtifactError, match="clip_sample"):
-        SamplerConfig.from_diffusers({"_class_name": "DDIMScheduler"} | options)
+        NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler"} | options)
 
 
 def test_keys_without_effect_and_defaults_are_those_of_diffusers() -> None:
     raw = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "clip_sample": False, "skip_prk_steps": True}
-    config = SamplerConfig.from_diffusers(raw)
+    config = NoiseSchedule.from_diffusers(raw)
     expected = DDIMScheduler(clip_sample=False).config
-    assert all(getattr(config, name) == expected[name] for name in SamplerConfig.__dataclass_fields__)
+    assert all(getattr(config, name) == expected[name] for name in NoiseSchedule.__dataclass_fields__)

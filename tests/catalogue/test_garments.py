@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fashion_rag.artifacts import write_json
-from fashion_rag.catalogue import store
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment, StoredPicture, garments_in, in_order
+from fashion_rag.catalogue import garments as store
+from fashion_rag.catalogue.garments import Garment, StoredPicture, garments_in, in_order
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import ArtifactError

@@ -2,7 +2,7 @@
 
     picture ──► re-encoded, stored in the root ──► vector (retrieval encoder), pseudo-words (inversion adapter)
 
-`build.py` has them made, `ingest.py` wherever there is a worker, and `index.py` reads the folder of a version.
+`build.py` has them made, `on_ray.py` wherever there is a worker, and `catalogue.py` reads the folder of a version.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion_rag.catalogue.changes import put_image
-from fashion_rag.catalogue.encoder import RetrievalEncoder
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment, StoredPicture, stored_jpeg
+from fashion_rag.catalogue.garments import Garment, StoredPicture, stored_jpeg
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow, Garments, checked, to_table
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError

@@ -15,12 +15,12 @@ from PIL import Image
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import changes, versions
 from fashion_rag.catalogue.build import build
+from fashion_rag.catalogue.catalogue import Catalogue, Query
 from fashion_rag.catalogue.changes import Added, append, clear
-from fashion_rag.catalogue.encoder import BATCH_SIZE, RetrievalEncoder
-from fashion_rag.catalogue.index import Catalogue, Query
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import INVERSION, RETRIEVAL, garments_in
-from fashion_rag.catalogue.vectors import VectorIndex
+from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, garments_in
+from fashion_rag.catalogue.retrieval_encoder import BATCH_SIZE, RetrievalEncoder
+from fashion_rag.catalogue.storage import Root
+from fashion_rag.catalogue.vector_index import VectorIndex
 from fashion_rag.catalogue.versions import current, live, publish
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from tests import tiny

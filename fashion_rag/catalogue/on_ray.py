@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from fashion_rag.catalogue.encoding import BATCH_SIZE, Encoded, Encoders, Skipped, encode
-from fashion_rag.catalogue.root import Root
-from fashion_rag.catalogue.store import Garment
+from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, Encoded, Encoders, Skipped, encode
+from fashion_rag.catalogue.garments import Garment
+from fashion_rag.catalogue.storage import Root
 
 
 class Encoder:

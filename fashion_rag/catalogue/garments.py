@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion_rag.artifacts import read_config, sha256
-from fashion_rag.catalogue.root import Root
+from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.data import dresscode
 from fashion_rag.data.image import open_image
