@@ -23,7 +23,8 @@ from typing import Any
 from export.flavours import Flavour
 from export.modules import ModuleSpec
 from export.onnx_files import OnnxFiles
-from fashion_rag.artifacts import MANIFEST_FILE, locked, read_config, write_whole
+from fashion_rag.artifacts import MANIFEST_FILE, read_config
+from fashion_rag.atomic_files import locked, write_whole
 from fashion_rag.errors import ArtifactError
 
 PORTABLE = "portable"

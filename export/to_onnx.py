@@ -19,7 +19,8 @@ from export.modules import ModuleSpec, blank_inputs, module_specs
 from export.onnx_files import OnnxFiles, find_onnx, onnx_path, shapes, write_manifest
 from export.onnx_module import OnnxModule
 from export.parity import Parity, compare, outputs
-from fashion_rag.artifacts import cache_folder, locked, sha256, write_json, written_aside
+from fashion_rag.artifacts import cache_folder, sha256, write_json
+from fashion_rag.atomic_files import locked, written_aside
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 

@@ -15,7 +15,7 @@ from export.flavours import TENSORRT, TENSORRT_RTX, Flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx, onnx_path
 from export.runtime import ENGINES_FOLDER
-from fashion_rag.artifacts import locked, write_whole
+from fashion_rag.atomic_files import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 

@@ -22,7 +22,7 @@ from export.flavours import TENSORRT_RTX, Flavour, find_flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx
 from export.runtime import ENGINES_FOLDER
-from fashion_rag.artifacts import locked, write_whole
+from fashion_rag.atomic_files import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 

@@ -26,15 +26,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from fashion_rag.artifacts import (
-    MANIFEST_FILE,
-    copy_files,
-    joint_sha256,
-    read_config,
-    sha256,
-    write_json,
-    written_aside,
-)
+from fashion_rag.artifacts import MANIFEST_FILE, copy_files, joint_sha256, read_config, sha256, write_json
+from fashion_rag.atomic_files import written_aside
 from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
 from fashion_rag.catalogue.catalogue import Catalogue

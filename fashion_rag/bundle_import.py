@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from fashion_rag.artifacts import check_replaceable, read_config, scratch_beside, write_json
+from fashion_rag.artifacts import read_config, write_json
+from fashion_rag.atomic_files import check_replaceable, scratch_beside
 from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import retrieval_encoder as encoder
 from fashion_rag.errors import ArtifactError

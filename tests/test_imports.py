@@ -17,6 +17,7 @@ PACKAGES = ("fashion_rag", "export", "serve")
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
     ("fashion_rag.artifacts", "fashion_rag.weights"),
+    ("fashion_rag.atomic_files",),
     ("fashion_rag.manifest", "fashion_rag.request"),
     ("fashion_rag.data",),
     ("fashion_rag.models",),

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fashion_rag.artifacts import cache_folder, locked, scratch_beside, written_aside
+from fashion_rag.artifacts import cache_folder
+from fashion_rag.atomic_files import locked, scratch_beside, written_aside
 from fashion_rag.catalogue.changes import Added, Change, pending
 from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, INDEX_FOLDER, Encoded, Encoders, Part, Skipped, encode
 from fashion_rag.catalogue.garments import Garment

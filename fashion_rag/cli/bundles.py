@@ -78,7 +78,7 @@ def export_onnx(
 
     import torch
 
-    from fashion_rag.artifacts import check_replaceable
+    from fashion_rag.atomic_files import check_replaceable
     from fashion_rag.bundle import Bundle
 
     check_replaceable(out)

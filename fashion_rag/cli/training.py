@@ -75,7 +75,7 @@ def train(
 
     import torch
 
-    from fashion_rag.artifacts import check_replaceable
+    from fashion_rag.atomic_files import check_replaceable
 
     check_replaceable(out)
 

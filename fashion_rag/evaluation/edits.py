@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fashion_rag.artifacts import read_config, write_whole
+from fashion_rag.artifacts import read_config
+from fashion_rag.atomic_files import write_whole
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.dresscode import DressCode, Order, Pair, Sample
 from fashion_rag.data.image import open_image

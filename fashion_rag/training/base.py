@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json, written_aside
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json
+from fashion_rag.atomic_files import written_aside
 from fashion_rag.bundle import WEIGHTS, Bundle, read_adapter
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
