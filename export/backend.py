@@ -73,7 +73,7 @@ class Parts:
     num_threads: int
 
     def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
-        """All parts, for one edit at a time; between the networks, tensors are on the CPU."""
+        """Return all parts, for one edit at a time; between the networks, tensors are on the CPU."""
         return Pipeline(
             manifest=self.bundle.manifest,
             sampler=self.bundle.sampler,

@@ -20,7 +20,7 @@ OTHER_ROWS = (1, 2, 4, 8)
 
 
 def rows_of(spec: ModuleSpec) -> tuple[int, ...]:
-    """The batch sizes that a network is compiled for."""
+    """Return the batch sizes that a network is compiled for."""
     return UNET_ROWS if spec.name in ("unet", "unet_shallow") else OTHER_ROWS
 
 
@@ -34,7 +34,7 @@ class Bucket:
 
     @classmethod
     def of(cls, spec: ModuleSpec, num_rows: int, device: torch.device) -> Bucket:
-        """Zeros for `num_rows` rows."""
+        """Return the zeros for `num_rows` rows."""
         inputs, outputs = (
             {
                 name: torch.zeros(num_rows, *tensor.shape, dtype=tensor.dtype, device=device)
@@ -79,7 +79,9 @@ class BucketedModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The network's output, float32 on this device, for inputs as its `spec` has them, of any number of rows."""
+        """Return the network's output, float32 on this device, for inputs as its `spec` has them, of any number of
+        rows.
+        """
         parts = split_rows(check_inputs(self.spec, inputs), tuple(self.buckets))
         run = self._run if self._stream is None else partial(self._run_on, self._stream)
         outputs = [run(self.buckets[size], [tensor[rows] for tensor in inputs]) for rows, size in parts]
@@ -108,7 +110,7 @@ class BucketedModule(nn.Module):
 
 
 def split_rows(num_rows: int, sizes: tuple[int, ...]) -> list[tuple[slice, int]]:
-    """The calls that `num_rows` rows make: which rows, and the smallest of the rising `sizes` that holds them.
+    """Return the calls that `num_rows` rows make: which rows, and the smallest of the rising `sizes` that holds them.
 
     More rows than the largest size holds make several calls.
     """

@@ -25,7 +25,7 @@ class CompiledModule(BucketedModule):
         compile_backend: str | Callable[..., object] = "inductor",
         cuda_graphs: bool = True,
     ) -> None:
-        """Compile and run every batch size once; takes minutes for a real network.
+        """Return the compile and run every batch size once; takes minutes for a real network.
 
         module: on `device`, in the precision that it is to compute in. compile_backend: of torch.compile.
         """

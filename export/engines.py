@@ -56,7 +56,7 @@ class EngineKey:
     def of(
         cls, spec: ModuleSpec, onnx: OnnxFiles, rows: Sequence[int], flavour: Flavour, architecture: str
     ) -> EngineKey:
-        """The key of the engine that is built from `onnx`, by this TensorRT."""
+        """Return the key of the engine that is built from `onnx`, by this TensorRT."""
         return cls(
             module=spec.name,
             precision=onnx.dtype,
@@ -71,20 +71,20 @@ class EngineKey:
 
     @property
     def file_name(self) -> str:
-        """What can be told at a glance, then a digest of everything."""
+        """Return what can be told at a glance, then a digest of everything."""
         rows = "rows" + ".".join(map(str, self.rows))
         digest = hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
         parts = (self.module, self.precision, rows, self.flavour, self.version, self.architecture, digest)
         return "-".join(parts) + ".engine"
 
     def as_json(self) -> dict[str, Any]:
-        """The key as it is read back from JSON."""
+        """Return the key as it is read back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
 
 def get_or_build(folder: Path, key: EngineKey, build: Callable[[], bytes | memoryview]) -> Path:
-    """The file in `folder` with the engine of `key`; built now unless a sound one is there.
+    """Return the file in `folder` with the engine of `key`; built now unless a sound one is there.
 
     Of several processes that ask at once, one builds and the others wait for it. A damaged engine is built again.
     Whatever `build` raises comes through and leaves nothing behind that would be run.
@@ -106,7 +106,7 @@ def get_or_build(folder: Path, key: EngineKey, build: Callable[[], bytes | memor
 
 
 def read_engine(path: Path, key: EngineKey) -> bytes:
-    """The engine in `path`, exactly as it was built for `key`.
+    """Return the engine in `path`, exactly as it was built for `key`.
 
     Raises ArtifactError, naming what is wrong, for one that is missing, cut short, changed or of another key.
     """
@@ -129,7 +129,7 @@ def read_engine(path: Path, key: EngineKey) -> bytes:
 
 
 def read_key(path: Path) -> EngineKey:
-    """What the engine in `path` says that it is of. Raises ArtifactError if it does not say so."""
+    """Return what the engine in `path` says that it is of. Raises ArtifactError if it does not say so."""
     manifest = read_config(_manifest(path))
     missing = [field.name for field in fields(EngineKey) if field.name not in manifest]
     if missing:
@@ -147,7 +147,7 @@ def use_engines(folder: Path, engines: Mapping[str, Path]) -> None:
 
 
 def engine_in_use(folder: Path, module: str) -> Path:
-    """The file in `folder` with the engine of a module. Raises ArtifactError if there is none."""
+    """Return the file in `folder` with the engine of a module. Raises ArtifactError if there is none."""
     engines = read_config(folder / MANIFEST_FILE).get("engines")
     name = engines.get(module) if isinstance(engines, dict) else None
     if not isinstance(name, str):

@@ -30,7 +30,7 @@ class Flavour:
 
 
 def find_flavour(name: str | None = None) -> Flavour:
-    """The TensorRT of this name, else the first there is. Raises ArtifactError if it is not installed."""
+    """Return the TensorRT of this name, else the first there is. Raises ArtifactError if it is not installed."""
     if name is not None and name not in MODULES:
         raise ArtifactError(f"flavour: got {name!r}; must be one of {', '.join(MODULES)}")
     wanted = [name] if name else list(MODULES)
@@ -43,7 +43,7 @@ def find_flavour(name: str | None = None) -> Flavour:
 
 
 def make_log(api: Any) -> Any:
-    """A TensorRT logger that keeps the messages of errors in `errors`.
+    """Return a TensorRT logger that keeps the messages of errors in `errors`.
 
     It must outlive what it is given to, which TensorRT does not see to.
     """

@@ -42,12 +42,12 @@ class ModuleSpec:
     parts: tuple[str, ...]
 
     def weights(self, bundle: Bundle) -> str:
-        """What tells the weights from others: a digest of those in `bundle`, nothing for a module of none."""
+        """Return what tells the weights from others: a digest of those in `bundle`, nothing for a module of none."""
         return bundle.fingerprint(*self.parts) if self.parts else ""
 
 
 def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
-    """The networks of `bundle` by name, at the bundle's own sizes."""
+    """Return the networks of `bundle` by name, at the bundle's own sizes."""
     image = TensorSpec((3, *bundle.manifest.image_size))
     latents = TensorSpec((LATENT_CHANNELS, *bundle.latent_size))
     text = TensorSpec((MAX_TOKENS, bundle.text_width))
@@ -109,14 +109,17 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
 
 
 def blank_inputs(spec: ModuleSpec, num_rows: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """Zeros in the shapes of the module's inputs."""
+    """Return the zeros in the shapes of the module's inputs."""
     return tuple(
         torch.zeros(num_rows, *tensor.shape, dtype=tensor.dtype, device=device) for tensor in spec.inputs.values()
     )
 
 
 def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
-    """The number of rows of `inputs`. Raises FashionRAGError, naming the input, for what the module does not take."""
+    """Return the number of rows of `inputs`.
+
+    Raises FashionRAGError, naming the input, for what the module does not take.
+    """
     if len(inputs) != len(spec.inputs):
         raise FashionRAGError(f"{spec.name}: got {len(inputs)} inputs; must be {', '.join(spec.inputs)}")
     num_rows = inputs[0].shape[0] if inputs[0].ndim else 0

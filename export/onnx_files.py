@@ -35,17 +35,17 @@ class OnnxFiles:
 
     @property
     def sha256(self) -> str:
-        """One digest of all the files."""
+        """Return one digest of all the files."""
         return hashlib.sha256("".join(self.files.values()).encode()).hexdigest()
 
 
 def onnx_path(folder: Path, spec: ModuleSpec) -> Path:
-    """The ONNX file of a module; external weights lie beside it."""
+    """Return the ONNX file of a module; external weights lie beside it."""
     return folder / f"{spec.name}.onnx"
 
 
 def shapes(tensors: Mapping[str, TensorSpec]) -> dict[str, list[int]]:
-    """Shapes by name, without the batch, as they are kept in JSON."""
+    """Return the shapes by name, without the batch, as they are kept in JSON."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -55,7 +55,7 @@ def write_manifest(folder: Path, modules: Mapping[str, OnnxFiles]) -> None:
 
 
 def find_onnx(folder: Path, bundle: Bundle, spec: ModuleSpec) -> OnnxFiles:
-    """The files in `folder` of a module of `bundle`, byte for byte as they were exported.
+    """Return the files in `folder` of a module of `bundle`, byte for byte as they were exported.
 
     Raises ArtifactError, naming what is wrong, for files that are missing, cut short, changed, or of other weights or
     sizes than the bundle's.

@@ -28,7 +28,7 @@ class OnnxModule(nn.Module):
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The module's output for inputs on the CPU as its `spec` has them, of any number of rows.
+        """Return the module's output for inputs on the CPU as its `spec` has them, of any number of rows.
 
         Raises FashionRAGError, naming the input, for one of another shape or dtype.
         """
@@ -40,7 +40,7 @@ class OnnxModule(nn.Module):
 
 
 def load_onnx(folder: Path, bundle: Bundle, name: str, num_threads: int) -> OnnxModule:
-    """The module of this name of `bundle`, out of a folder written by `fashion-rag export onnx`.
+    """Return the module of this name of `bundle`, out of a folder written by `fashion-rag export onnx`.
 
     Raises ArtifactError, naming the reason, for files that are damaged or of another bundle.
     """

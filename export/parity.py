@@ -68,7 +68,7 @@ def compare(
 
 
 def random_inputs(spec: ModuleSpec, num_rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Inputs of a module: unit normal, and a timestep of its own for each row."""
+    """Return the inputs of a module: unit normal, and a timestep of its own for each row."""
     return tuple(
         torch.randn(num_rows, *tensor.shape, generator=generator)
         if tensor.dtype.is_floating_point

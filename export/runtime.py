@@ -45,7 +45,7 @@ class Runtime:
     wait_s: float = 0.0
 
     def missing(self) -> list[str]:
-        """The manifests that `open` reads and that are not there (yet)."""
+        """Return the manifests that `open` reads and that are not there (yet)."""
         if not self.compiled:
             return self.missing_bundle()
         folder = Path(self.compiled)
@@ -53,7 +53,7 @@ class Runtime:
         return self.missing_bundle() + ([] if manifest.is_file() else [str(manifest)])
 
     def missing_bundle(self) -> list[str]:
-        """The bundle's manifest, unless it is there."""
+        """Return the bundle's manifest, unless it is there."""
         manifest = Path(self.bundle) / MANIFEST_FILE
         return [] if manifest.is_file() else [str(manifest)]
 

@@ -39,7 +39,7 @@ MAX_INLINE_BYTES = 100_000_000
 def export_onnx(
     bundle: Bundle, out: Path, dtype: torch.dtype = torch.float32, progress: Callable[[], None] | None = None
 ) -> list[Parity]:
-    """How far each module in `out`, now holding all of `bundle` as ONNX files, is from PyTorch.
+    """Return how far each module in `out`, now holding all of `bundle` as ONNX files, is from PyTorch.
 
     One file serves any number of rows. dtype: of the weights, float32 or float16; inputs and outputs stay float32.
     `progress` is called once a module. Raises ArtifactError, leaving `out` as it was, if a module is too far off.
@@ -69,7 +69,8 @@ def export_onnx(
 
 
 def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> Path:
-    """The folder in the user's cache with the networks of `bundle` in float32; exported now unless they are there.
+    """Return the folder in the user's cache with the networks of `bundle` in float32; exported now unless they are
+    there.
 
     Of several processes that ask at once, one exports and the others wait for it. Raises as `export_onnx`.
     """

@@ -28,7 +28,7 @@ BuildProgress = Callable[[str, int, int], None]
 def export_tensorrt(
     bundle: Bundle, folder: Path, flavour: Flavour, targets: Sequence[str] = (), progress: BuildProgress | None = None
 ) -> dict[str, Path]:
-    """The engines of all networks of `bundle`, by name, built in a folder written by `fashion-rag export onnx`.
+    """Return the engines of all networks of `bundle`, by name, built in a folder written by `fashion-rag export onnx`.
 
     What is there and sound is not built again. targets: as `build_targets` gives them. Raises ArtifactError as
     `find_onnx` and `build_engine`.
@@ -53,7 +53,7 @@ def export_tensorrt(
 
 
 def build_targets(flavour: Flavour, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The compute capabilities, as "9.0", that an engine is built for; none stands for a portable engine.
+    """Return the compute capabilities, as "9.0", that an engine is built for; none stands for a portable engine.
 
     `tensorrt` builds for the GPU of this machine only. TensorRT for RTX builds for those `wanted`, GPU or not; for one
     that it has no name for, on a machine with such a GPU. Raises ArtifactError for what cannot be built here.
@@ -72,7 +72,7 @@ def build_targets(flavour: Flavour, wanted: Sequence[str] = ()) -> tuple[str, ..
 
 
 def current_capability() -> str | None:
-    """The compute capability of this machine's first GPU, as "9.0"; None without one."""
+    """Return the compute capability of this machine's first GPU, as "9.0"; None without one."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(0)
@@ -88,7 +88,8 @@ def build_engine(
     progress: BuildProgress | None = None,
     timing_cache: Path | None = None,
 ) -> memoryview:
-    """The engine of an ONNX file, for calls of exactly `rows` rows: a strongly typed network, a profile for each.
+    """Return the engine of an ONNX file, for calls of exactly `rows` rows: a strongly typed network, a profile for
+    each.
 
     Takes seconds for a toy and many minutes for a real network; `progress` hears of every step, from inside TensorRT,
     and what it raises ends the build. timing_cache: file of what `tensorrt` has timed, for quicker builds to come;
@@ -143,7 +144,9 @@ def _configure(builder: Any, network: Any, rows: Sequence[int], flavour: Flavour
 
 
 def _timings(config: Any, path: Path) -> Any:
-    """The timings in a file, where there are some of this GPU and TensorRT, now used and added to by `config`."""
+    """Return the timings in a file, where there are some of this GPU and TensorRT, now used and added to by
+    `config`.
+    """
     timings = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if not config.set_timing_cache(timings, ignore_mismatch=False):
         timings = config.create_timing_cache(b"")
@@ -152,7 +155,7 @@ def _timings(config: Any, path: Path) -> Any:
 
 
 def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:
-    """TensorRT's progress as calls of `progress`, whose exception ends the build and is kept in `raised`."""
+    """Return the tensorRT's progress as calls of `progress`, whose exception ends the build and is kept in `raised`."""
 
     class Monitor(api.IProgressMonitor):
         def __init__(self) -> None:
@@ -198,7 +201,7 @@ def _inputs(network: Any) -> list[Any]:
 
 
 def _capability(name: str) -> str:
-    """ "12.0" of "SM120"."""
+    """Return the  "12.0" of "SM120"."""
     return f"{name[2:-1]}.{name[-1]}"
 
 

@@ -78,7 +78,7 @@ class TrtModule(BucketedModule):
             raise RuntimeError(f"{self.path}: {num_rows} rows: {'; '.join(self._log.errors)}")
 
     def _context(self, profile: int, bucket: Bucket) -> Any:
-        """An execution context that reads and writes the tensors of a bucket."""
+        """Return an execution context that reads and writes the tensors of a bucket."""
         num_rows = len(bucket.output)
         context = self._made(self._engine.create_execution_context(self._config), f"no context for {num_rows} rows")
         stream = torch.cuda.current_stream()
@@ -94,7 +94,7 @@ class TrtModule(BucketedModule):
         return context
 
     def _runtime_config(self, runtime_cache: Path | None) -> tuple[Any, Any]:
-        """How contexts are made, and the cache of compiled kernels where it has to be written."""
+        """Return how contexts are made, and the cache of compiled kernels where it has to be written."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._api.ExecutionContextAllocationStrategy.USER_MANAGED)
         if not self._rtx:
@@ -107,14 +107,15 @@ class TrtModule(BucketedModule):
         return config, None if current else cache
 
     def _made(self, result: Any, otherwise: str) -> Any:
-        """`result`; TensorRT answers None or False, and logs why, for what it cannot do."""
+        """Return `result`; TensorRT answers None or False, and logs why, for what it cannot do."""
         if not result:
             raise ArtifactError(f"{self.path}: {otherwise}: {'; '.join(self._log.errors) or 'no reason given'}")
         return result
 
 
 def load_tensorrt(folder: Path, bundle: Bundle, name: str, device: torch.device | str = "cuda") -> TrtModule:
-    """The network of this name of `bundle`, out of a folder that `fashion-rag export tensorrt` has built engines in.
+    """Return the network of this name of `bundle`, out of a folder that `fashion-rag export tensorrt` has built engines
+    in.
 
     Raises ArtifactError, naming the reason, for an engine that is damaged, of another bundle or another TensorRT, or
     not for this GPU.
@@ -124,7 +125,9 @@ def load_tensorrt(folder: Path, bundle: Bundle, name: str, device: torch.device 
 
 
 def find_engine(folder: Path, bundle: Bundle, name: str) -> tuple[Path, EngineKey, ModuleSpec]:
-    """File and description of the engine in use, and the key that it must have to be of `bundle` and of today."""
+    """Return the file and description of the engine in use, and the key that it must have to be of `bundle` and of
+    today.
+    """
     spec = module_specs(bundle)[name]
     path = engine_in_use(folder / ENGINES_FOLDER, name)
     built = read_key(path)

@@ -90,7 +90,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """The bundle in the folder `path`. Raises ArtifactError for a part missing, or parts that do not fit."""
+        """Return the bundle in the folder `path`. Raises ArtifactError for a part missing, or parts that do not fit."""
         manifest = Manifest.read(path / MANIFEST_FILE)
         sampler = NoiseSchedule.from_diffusers(read_config(path / "scheduler" / SCHEDULER_FILE))
         for part, name in WEIGHTS.items():
@@ -103,14 +103,14 @@ class Bundle:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of an edit's latents."""
+        """Return the height and width of an edit's latents."""
         downsampling = _downsampling(read_config(self.path / "vae" / CONFIG_FILE))
         height, width = self.manifest.image_size
         return height // downsampling, width // downsampling
 
     @property
     def text_width(self) -> int:
-        """The width D of prompt embeddings [B, 77, D]."""
+        """Return the width D of prompt embeddings [B, 77, D]."""
         width: int = read_config(self.path / "text_encoder" / CONFIG_FILE)["hidden_size"]
         return width
 
@@ -150,11 +150,11 @@ class Bundle:
         return encoder.to(device, dtype) if networks else encoder
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
-        """The encoder that catalogues are built and searched with, always float32."""
+        """Return the encoder that catalogues are built and searched with, always float32."""
         return RetrievalEncoder.load(self.path / "retrieval", device)
 
     def load_encoders(self, device: Device = "cpu") -> Encoders:
-        """What garments are encoded with for a catalogue, always float32."""
+        """Return what garments are encoded with for a catalogue, always float32."""
         return Encoders(self.load_retrieval_encoder(device), self.load_garment_encoder(device))
 
     def open_catalogue(self, root: str | Path, cache: Path | None = None) -> Catalogue:
@@ -187,18 +187,20 @@ class Bundle:
     def build_catalogue(
         self, root: str | Path, garments: Sequence[Garment], device: Device = "cpu", **how: Any
     ) -> Built:
-        """The catalogue in `root` with `garments` in it, encoded with this bundle. how: and errors, as `build`."""
+        """Return the catalogue in `root` with `garments` in it, encoded with this bundle. how: and errors, as
+        `build`.
+        """
         return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **how)
 
     def fingerprints(self) -> dict[str, str]:
-        """Digests of what a catalogue's vectors and pseudo-words are made with, to be kept beside them."""
+        """Return the digests of what a catalogue's vectors and pseudo-words are made with, to be kept beside them."""
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")
         sizes = f"{inversion} {self.manifest.image_size}"
         return {RETRIEVAL: sha256(retrieval_weights), INVERSION: hashlib.sha256(sizes.encode()).hexdigest()}
 
     def fingerprint(self, *parts: str) -> str:
-        """One SHA-256 of the weights and configurations of these parts."""
+        """Return one SHA-256 of the weights and configurations of these parts."""
         return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, WEIGHTS[part]))
 
 
@@ -223,7 +225,7 @@ class BundleParts:
 
 
 def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
-    """The bundle of `parts`, now in `folder`, whose earlier bundle it replaces once it is whole.
+    """Return the bundle of `parts`, now in `folder`, whose earlier bundle it replaces once it is whole.
 
     Weights are stored as `dtype`; a manifest without a preview gets one. Raises ArtifactError, leaving `folder` as it
     was, if the parts do not fit each other.
@@ -284,7 +286,7 @@ def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:
 
 
 def _check_text(path: Path, manifest: Manifest) -> None:
-    """Tokenizer, text encoder, adapter and UNet must agree on ids and widths."""
+    """Return the tokenizer, text encoder, adapter and UNet must agree on ids and widths."""
     text = path / "text_encoder" / CONFIG_FILE
     config = read_config(text)
     width, vocab_size = config.get("hidden_size"), config.get("vocab_size")
@@ -304,7 +306,7 @@ def _check_text(path: Path, manifest: Manifest) -> None:
 
 
 def _check_vision(path: Path) -> None:
-    """The picture processor must be the vision tower's own."""
+    """Return the picture processor must be the vision tower's own."""
     vision = read_config(path / "vision_encoder" / CONFIG_FILE)
     image_size = vision.get("vision_config", vision).get("image_size")
     processor = path / "image_processor" / PROCESSOR_FILE
@@ -318,7 +320,7 @@ def _check_vision(path: Path) -> None:
 
 
 def _check_latents(path: Path, manifest: Manifest) -> None:
-    """UNet and VAE must agree on the latents, and the image size must be a whole number of them."""
+    """Return UNet and VAE must agree on the latents, and the image size must be a whole number of them."""
     unet, vae = path / "unet" / CONFIG_FILE, path / "vae" / CONFIG_FILE
     config = read_config(unet)
     _require(unet, "in_channels", config.get("in_channels"), IN_CHANNELS, "latents, mask, masked image, pose")

@@ -59,7 +59,7 @@ def import_bundle(
     licence: str = "",
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
-    """The bundle of released weights, now in the folder `out`, its weights stored as `dtype`.
+    """Return the bundle of released weights, now in the folder `out`, its weights stored as `dtype`.
 
     base: Stable Diffusion 2 inpainting in the diffusers layout. vision: the CLIP vision tower. Both are a folder, or
     an id on the Hugging Face hub. unet, adapter: the released `.pth` files. retrieval: a folder in OpenCLIP's layout,
@@ -102,7 +102,7 @@ def import_bundle(
 
 
 def _folder(source: str, files: list[str]) -> Path:
-    """The folder `source`, or the one that those files of the hub's `source` were fetched into."""
+    """Return the folder `source`, or the one that those files of the hub's `source` were fetched into."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -112,7 +112,7 @@ def _folder(source: str, files: list[str]) -> Path:
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict that a `.pth` file holds. Raises ArtifactError, naming the path."""
+    """Return the state dict that a `.pth` file holds. Raises ArtifactError, naming the path."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -133,7 +133,7 @@ def _read_unet(path: Path, config_path: Path) -> UNet2DConditionModel:
 
 
 def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) -> InversionAdapter:
-    """The adapter in a released file, whose shapes say its sizes."""
+    """Return the adapter in a released file, whose shapes say its sizes."""
     state = read_pth(path)
     for key in ("layers.0.weight", "layers.6.weight"):
         if key not in state:
@@ -149,7 +149,7 @@ def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) 
 
 
 def _ddim(raw: dict[str, Any]) -> dict[str, Any]:
-    """The base model's noise schedule for DDIM, which the method uses, whichever sampler the file is for."""
+    """Return the base model's noise schedule for DDIM, which the method uses, whichever sampler the file is for."""
     # Stable Diffusion's pipelines force both, whatever the file says.
     config = DDIMScheduler.from_config(raw | {"clip_sample": False, "steps_offset": 1}).config
     return {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": "DDIMScheduler"}

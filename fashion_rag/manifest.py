@@ -49,7 +49,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """The manifest in a JSON file. Raises ArtifactError for a missing file, unknown or missing keys."""
+        """Return the manifest in a JSON file. Raises ArtifactError for a missing file, unknown or missing keys."""
         try:
             raw: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -67,12 +67,12 @@ class Manifest:
 
 
 def _as_tuples(value: Any) -> Any:
-    """`value` with tuples for its lists, which are all that JSON has."""
+    """Return `value` with tuples for its lists, which are all that JSON has."""
     return tuple(_as_tuples(one) for one in value) if isinstance(value, list) else value
 
 
 def _is_preview(value: object) -> bool:
-    """Whether `value` is five tuples of three finite numbers."""
+    """Return whether `value` is five tuples of three finite numbers."""
     if not isinstance(value, tuple) or not all(isinstance(row, tuple) for row in value):
         return False
     numbers = [number for row in value for number in row]

@@ -114,13 +114,16 @@ def _texts(values: Values) -> Sequence[str]:
 
 
 def invert(garment_encoder: GarmentEncoder, pictures: Sequence[Image.Image]) -> Tensor:
-    """Pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
+    """Return pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
     words: Tensor = garment_encoder(garment_encoder.pixels(pictures))
     return words
 
 
 def pseudo_words(garment_encoder: GarmentEncoder, garments: Sequence[Garment]) -> Tensor | None:
-    """Pseudo-words [n, P, D] of garments: those that the catalogue knows, and the others made now. None of none."""
+    """Return pseudo-words [n, P, D] of garments: those that the catalogue knows, and the others made now.
+
+    None of none.
+    """
     if not garments:
         return None
     known = {row: one.pseudo_words for row, one in enumerate(garments) if one.pseudo_words is not None}
@@ -135,7 +138,7 @@ def pseudo_words(garment_encoder: GarmentEncoder, garments: Sequence[Garment]) -
 def condition(
     prompt_encoder: PromptEncoder, requests: Sequence[EditRequest], pseudo_words: Sequence[Tensor | None]
 ) -> list[Conditioning]:
-    """Each request's prompt, with its garments' pseudo-words in it, and the empty prompt: one call for all.
+    """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt: one call for all.
 
     `pseudo_words` has for each request the [n, P, D] of its n garments in order, or None for no garment. Raises
     InvalidRequest if a prompt has no room for its pseudo-words.
@@ -167,14 +170,14 @@ def prepare(request: EditRequest, manifest: Manifest) -> Photo:
 
 
 def draw_noise(seed: int, latent_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The initial latents and the VAE posterior's noise, drawn in this order from one CPU generator."""
+    """Return the initial latents and the VAE posterior's noise, drawn in this order from one CPU generator."""
     generator = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn(*latent_shape, generator=generator)
     return latents, torch.randn(*latent_shape, generator=generator)
 
 
 def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_noise: Tensor) -> Person:
-    """The photo without what is to be repainted, its mask and its pose, at the latents' size."""
+    """Return the photo without what is to be repainted, its mask and its pose, at the latents' size."""
     mask = binarise(mask)
     height, width = (side // vae.downsampling for side in image.shape[-2:])
     return Person(
@@ -188,7 +191,9 @@ def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_n
 def encode(
     vae: VAE, requests: Sequence[EditRequest], manifest: Manifest, device: torch.device | str = "cpu"
 ) -> list[tuple[Tensor, Person]]:
-    """Each request's initial latents [1, 4, h, w] and person, both from its own seed: one call of the VAE for all."""
+    """Return each request's initial latents [1, 4, h, w] and person, both from its own seed: one call of the VAE for
+    all.
+    """
     latent_shape = (1, LATENT_CHANNELS, *(side // vae.downsampling for side in manifest.image_size))
     noises = [draw_noise(request.seed, latent_shape) for request in requests]
     inputs = zip(*(prepare(request, manifest) for request in requests), strict=True)
@@ -202,7 +207,7 @@ def encode(
 
 
 def denoising_inputs(latents: Tensor, person: Person, conditioning: Conditioning) -> Inputs:
-    """What the engine denoises one edit from."""
+    """Return what the engine denoises one edit from."""
     return Inputs(
         latents,
         person.mask,
@@ -253,7 +258,7 @@ def denoise(
 
 
 def decode(vae: VAE, latents: Tensor) -> NDArray[np.uint8]:
-    """The repainted pictures, uint8 [B, H, W, 3], at the model's size and not yet put back into the photo."""
+    """Return the repainted pictures, uint8 [B, H, W, 3], at the model's size and not yet put back into the photo."""
     return to_uint8(vae.decode(latents))
 
 
@@ -278,7 +283,7 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """The pipeline of a model bundle; without a catalogue, edits must bring their garments or use none."""
+        """Return the pipeline of a model bundle; without a catalogue, edits must bring their garments or use none."""
         bundle = Bundle.open(bundle_path)
         # First, as a catalogue that does not fit is found at once, and large networks take long to load.
         opened = bundle.open_catalogue(catalogue) if catalogue else None

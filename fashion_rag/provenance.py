@@ -37,7 +37,7 @@ def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
 
 
 def provenance() -> dict[str, object]:
-    """Date, command, commit, hardware and versions of the running process, as plain values for JSON.
+    """Return the date, command, commit, hardware and versions of the running process, as plain values for JSON.
 
     commit: of the checkout that holds this package, with "+" where files differ from it; None outside a checkout.
     """

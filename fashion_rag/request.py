@@ -183,7 +183,7 @@ class EditRequest:
         )
 
     def digest(self) -> str:
-        """What tells the edit from all with another picture: a SHA-256 of all but its id and deadline."""
+        """Return what tells the edit from all with another picture: a SHA-256 of all but its id and deadline."""
         digest = hashlib.sha256()
         for part in fields(self):
             value = getattr(self, part.name)
@@ -198,7 +198,9 @@ class EditRequest:
 
     @property
     def search_text(self) -> str:
-        """What garments are searched with: the prompt, or its first `num_chunks` chunks joined as in the paper."""
+        """Return what garments are searched with: the prompt, or its first `num_chunks` chunks joined as in
+        the paper.
+        """
         if self.num_chunks is None:
             return self.prompt
         chunks = [chunk.strip() for chunk in self.prompt.split(",")]

@@ -92,7 +92,7 @@ def no_report(awaited: str, num_ready: int, num_all: int) -> None:
 
 
 def build(config: ServeConfig) -> ray_serve.Application:
-    """The graph: one replica a deployment, or as many as its load asks for."""
+    """Return the graph: one replica a deployment, or as many as its load asks for."""
     runtime = config.runtime
     by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
     retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
@@ -130,7 +130,10 @@ def _options(
 
 
 def app(args: dict[str, Any]) -> ray_serve.Application:
-    """The graph, for a Serve config file: `import_path: serve.app:app`, with the fields of ServeConfig as `args`."""
+    """Return the graph, for a Serve config file:
+
+    `import_path: serve.app:app`, with the fields of ServeConfig as `args`.
+    """
     return build(ServeConfig.from_args(args))
 
 
@@ -184,7 +187,7 @@ def _faults(error: ValidationError) -> str:
 
 
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
-    """The configuration of a graph on this machine, which has its GPU if there is one. Raises as ServeConfig."""
+    """Return the configuration of a graph on this machine, which has its GPU if there is one. Raises as ServeConfig."""
     root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
     here = {"bundle": str(bundle.resolve()), "catalogue": root}
     gpus = {"replica_gpus": GPU_SHARE} if torch.cuda.is_available() else {}

@@ -34,7 +34,7 @@ class ApiKeys:
 
     @classmethod
     def load(cls, path: str | None, variable: str, environment: Mapping[str, str]) -> Self | None:
-        """The keys in a file, one a line, and in `variable`, between commas; None where neither is named.
+        """Return the keys in a file, one a line, and in `variable`, between commas; None where neither is named.
 
         Raises ArtifactError for a file that cannot be read, a source without a key, so that no mistake lets everyone
         in, and a key that no HTTP header can hold.
@@ -46,7 +46,7 @@ class ApiKeys:
         return cls(tuple(map(_digest, keys))) if keys else None
 
     def check(self, authorization_header: str | None) -> str:
-        """The public name of the key in the header `Authorization: Bearer KEY`.
+        """Return the public name of the key in the header `Authorization: Bearer KEY`.
 
         The comparison takes the same time for every key. Raises Unauthorized for any other header.
         """
@@ -59,7 +59,7 @@ class ApiKeys:
 
 
 def read_keys(path: Path) -> list[str]:
-    """The API keys in a file, one a line; blank lines, and lines that start with #, are left out.
+    """Return the API keys in a file, one a line; blank lines, and lines that start with #, are left out.
 
     Raises ArtifactError for a file that cannot be read or has no key, and for a key that no HTTP header can hold.
     """

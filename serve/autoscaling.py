@@ -29,11 +29,13 @@ class WorkMeter:
         self._since, self._work_s = clock(), 0.0
 
     def add(self, work_s: float) -> None:
-        """An edit has come that will take so many seconds of full UNet calls; refused ones count, too."""
+        """Return an edit has come that will take so many seconds of full UNet calls; refused ones count, too."""
         self._work_s += work_s
 
     def read(self) -> float:
-        """The load since the last reading: seconds of work for each second; over 1 is more than the replica can do."""
+        """Return the load since the last reading: seconds of work for each second; over 1 is more than the replica can
+        do.
+        """
         now = self._clock()
         load = self._work_s / (now - self._since) if now > self._since else 0.0
         self._since, self._work_s = now, 0.0
@@ -54,7 +56,7 @@ class LoadPolicy:
         self.target_load = target_load
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """The number of replicas wanted, and the state to be handed back: there is none."""
+        """Return the number of replicas wanted, and the state to be handed back: there is none."""
         loads = (context.aggregated_metrics or {}).get(LOAD, {})
         wanted = math.ceil(sum(loads.values()) / self.target_load)
         if len(loads) < max(1, context.current_num_replicas):

@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def each(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | Exception]:
-    """What `compute` makes of each item in one call; an item that fails has its own error in its place.
+    """Return what `compute` makes of each item in one call; an item that fails has its own error in its place.
 
     Where the call fails, every item gets a call to itself.
     """
@@ -24,7 +24,7 @@ def each(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> l
 
 
 def checked(outcome: R | Exception) -> R:
-    """The outcome, if it is none of the errors that `each` hands back: those it raises."""
+    """Return the outcome, if it is none of the errors that `each` hands back: those it raises."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -48,7 +48,7 @@ class TensorCache:
         return len(self._tensors)
 
     def get(self, key: Hashable) -> Tensor | None:
-        """The tensor of this key, if it is still here."""
+        """Return the tensor of this key, if it is still here."""
         if key in self._tensors:
             self._tensors.move_to_end(key)
         return self._tensors.get(key)

@@ -30,14 +30,14 @@ Ask = Callable[[], Any]
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The error as it was raised in the replica, however many replicas have passed it on."""
+    """Return the error as it was raised in the replica, however many replicas have passed it on."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     return error
 
 
 async def answer(stage: str, ask: Ask, deadline: float) -> Any:
-    """The answer to the call that `ask` makes, which is made again if its replica dies.
+    """Return the answer to the call that `ask` makes, which is made again if its replica dies.
 
     deadline: Unix time in seconds. Raises what the stage raised; DeadlineExceeded; Overloaded once too many replicas
     have died. Where it is left without an answer, the call is cancelled.
@@ -89,7 +89,7 @@ async def _within(deadline: float, stage: str, answered: Awaitable[Any]) -> Any:
 
 
 async def _bury(stage: str, error: Exception, num_deaths: int) -> None:
-    """Returns when it is time to ask again; raises the error, in this project's words, where that is of no use."""
+    """Return when it is time to ask again; raises the error, in this project's words, where that is of no use."""
     cause = unwrapped(error)
     if isinstance(cause, BackPressureError):
         raise Overloaded(f"the stage {stage!r} has too many calls waiting", RESTART_S) from error

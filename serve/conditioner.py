@@ -51,10 +51,13 @@ class Conditioner:
         self.pseudo_words.max_bytes = settings.cache_bytes
 
     async def ping(self) -> None:
-        """Returns when the replica answers."""
+        """Return when the replica answers."""
 
     async def condition(self, request: EditRequest, job: Job) -> Conditioned:
-        """What the UNet reads of the prompt and the garments. Raises InvalidRequest where they do not fit together."""
+        """Return what the UNet reads of the prompt and the garments.
+
+        Raises InvalidRequest where they do not fit together.
+        """
         retrieved: Retrieved = await answer(
             "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline
         )
@@ -70,7 +73,7 @@ class Conditioner:
         return array
 
     async def _words(self, retrieved: Retrieved) -> Tensor | None:
-        """Pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""
+        """Return pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""
         known: dict[str, Tensor] = {}
         missing: dict[str, bytes] = {}
         num_stored = 0

@@ -29,14 +29,14 @@ class Config:
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> Self:
-        """The configuration in part of a Serve config file, or of `serve run`, whose values may be strings.
+        """Return the configuration in part of a Serve config file, or of `serve run`, whose values may be strings.
 
         Raises pydantic.ValidationError, a ValueError, for unknown keys, wrong types and values outside their ranges.
         """
         return TypeAdapter(cls).validate_python(args)
 
     def to_args(self) -> dict[str, Any]:
-        """What `from_args` reads."""
+        """Return what `from_args` reads."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def _at_least(self, lowest: float, *names: str) -> None:
@@ -187,9 +187,9 @@ class ServeConfig(Config):
 
     @property
     def runtime(self) -> Runtime:
-        """What runs the networks."""
+        """Return what runs the networks."""
         return Runtime(self.bundle, self.backend, self.precision, self.compiled, self.num_threads, self.wait_s)
 
     def missing(self) -> list[str]:
-        """What the graph opens at its start and is not there (yet)."""
+        """Return what the graph opens at its start and is not there (yet)."""
         return self.runtime.missing() + missing_catalogue(self.catalogue)

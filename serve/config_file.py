@@ -48,13 +48,16 @@ class Graph(NamedTuple):
         return Graph(args, deployments)
 
     def as_config(self) -> dict[str, Any]:
-        """What `serve deploy` takes, without the options of the cluster."""
+        """Return what `serve deploy` takes, without the options of the cluster."""
         application = {"name": APP_NAME, "import_path": IMPORT_PATH, "args": self.args}
         return {"applications": [application | {"deployments": self.deployments}]}
 
 
 def read_graph(path: Path) -> Graph:
-    """The graph in a Serve config file. Raises ArtifactError, naming the fault, unless that is all the file has."""
+    """Return the graph in a Serve config file.
+
+    Raises ArtifactError, naming the fault, unless that is all the file has.
+    """
     try:
         return parse_graph(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -62,7 +65,7 @@ def read_graph(path: Path) -> Graph:
 
 
 def parse_graph(text: str) -> Graph:
-    """The graph in the text of a Serve config file. Raises ValueError, naming the fault."""
+    """Return the graph in the text of a Serve config file. Raises ValueError, naming the fault."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -70,31 +70,31 @@ class Denoiser:
             self.engine.warm_up(self._blank)
 
     async def ping(self) -> None:
-        """Returns when the replica answers."""
+        """Return when the replica answers."""
 
     async def alone_s(self, num_inference_steps: int, guidance_scale: float) -> float:
         """Return how many seconds such an edit is expected to take here where it is alone."""
         return self.engine.alone_s(Edit("", self.latent_size, num_inference_steps, guidance_scale, self.sampler))
 
     async def progress(self) -> tuple[int, int]:
-        """The edits taken on and not yet left, and the UNet calls since the replica started."""
+        """Return the edits taken on and not yet left, and the UNet calls since the replica started."""
         return len(self.engine), self.num_steps_done
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaling policy adds up over the replicas."""
+        """Return what the autoscaling policy adds up over the replicas."""
         load = self.meter.read()
         metrics.load().set(load)
         return {LOAD: load}
 
     def check_health(self) -> None:
-        """Raises RuntimeError if the replica should be replaced."""
+        """Raise RuntimeError if the replica should be replaced."""
         if self._stepping is not None and self._stepping.done():
             raise RuntimeError("the denoising loop has ended")
         if self.engine.num_failed_calls >= MAX_FAILED_CALLS:
             raise RuntimeError(f"the last {self.engine.num_failed_calls} UNet calls failed")
 
     async def denoise(self, job: Job) -> AsyncGenerator[Item, None]:
-        """Yields the news of an edit: taken on, prepared, the previews that it asked for, the latents at the end.
+        """Yield the news of an edit: taken on, prepared, the previews that it asked for, the latents at the end.
 
         A cancelled call frees its rows at the next step. Raises Overloaded at once, and later what the stages before
         raise, DeadlineExceeded, or FashionRAGError for an edit that cannot be computed.
@@ -155,7 +155,7 @@ class Denoiser:
             self._count()
 
     async def _ask(self, job: Job) -> tuple[Conditioned, Encoded]:
-        """What the stages before make of the request, both at the same time."""
+        """Return what the stages before make of the request, both at the same time."""
         calls = [
             asyncio.create_task(answer(stage, ask, job.deadline))
             for stage, ask in (
@@ -179,7 +179,7 @@ class Denoiser:
         self._to_do.set()
 
     async def _step(self) -> None:
-        """Steps as long as the replica lives; sleeps where there is nothing to do."""
+        """Step as long as the replica lives; sleeps where there is nothing to do."""
         loop = asyncio.get_running_loop()
         while True:
             batch, events = self.engine.schedule()

@@ -24,7 +24,7 @@ TIMEOUT_S = 20
 
 
 def drain(address: str, node_ip: str, limit_s: float) -> int:
-    """How many replicas are left on the node; returns when there are none, and after `limit_s` at the latest.
+    """Return how many replicas are left on the node; returns when there are none, and after `limit_s` at the latest.
 
     address: of Ray's head, as host:port. Raises RuntimeError where it cannot be asked, or does not know the node.
     """
@@ -46,7 +46,7 @@ def drain(address: str, node_ip: str, limit_s: float) -> int:
 
 
 def num_replicas(address: str, node: str) -> int:
-    """How many replicas of deployments are on the node of this id."""
+    """Return how many replicas of deployments are on the node of this id."""
     filters: list[Any] = [("node_id", "=", node), ("state", "=", "ALIVE")]
     actors = list_actors(address, filters, limit=1000, timeout=TIMEOUT_S)
     return sum(actor.class_name.startswith("ServeReplica:") for actor in actors)

@@ -100,7 +100,7 @@ class Gate:
 
     @property
     def awaited(self) -> str:
-        """What the graph still needs, as far as it has said."""
+        """Return what the graph still needs, as far as it has said."""
         if self.news is None:
             return "the graph to be deployed and its first replicas to start"
         try:

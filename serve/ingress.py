@@ -109,7 +109,7 @@ async def _answers(stage: DeploymentHandle) -> bool:
 
 
 def _preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
-    """After which steps, counted from 1, so many previews are shown: evenly spread, and none at the end."""
+    """Return the after which steps, counted from 1, so many previews are shown: evenly spread, and none at the end."""
     steps = (round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1))
     return frozenset(step for step in steps if 0 < step < num_steps)
 
@@ -148,7 +148,7 @@ def _found(garment_id: str) -> Iterator[None]:
 
 @contextmanager
 def _counted(arrived: float) -> Iterator[None]:
-    """Counts how the edit in the block ends."""
+    """Count how the edit in the block ends."""
     try:
         yield
     except BaseException as error:
@@ -195,7 +195,7 @@ class Ingress:
         self.editors = ApiKeys.load(self.config.catalogue_keys, CATALOGUE_KEYS, os.environ)
 
     def check_health(self) -> None:
-        """Takes on files of keys that have changed: Serve calls every second. Where they are no good, the old stay."""
+        """Take on files of keys that have changed: Serve calls every second. Where they are no good, the old stay."""
         complaint = ""
         try:
             self._load_keys()
@@ -225,7 +225,7 @@ class Ingress:
         openapi_extra=form_document(EditForm),
     )
     async def edit(self, http: Request) -> Response:
-        """The photo with the garment changed: as JSON, or with stream=true as server-sent events."""
+        """Return the photo with the garment changed: as JSON, or with stream=true as server-sent events."""
         arrived = time.time()
         key_name = self._key_name(http)
         with ExitStack() as held:
@@ -257,7 +257,7 @@ class Ingress:
             return JSONResponse(reply.model_dump())
 
     async def _all(self, requests: Sequence[EditRequest]) -> list[Edited]:
-        """All edits finished, or, where one fails, its error and the others cancelled."""
+        """Return all edits finished, or, where one fails, its error and the others cancelled."""
 
         async def finished(request: EditRequest) -> Edited:
             async with aclosing(self._edit(request, frozenset())) as items:
@@ -303,7 +303,7 @@ class Ingress:
     async def _edit(
         self, request: EditRequest, preview_steps: frozenset[int]
     ) -> AsyncGenerator[Prepared | Partial | Edited, None]:
-        """Yields once that the edit is accepted, then each of its previews, then what has become of it."""
+        """Yield once that the edit is accepted, then each of its previews, then what has become of it."""
         # Once into shared memory; the stages read from there.
         shared = await asyncio.to_thread(ray.put, request)
         steps, scale = request.num_inference_steps, request.guidance_scale
@@ -331,7 +331,7 @@ class Ingress:
 
     @api.post("/v1/garments/search", responses=errors(*READING), openapi_extra=form_document(PictureForm))
     async def search_by_picture(self, http: Request) -> GarmentList:
-        """The garments of a category that are most like a picture, best first."""
+        """Return the garments of a category that are most like a picture, best first."""
         key_name = self._key_name(http)
         form = await self._form(http, PictureForm, key_name)
         with self.door.hold(key_name, 1):
@@ -362,14 +362,14 @@ class Ingress:
 
     @_get("/v1/garments/{garment_id}", responses=errors(404, *ASKING))
     async def garment(self, http: Request, garment_id: str) -> GarmentFound:
-        """A garment of the catalogue."""
+        """Return a garment of the catalogue."""
         self._key_name(http)
         with _found(garment_id):
             return await self._ask("garment", garment_id)
 
     @_get("/v1/garments/{garment_id}/image", response_class=Response, responses=PICTURE_RESPONSES)
     async def garment_image(self, http: Request, garment_id: str) -> Response:
-        """The picture of a garment in the catalogue."""
+        """Return the picture of a garment in the catalogue."""
         self._key_name(http)
         with _found(garment_id):
             name, content = await self._ask("picture_file", garment_id)

@@ -17,7 +17,7 @@ ROWS = [1.0, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 
 @cache
 def stage_seconds() -> Histogram:
-    """How long a stage had an edit, waiting for its batch included."""
+    """Return how long a stage had an edit, waiting for its batch included."""
     return Histogram("fashion_rag_stage_seconds", "Time of an edit in a stage", SECONDS, ("stage",))
 
 
@@ -50,13 +50,13 @@ def rows_per_step() -> Histogram:
 
 @cache
 def rows_in_flight() -> Gauge:
-    """Rows of the edits that the denoiser has taken on, running or waiting."""
+    """Return rows of the edits that the denoiser has taken on, running or waiting."""
     return Gauge("fashion_rag_rows_in_flight", "UNet rows of the edits taken on")
 
 
 @cache
 def load() -> Gauge:
-    """Seconds of full UNet calls that the edits of a second ask for; denoisers are scaled by this."""
+    """Return seconds of full UNet calls that the edits of a second ask for; denoisers are scaled by this."""
     return Gauge("fashion_rag_load", "UNet work that arrives, as a share of what the replica can do")
 
 
@@ -67,7 +67,7 @@ def edits_waiting() -> Gauge:
 
 @cache
 def edits() -> Counter:
-    """Edits that have been answered, by HTTP status; 499 is a caller who left before."""
+    """Return the edits that have been answered, by HTTP status; 499 is a caller who left before."""
     return Counter("fashion_rag_edits", "Edits answered", ("status",))
 
 
@@ -88,13 +88,15 @@ def retries() -> Counter:
 
 @cache
 def repeats() -> Counter:
-    """Edits that had been made before, so that their latents were still there."""
+    """Return the edits that had been made before, so that their latents were still there."""
     return Counter("fashion_rag_repeats", "Edits answered from kept results")
 
 
 @cache
 def cache_lookups() -> Counter:
-    """Garments whose pseudo-words were wanted; outcome: stored in the catalogue, or else hit or miss in the cache."""
+    """Return the garments whose pseudo-words were wanted; outcome: stored in the catalogue, or else hit or miss in the
+    cache.
+    """
     return Counter("fashion_rag_cache_lookups", "Garments looked up in the cache", ("outcome",))
 
 

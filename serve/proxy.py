@@ -163,7 +163,10 @@ class RecordedBody:
         self.told: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
     def from_start(self) -> Receive:
-        """A `receive` that begins with what has come so far. It replaces the one before, which must not be used on."""
+        """Return a `receive` that begins with what has come so far.
+
+        It replaces the one before, which must not be used on.
+        """
         again = deque(self.recorded)
 
         async def receive() -> Message:
@@ -202,7 +205,7 @@ class RecordedBody:
             self.recorded.append(message)
 
     async def client_leaves(self, within_s: float) -> bool:
-        """Whether the client has gone, or goes in the next `within_s` seconds; else returns after them.
+        """Return whether the client has gone, or goes in the next `within_s` seconds; else returns after them.
 
         Reads on meanwhile, so a body that is not `repeatable` has then lost what came.
         """

@@ -92,15 +92,15 @@ class Retriever:
                 self.catalogue = fresh
 
     def check_health(self) -> None:
-        """Raises RuntimeError if the replica should be replaced."""
+        """Raise RuntimeError if the replica should be replaced."""
         if self._watching is not None and self._watching.done():
             raise RuntimeError("nobody watches the catalogue any more")
 
     async def ping(self) -> None:
-        """Returns when the replica answers."""
+        """Return when the replica answers."""
 
     async def retrieve(self, request: EditRequest) -> Retrieved:
-        """The garments that the request names, or else the nearest to its prompt.
+        """Return the garments that the request names, or else the nearest to its prompt.
 
         Raises InvalidRequest for an id that is not in the catalogue.
         """
@@ -124,11 +124,14 @@ class Retriever:
         return await asyncio.to_thread(each, found, requests)
 
     async def search(self, like: str | Image.Image, category: str, k: int, attributes: Filter) -> list[GarmentFound]:
-        """The `k` garments of `category` nearest to a text or picture. Raises InvalidRequest as `Catalogue.search`."""
+        """Return the `k` garments of `category` nearest to a text or picture.
+
+        Raises InvalidRequest as `Catalogue.search`.
+        """
         return await self._found(lambda catalogue: catalogue.search(like, category, k, attributes))
 
     async def similar(self, garment_id: str, k: int, attributes: Filter) -> list[GarmentFound]:
-        """The `k` garments most like one, itself left out. Raises InvalidRequest for an unknown id."""
+        """Return the `k` garments most like one, itself left out. Raises InvalidRequest for an unknown id."""
 
         def search(catalogue: Catalogue) -> list[Match]:
             category = catalogue.get(garment_id).category
@@ -141,16 +144,16 @@ class Retriever:
         return [_shown(match) for match in await asyncio.to_thread(search, self.catalogue)]
 
     async def garment(self, garment_id: str) -> GarmentFound:
-        """The garment of this id; raises InvalidRequest for an unknown one."""
+        """Return the garment of this id; raises InvalidRequest for an unknown one."""
         return _shown(Match(self.catalogue.get(garment_id), None))
 
     async def picture_file(self, garment_id: str) -> tuple[str, bytes]:
-        """Name and content of the file of a garment's picture; raises InvalidRequest for an unknown id."""
+        """Return the name and content of the file of a garment's picture; raises InvalidRequest for an unknown id."""
         picture = self.catalogue.get(garment_id).picture
         return picture.name, await asyncio.to_thread(picture.read_bytes)
 
     async def add(self, row: GarmentRow, jpeg: bytes, pseudo_words: NDArray[np.float32]) -> GarmentFound:
-        """The garment, which is in the catalogue when this returns, in place of an earlier one of its id.
+        """Return the garment, which is in the catalogue when this returns, in place of an earlier one of its id.
 
         jpeg: its picture as it is to be stored; row: all else, but where that is. Raises InvalidRequest for what breaks
         a rule of the catalogue.

@@ -95,7 +95,10 @@ class Preset:
             raise ValueError(str(error)) from error
 
     def shortcuts(self, **changes: Any) -> Shortcuts:
-        """The shortcuts with `changes`, of which those that are None count for nothing. Raises InvalidRequest."""
+        """Return the shortcuts with `changes`, of which those that are None count for nothing.
+
+        Raises InvalidRequest.
+        """
         given = {name: value for name, value in changes.items() if value is not None}
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shortcuts)}
         return Shortcuts(**known | given)
@@ -343,7 +346,7 @@ class GarmentFound(BaseModel):
 
     @computed_field
     def image_url(self) -> str:
-        """Where this server has the garment's picture."""
+        """Return where this server has the garment's picture."""
         return f"/v1/garments/{quote(self.id, safe='')}/image"
 
 
@@ -404,7 +407,7 @@ def edit_completed(
 
 
 def sse(event: str, payload: BaseModel) -> bytes:
-    """One server-sent event of this name."""
+    """Return one server-sent event of this name."""
     # In ASCII: some clients break lines at U+2028 and its like, which a caption may hold.
     return f"event: {event}\ndata: {payload.model_dump_json(ensure_ascii=True)}\n\n".encode()
 

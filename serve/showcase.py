@@ -93,7 +93,7 @@ def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEM
 
 
 def ensure_demo_world(folder: Path, bundle: Path) -> Path:
-    """The folder of a catalogue of drawn garments, below `folder`, beside the data set that they come from.
+    """Return the folder of a catalogue of drawn garments, below `folder`, beside the data set that they come from.
 
     The same bundle always gives the same files. Raises ArtifactError for a bundle that cannot be opened.
     """
@@ -104,7 +104,7 @@ def ensure_demo_world(folder: Path, bundle: Path) -> Path:
 
 
 def read_cases(world: Path, bundle: Path) -> list[Case]:
-    """The CASES of a world that `ensure_demo_world` has drawn. Each person is to wear another's garment."""
+    """Return the CASES of a world that `ensure_demo_world` has drawn. Each person is to wear another's garment."""
     manifest = Bundle.open(bundle).manifest
     attributes = json.loads((world / "attributes.json").read_text())
     samples = list(DressCode(world, order="unpaired", size=manifest.image_size))
@@ -145,7 +145,7 @@ def _edit_all(url: str, cases: list[Case], console: Console) -> tuple[list[Row],
 
 
 def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
-    """The reply to one edit."""
+    """Return the reply to one edit."""
     files = {"image": png(case.person), "mask": png(case.mask)}
     fixed = {"category": case.category, "keypoints": json.dumps(case.keypoints), "seed": EDIT_SEED}
     reply = client.post("/v1/images/edits", files=files, data=fixed | fields)
@@ -155,7 +155,7 @@ def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
 
 
 def draw_sheet(rows: list[Row]) -> Image.Image:
-    """The rows below each other, every picture the size of a CELL, with titles over the columns."""
+    """Return the rows below each other, every picture the size of a CELL, with titles over the columns."""
     height, width = CELL
     row_height = height + CAPTION_HEIGHT + GAP
     size = (GAP + len(TITLES) * (width + GAP), TITLE_HEIGHT + GAP + len(rows) * row_height)
@@ -189,7 +189,7 @@ def _report(console: Console, out: Path, timings: list[dict[str, float]], case: 
 
 
 def _veiled(case: Case) -> Image.Image:
-    """The photo with what is to be repainted under a grey veil."""
+    """Return the photo with what is to be repainted under a grey veil."""
     veil = Image.new("RGB", case.person.size, (128, 128, 128))
     return Image.composite(Image.blend(case.person, veil, 0.8), case.person, case.mask)
 
@@ -203,7 +203,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture as the content of a PNG file."""
+    """Return the picture as the content of a PNG file."""
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()

@@ -124,7 +124,7 @@ def invalid_request(fault: Mapping[str, Any], field: str) -> InvalidRequest:
 def edit_requests(
     form: EditForm, manifest: Manifest, settings: IngressSettings, request_id: str, arrived: float
 ) -> list[EditRequest]:
-    """The `n` edits that a form asks for, in the size that their pictures are to have.
+    """Return the `n` edits that a form asks for, in the size that their pictures are to have.
 
     Their seeds follow each other, and they share pictures. Steps, guidance and shortcuts are the form's, else the
     preset's, else the bundle's. With several, request ids end in -0, -1, ... arrived: Unix time in seconds, from which
@@ -176,7 +176,8 @@ def edit_requests(
 
 
 def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, bytes]:
-    """What a form says of a garment, and its picture as it is to be stored. Decodes it, so keep it off an event loop.
+    """Return what a form says of a garment, and its picture as it is to be stored. Decodes it, so keep it off an event
+    loop.
 
     Raises InvalidRequest, naming the field.
     """
@@ -287,7 +288,7 @@ def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uin
 
 
 def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """The (height, width) that the edited photo is to have."""
+    """Return the (height, width) that the edited photo is to have."""
     size = photo_size
     if form.size != "auto":
         match = re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", form.size)

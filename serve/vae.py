@@ -42,10 +42,12 @@ class VAE:
         set_max_batch(BatchSettings.from_args(user_config).max_batch, self._encode, self._decode)
 
     async def ping(self) -> None:
-        """Returns when the replica answers."""
+        """Return when the replica answers."""
 
     async def encode(self, request: EditRequest, digested: bool) -> Encoded:
-        """What the UNet sees of the person, and the noise that it starts from; digested: the request's digest, too."""
+        """Return what the UNet sees of the person, and the noise that it starts from; digested: the request's digest,
+        too.
+        """
         with metrics.timed("encode") as timings_s:
             latents, person = checked(await self._encode(request))
             digest = await asyncio.to_thread(request.digest) if digested else None
@@ -60,7 +62,7 @@ class VAE:
         return pipeline.encode(self.vae, requests, self.manifest)
 
     async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
-        """The photo with the repainted part in it."""
+        """Return the photo with the repainted part in it."""
         with metrics.timed("decode") as timings_s:
             image = checked(await self._decode((request, torch.tensor(denoised.latents))))
         return Edited(image, denoised.garments, denoised.timings_s | timings_s)

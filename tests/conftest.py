@@ -27,19 +27,19 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of toy size with random weights. Shared: copy it before changing anything in it."""
+    """Return a bundle of toy size with random weights. Shared: copy it before changing anything in it."""
     return make_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
 @pytest.fixture(scope="session")
 def tiny_catalogue(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
-    """A catalogue of twelve coloured garments, built with the encoder of `tiny_bundle`. Shared like it."""
+    """Return a catalogue of twelve coloured garments, built with the encoder of `tiny_bundle`. Shared like it."""
     return make_tiny_catalogue(tmp_path_factory.mktemp("tiny") / "catalogue", tiny_bundle)
 
 
 @pytest.fixture(scope="session")
 def onnx_folder(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The networks of `tiny_bundle` as ONNX files. Shared: copy it before changing anything in it."""
+    """Return the networks of `tiny_bundle` as ONNX files. Shared: copy it before changing anything in it."""
     folder = tmp_path_factory.mktemp("onnx") / "tiny"
     export_onnx(Bundle.open(tiny_bundle), folder)
     return folder

@@ -31,7 +31,7 @@ OLD_ATTENTION = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Return a copy to change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 

@@ -45,7 +45,7 @@ def write_clip(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -
 
 
 def write_base(base: Path, text: dict[str, Any], text_state: dict[str, Tensor], unet: Any, vae: Any) -> None:
-    """Stable Diffusion 2 inpainting as it was published, but for the sizes."""
+    """Return the stable Diffusion 2 inpainting as it was published, but for the sizes."""
     write_clip(base / "text_encoder", text, text_state)
     unet.save_config(base / "unet")
     vae.save_config(base / "vae")
@@ -55,14 +55,14 @@ def write_base(base: Path, text: dict[str, Any], text_state: dict[str, Tensor], 
 
 
 def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP tower's weights as they were named, with the buffer that they had."""
+    """Return a CLIP tower's weights as they were named, with the buffer that they had."""
     positions = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
     return {prefix + key: tensor for key, tensor in state.items()} | positions
 
 
 @pytest.fixture
 def released(tmp_path: Path) -> dict[str, Any]:
-    """Arguments of an import: files of the very layout that is published, at toy size."""
+    """Return the arguments of an import: files of the very layout that is published, at toy size."""
     parts = tiny.make_parts(tmp_path)
     base, vision = tmp_path / "base", tmp_path / "vision"
     text_state = with_prefix("text_model.", parts.text_encoder.state_dict())

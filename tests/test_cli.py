@@ -56,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> dict[str, Path]:
-    """The `--image` and `--mask` of an edit: noise, with a box to repaint."""
+    """Return the `--image` and `--mask` of an edit: noise, with a box to repaint."""
     pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
     mask = np.zeros((80, 60), np.uint8)
     mask[20:60, 15:45] = 255

@@ -75,7 +75,7 @@ def row_and_group(module: str) -> tuple[int, str] | None:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """The modules, or names in them, that a source imports, as dotted names; a relative one starts with a dot."""
+    """Yield the modules, or names in them, that a source imports, as dotted names; a relative one starts with a dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -85,7 +85,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def violations(module: str, tree: ast.AST) -> list[str]:
-    """What `module` imports against the rules above, one line each."""
+    """Return what `module` imports against the rules above, one line each."""
     here = row_and_group(module)
     found = []
     for target in imports(tree):
@@ -101,7 +101,7 @@ def violations(module: str, tree: ast.AST) -> list[str]:
 
 
 def own_names(module: str) -> set[str]:
-    """What a module defines itself, and the modules directly in it; what it imports is not among them."""
+    """Return what a module defines itself, and the modules directly in it; what it imports is not among them."""
     names = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == module}
     for node in TREES[module].body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -113,7 +113,9 @@ def own_names(module: str) -> set[str]:
 
 
 def work_at_import(tree: ast.Module) -> list[int]:
-    """The lines of top-level statements that are more than a definition, an import, a constant or a docstring."""
+    """Return the lines of top-level statements that are more than a definition, an import, a constant or a
+    docstring.
+    """
     definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef,
                    ast.ClassDef)  # fmt: skip
     return [

@@ -164,7 +164,7 @@ def test_an_unknown_garment_is_refused(pipeline: Pipeline) -> None:
 
 
 def mixed_requests() -> list[EditRequest]:
-    """Requests that differ in everything that a batch might mix up."""
+    """Return the requests that differ in everything that a batch might mix up."""
     return [
         edit_request(num_garments=2, seed=3),
         edit_request((100, 90), num_garments=0, category="dresses", keypoints=None, seed=4),
@@ -282,7 +282,7 @@ def test_people_of_many_requests_are_those_of_each(pipeline: Pipeline) -> None:
 
 
 def check_close(row: Tensor, alone: Tensor) -> None:
-    """A row of a batch equals what it is alone, and holds on to nothing of the batch."""
+    """Return a row of a batch equals what it is alone, and holds on to nothing of the batch."""
     torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
     assert row.untyped_storage().nbytes() == row.nbytes
 

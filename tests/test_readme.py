@@ -30,14 +30,14 @@ SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MU
 
 
 def commands(program: str) -> list[list[str]]:
-    """The arguments of each call of `program` in the pages' bash blocks and code spans."""
+    """Return the arguments of each call of `program` in the pages' bash blocks and code spans."""
     lines = [line for _, block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + SPANS
     words = [shlex.split(line, comments=True) for line in lines if re.match(rf"{program}( |$)", line.strip())]
     return [call[1:] for call in words]
 
 
 def unknown_words(arguments: list[str]) -> list[str]:
-    """The options and subcommands among `arguments` that the `fashion-rag` command does not have."""
+    """Return the options and subcommands among `arguments` that the `fashion-rag` command does not have."""
     command: Any = typer.main.get_command(app)
     unknown = []
     for word in arguments:

@@ -86,7 +86,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_parts(folder: Path, seed: int = 0) -> BundleParts:
-    """Random parts that fit each other; those that are files lie in `folder`."""
+    """Return the random parts that fit each other; those that are files lie in `folder`."""
     tokenizer = write_tokenizer(folder / "tokenizer", VOCAB_SIZE)
     towers = write_tokenizer(folder / "retrieval", VOCAB_SIZE)
     write_json(towers / encoder.CONFIG_FILE, RETRIEVAL)
@@ -109,14 +109,14 @@ def make_parts(folder: Path, seed: int = 0) -> BundleParts:
 
 
 def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
-    """`folder`, now holding a complete bundle of random weights."""
+    """Return `folder`, now holding a complete bundle of random weights."""
     with tempfile.TemporaryDirectory() as scratch:
         write_bundle(folder, MANIFEST, make_parts(Path(scratch), seed))
     return folder
 
 
 def make_tiny_catalogue(folder: Path, bundle: Path) -> Path:
-    """`folder`, now holding a catalogue of plain coloured garments, whose pictures lie beside it."""
+    """Return `folder`, now holding a catalogue of plain coloured garments, whose pictures lie beside it."""
     pictures = folder.with_name(f"{folder.name}-pictures")
     for category, colours in GARMENT_COLOURS.items():
         (pictures / category).mkdir(parents=True)

@@ -8,7 +8,7 @@ LOOK_EVERY_S = 0.1
 
 
 def wait_for(reached: Callable[[], object], explain: Callable[[], str] = str) -> None:
-    """Returns once `reached` says so; `explain` says in the error what there was instead."""
+    """Return once `reached` says so; `explain` says in the error what there was instead."""
     end = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < end, f"it never came to that: {explain()}"

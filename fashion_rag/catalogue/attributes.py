@@ -47,11 +47,11 @@ class Attributes:
 
     @property
     def names(self) -> Set[str]:
-        """The attributes that rows have."""
+        """Return the attributes that rows have."""
         return self._rows.keys()
 
     def mask(self, wanted: Filter) -> NDArray[np.bool_]:
-        """Which rows [N] pass the filter; all without attributes, and none with a value that no row has.
+        """Return which rows [N] pass the filter; all without attributes, and none with a value that no row has.
 
         Raises InvalidRequest for an attribute that no row has, and for one without a value.
         """
@@ -70,12 +70,12 @@ class Filters:
     """Filters as the rows that they allow in one index; those met last are kept."""
 
     def __init__(self, index: VectorIndex, attributes: Attributes, without: Sequence[int] = ()) -> None:
-        """without: rows that no filter allows."""
+        """Return the without: rows that no filter allows."""
         # Not a method, whose cache would keep a replaced version in memory until the garbage collector comes by.
         self._allowed = lru_cache(MAX_KEPT)(partial(_allow, index, attributes, without))
 
     def allowed(self, wanted: Filter) -> Allowed:
-        """The rows that pass the filter, ready for `VectorIndex.search`. Raises as `Attributes.mask`."""
+        """Return the rows that pass the filter, ready for `VectorIndex.search`. Raises as `Attributes.mask`."""
         return self._allowed(_in_order(wanted))
 
 
@@ -91,7 +91,7 @@ def _allow(
 
 
 def _in_order(wanted: Filter) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The filter in the one form that all ways to write it share."""
+    """Return the filter in the one form that all ways to write it share."""
     found = {}
     for name, values in wanted.items():
         alternatives = (values,) if isinstance(values, str) else values
@@ -102,7 +102,7 @@ def _in_order(wanted: Filter) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def parse_filter(wanted: Sequence[str]) -> dict[str, list[str]]:
-    """The filter that texts "NAME=VALUE" ask for. Raises InvalidRequest for one that is none."""
+    """Return the filter that texts "NAME=VALUE" ask for. Raises InvalidRequest for one that is none."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for each in wanted:
         name, equals, value = each.partition("=")

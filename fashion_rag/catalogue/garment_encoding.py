@@ -57,7 +57,7 @@ class Skipped(NamedTuple):
 
 
 def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[Encoded | Skipped]:
-    """Each garment encoded, its picture now in `root`; one whose picture or words break a rule is skipped."""
+    """Return each garment encoded, its picture now in `root`; one whose picture or words break a rule is skipped."""
     outcomes: list[Encoded | Skipped] = []
     rows, pictures = [], []
     for garment in garments:
@@ -77,7 +77,7 @@ def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[
 
 
 def _stored(garment: Garment, root: Root) -> tuple[GarmentRow, Image.Image]:
-    """The garment's row, and its picture as it is stored: that is what everything else is made of."""
+    """Return the garment's row, and its picture as it is stored: that is what everything else is made of."""
     if isinstance(garment.picture, StoredPicture):
         reference, digest, image = garment.picture.reference, garment.picture.sha256, garment.image()
     else:
@@ -94,26 +94,26 @@ class Part:
     """Encoded garments in a folder: a version's own, or some of one that is being made. Arrays stay on disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ArtifactError for files that are damaged or do not fit each other."""
+        """Raise ArtifactError for files that are damaged or do not fit each other."""
         self.garments = Garments.read(folder / GARMENTS_FILE)
         self.vectors = _mapped(folder / VECTORS_FILE, len(self.garments), 2)
         self.pseudo_words = _mapped(folder / WORDS_FILE, len(self.garments), 3)
 
     def __getitem__(self, row: int) -> Encoded:
-        """The garment of a row."""
+        """Return the garment of a row."""
         return Encoded(self.garments[row], self.vectors[row], self.pseudo_words[row])
 
     def ids(self) -> list[str]:
-        """The id of each garment."""
+        """Return the id of each garment."""
         ids: list[str] = self.garments.table["id"].to_pylist()
         return ids
 
     def keys(self) -> list[tuple[str, str]]:
-        """Id, and SHA-256 of the picture, of each garment."""
+        """Return the id, and SHA-256 of the picture, of each garment."""
         return list(zip(self.ids(), self.garments.table["sha256"].to_pylist(), strict=True))
 
     def fits(self, pseudo_words: NDArray[np.float32]) -> bool:
-        """Whether these could be of a garment here."""
+        """Return whether these could be of a garment here."""
         return pseudo_words.shape == self.pseudo_words.shape[1:]
 
     @staticmethod

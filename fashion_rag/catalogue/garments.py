@@ -46,7 +46,7 @@ class StoredPicture:
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """Return the name of the file."""
         return self.reference.rpartition("/")[2]
 
     @property
@@ -56,7 +56,7 @@ class StoredPicture:
         return full if self.root.is_local else str(self.root.fs.unstrip_protocol(full))
 
     def read_bytes(self) -> bytes:
-        """The file's content. Raises OSError as a path does, and ArtifactError for one that is far too large."""
+        """Return the file's content. Raises OSError as a path does, and ArtifactError for one that is far too large."""
         return self.root.read(self.reference, MAX_PICTURE_BYTES)
 
 
@@ -78,7 +78,7 @@ class Garment:
 
     @classmethod
     def stored(cls, root: Root, row: GarmentRow, pseudo_words: NDArray[np.float32] | None = None) -> Garment:
-        """The garment of a row of the catalogue in `root`."""
+        """Return the garment of a row of the catalogue in `root`."""
         picture = StoredPicture(root, row.image, row.sha256)
         return cls(row.id, row.category, row.caption, picture, row.chunks, row.attributes, pseudo_words)
 
@@ -88,19 +88,19 @@ class Garment:
         return str(self.picture) if isinstance(self.picture, Path) else self.picture.location
 
     def image(self) -> Image.Image:
-        """The RGB picture, upright. Raises ArtifactError if it is missing or damaged."""
+        """Return the RGB picture, upright. Raises ArtifactError if it is missing or damaged."""
         try:
             return open_image(self.picture.read_bytes())
         except (InvalidRequest, OSError) as error:
             raise ArtifactError(f"garment {self.id}: {self.picture.name}: {error}") from error
 
     def digest(self) -> str:
-        """The SHA-256 of the picture as it came. Raises OSError for a file that cannot be read."""
+        """Return the SHA-256 of the picture as it came. Raises OSError for a file that cannot be read."""
         return self.picture.sha256 if isinstance(self.picture, StoredPicture) else sha256(self.picture)
 
 
 def garments_in(source: Path, phase: dresscode.Phase = "test") -> list[Garment]:
-    """The garments that a catalogue is to be made of, by category and id.
+    """Return the garments that a catalogue is to be made of, by category and id.
 
     source: a folder in the Dress Code layout (known by its `fine_captions.json`; the garments of `phase`), a folder of
     `CATEGORY/ID.jpg` (or .jpeg, .png, .webp) with an optional `captions.json` (id -> caption), or a Parquet file with
@@ -127,7 +127,7 @@ def garments_in(source: Path, phase: dresscode.Phase = "test") -> list[Garment]:
 
 
 def in_order(garments: Sequence[Garment]) -> list[Garment]:
-    """The garments by category and id. Raises ArtifactError for an unknown category and for two of an id."""
+    """Return the garments by category and id. Raises ArtifactError for an unknown category and for two of an id."""
     seen: dict[str, Garment] = {}
     for garment in garments:
         if garment.category not in CATEGORIES:
@@ -159,7 +159,7 @@ def _in_table(path: Path) -> Iterator[Garment]:
 
 
 def _values(cell: Any) -> tuple[str, ...]:
-    """The values of an attribute: a cell's text or number, or those in its list."""
+    """Return the values of an attribute: a cell's text or number, or those in its list."""
     values = cell if isinstance(cell, list) else [cell]
     return tuple(str(value) for value in values if value not in (None, ""))
 

@@ -47,7 +47,7 @@ class RetrievalEncoder:
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> RetrievalEncoder:
-        """The encoder in `folder`: OpenCLIP's own layout, a config and a safetensors file.
+        """Return the encoder in `folder`: OpenCLIP's own layout, a config and a safetensors file.
 
         With `hf_tokenizer_name` in the config's `text_cfg`, the tokenizer's files lie in the folder too; otherwise it
         is OpenCLIP's own. Computes in float32. Raises ArtifactError for anything missing or not fitting.
@@ -68,11 +68,11 @@ class RetrievalEncoder:
         return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights))
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Unit vectors [N, dim] of N texts; a text too long loses its end."""
+        """Return the unit vectors [N, dim] of N texts; a text too long loses its end."""
         return self._encode(texts, self.tokenizer, self.model.encode_text)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors [N, dim] of N garment pictures of any size."""
+        """Return the unit vectors [N, dim] of N garment pictures of any size."""
         return self._encode(images, self._pixels, self.model.encode_image)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:

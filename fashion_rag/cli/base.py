@@ -91,7 +91,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each phase of a build; the callable takes phase, steps done and number of steps."""
+    """Provide a bar on stderr for each phase of a build; the callable takes phase, steps done and number of steps."""
     tasks: dict[str, TaskID] = {}
     with _bars() as bars:
 
@@ -106,7 +106,9 @@ def build_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def start_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr while a server starts; the callable takes what is awaited, parts ready, and number of parts."""
+    """Provide a bar on stderr while a server starts; the callable takes what is awaited, parts ready, and number of
+    parts.
+    """
     with _bars() as bar:
         task = bar.add_task("starting", total=None)
 
@@ -118,7 +120,7 @@ def start_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
-    """A bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
+    """Provide a bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
     tasks: dict[str, TaskID] = {}
     with _bars() as bar:
 
@@ -132,7 +134,7 @@ def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
 
 @contextmanager
 def load_progress(total: int) -> Iterator[Callable[[EditOutcome], None]]:
-    """A bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
+    """Provide a bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
     counts = dict.fromkeys(("done", "refused", "failed"), 0)
     with _bars() as bar:
         task = bar.add_task("sending", total=total)
@@ -153,7 +155,7 @@ def shortcuts_of(solver: Solver, guided: str, cache_interval: int) -> Shortcuts:
 
 
 def numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:
-    """The numbers in an option such as 10,20,50."""
+    """Return the numbers in an option such as 10,20,50."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

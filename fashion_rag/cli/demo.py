@@ -106,7 +106,7 @@ def demo_evaluate(
 
 
 def report_table(report: Report) -> Table:
-    """The report of `demo evaluate` for a terminal."""
+    """Return the report of `demo evaluate` for a terminal."""
     from fashion_rag.demo.model.evaluate import Row
 
     table = Table(

@@ -77,7 +77,7 @@ class Ticket:
 
     @property
     def num_rows(self) -> int:
-        """The rows of the next step, or of the last."""
+        """Return the rows of the next step, or of the last."""
         return self.rows[min(self.num_begun, self.num_steps - 1)].total
 
     def until_change(self, begun: int) -> int:

@@ -64,7 +64,7 @@ def read_vae(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_ke
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer in `folder`."""
+    """Return the CLIP tokenizer in `folder`."""
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder / name}: no such file")

@@ -26,7 +26,7 @@ SHALLOW_LAYERS = 2
 
 
 def feature_channels(config: Mapping[str, Any]) -> int:
-    """The channels C of the features of a UNet with this configuration.
+    """Return the channels C of the features of a UNet with this configuration.
 
     They are what leaves the layer before: in the last block one like it, or the block before where that is all of it.
     """
@@ -40,13 +40,13 @@ class DeepUNet(Protocol):
     """A UNet, or a compiled one, that may be called in all three ways; shapes as of `UNet`."""
 
     def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The predicted noise."""
+        """Return the predicted noise."""
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The predicted noise, and features for `shallow`."""
+        """Return the predicted noise, and features for `shallow`."""
 
     def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """The predicted noise, nearly, from features of the same edit's earlier step."""
+        """Return the predicted noise, nearly, from features of the same edit's earlier step."""
 
 
 class UNet(nn.Module):
@@ -57,13 +57,15 @@ class UNet(nn.Module):
         self.unet = unet
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Predicted noise [B, 4, h, w] for `sample` [B, 27, h, w] at timesteps `t` [B] int64, text [B, 77, D]."""
+        """Return the predicted noise [B, 4, h, w] for `sample` [B, 27, h, w] at timesteps `t` [B] int64, text [B, 77,
+        D].
+        """
         dtype = self.unet.conv_in.weight.dtype
         noise_pred: Tensor = self.unet(sample.to(dtype), t, encoder_hidden_states=prompt_embeds.to(dtype)).sample
         return noise_pred.float()
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The same noise, and the features float32 [B, C, h, w] that enter the last `SHALLOW_LAYERS` layers."""
+        """Return the same noise, and the features float32 [B, C, h, w] that enter the last `SHALLOW_LAYERS` layers."""
         unet: Any = self.unet
         hidden, temb, text = _enter(unet, sample, t, prompt_embeds)
         skips = [hidden]
@@ -81,7 +83,7 @@ class UNet(nn.Module):
         return _leave(unet, hidden, skips, temb, text), hidden.float()
 
     def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """The noise that the outermost layers predict from `features` [B, C, h, w] of an earlier step."""
+        """Return the noise that the outermost layers predict from `features` [B, C, h, w] of an earlier step."""
         return _shallow(self.unet, sample, t, prompt_embeds, features)
 
 
@@ -93,7 +95,7 @@ class WholeUNet(nn.Module):
         self.unet = unet
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Noise and features for inputs as of `UNet`."""
+        """Return the noise and features for inputs as of `UNet`."""
         return torch.cat(self.unet.deep(sample, t, prompt_embeds), dim=1)
 
 
@@ -111,7 +113,7 @@ class ShallowUNet(nn.Module):
         self.unet = shell
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """The noise, for inputs as of `UNet.shallow`."""
+        """Return the noise, for inputs as of `UNet.shallow`."""
         return _shallow(self.unet, sample, t, prompt_embeds, features)
 
 
@@ -138,7 +140,7 @@ class SplitUNet:
 
 
 def _enter(unet: Any, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states after the first convolution, the timestep's embedding, and the text."""
+    """Return the hidden states after the first convolution, the timestep's embedding, and the text."""
     dtype = unet.conv_in.weight.dtype
     temb = unet.time_embedding(unet.time_proj(t).to(dtype))
     return unet.conv_in(sample.to(dtype)), temb, prompt_embeds.to(dtype)
@@ -154,7 +156,7 @@ def _shallow(unet: Any, sample: Tensor, t: Tensor, prompt_embeds: Tensor, featur
 
 
 def _leave(unet: Any, hidden: Tensor, skips: list[Tensor], temb: Tensor, text: Tensor) -> Tensor:
-    """The last layers and the way out, from the features on."""
+    """Return the last layers and the way out, from the features on."""
     for number in range(-SHALLOW_LAYERS, 0):
         hidden = _layer(unet.up_blocks[-1], number, torch.cat([hidden, skips.pop()], dim=1), temb, text)
     noise_pred: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
@@ -162,13 +164,13 @@ def _leave(unet: Any, hidden: Tensor, skips: list[Tensor], temb: Tensor, text: T
 
 
 def _block(block: Any, hidden: Tensor, temb: Tensor, text: Tensor, **others: Any) -> Any:
-    """A whole block of diffusers' UNet, with attention to the text where it has any."""
+    """Return a whole block of diffusers' UNet, with attention to the text where it has any."""
     attended = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
     return block(hidden, temb=temb, **attended, **others)
 
 
 def _layer(block: Any, number: int, hidden: Tensor, temb: Tensor, text: Tensor) -> Tensor:
-    """One layer of a block: a residual block, and attention where it has any."""
+    """Return one layer of a block: a residual block, and attention where it has any."""
     hidden = block.resnets[number](hidden, temb)
     if getattr(block, "has_cross_attention", False):
         hidden = block.attentions[number](hidden, encoder_hidden_states=text, return_dict=False)[0]
@@ -176,7 +178,7 @@ def _layer(block: Any, number: int, hidden: Tensor, temb: Tensor, text: Tensor) 
 
 
 def _part(block: Any, layers: slice) -> nn.Module:
-    """Some layers of a block, as `_layer` takes them."""
+    """Return the some layers of a block, as `_layer` takes them."""
     part: Any = nn.Module()
     part.has_cross_attention = getattr(block, "has_cross_attention", False)
     part.resnets = block.resnets[layers]
@@ -186,7 +188,7 @@ def _part(block: Any, layers: slice) -> nn.Module:
 
 
 def unet_input(latents: Tensor, mask: Tensor, masked_image_latents: Tensor, pose_map: Tensor) -> Tensor:
-    """The UNet's input [B, 27, h, w]: latents 4, mask 1, masked-image latents 4, pose 18, in this order."""
+    """Return the UNet's input [B, 27, h, w]: latents 4, mask 1, masked-image latents 4, pose 18, in this order."""
     return torch.cat([latents, mask, masked_image_latents, pose_map], dim=1)
 
 

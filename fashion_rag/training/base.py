@@ -24,7 +24,7 @@ HIDDEN_RATIO = 4
 
 
 def open_base(path: Path, work: Path, seed: int) -> Bundle:
-    """The bundle in `path` if it is whole; else a copy of it in `work`, made once, with what it lacks.
+    """Return the bundle in `path` if it is whole; else a copy of it in `work`, made once, with what it lacks.
 
     A UNet of other than 27 input channels, such as Stable Diffusion 2 inpainting's of 9, is widened; in the place of
     an inversion adapter that is not there comes a new one, random from `seed`. One process at a time.
@@ -88,7 +88,7 @@ def _write_new_adapter(folder: Path, seed: int) -> None:
 def write_trained(
     base: Bundle, network: nn.ModuleDict, out: Path, name: str, dtype: torch.dtype = torch.float32
 ) -> Bundle:
-    """The bundle in `out`: the files of `base`, with UNet and adapter of `network` stored as `dtype`.
+    """Return the bundle in `out`: the files of `base`, with UNet and adapter of `network` stored as `dtype`.
 
     Copied and not written anew, so that all else is the same to the byte, and catalogues built with `base` can still
     be searched. network: as `objective.networks` makes it.

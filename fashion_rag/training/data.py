@@ -58,11 +58,11 @@ class Source:
 
     @property
     def num_garments(self) -> int:
-        """How many garments a sample has."""
+        """Return how many garments a sample has."""
         return MAX_GARMENTS if self.retrieval else 1
 
     def open(self, size: tuple[int, int]) -> DressCode:
-        """The samples, at `size`. Raises as DressCode."""
+        """Return the samples, at `size`. Raises as DressCode."""
         return DressCode(
             self.root,
             "train",
@@ -74,7 +74,7 @@ class Source:
         )
 
     def fingerprint(self) -> str:
-        """A digest of the choices made here, and of the files that say which pictures go together."""
+        """Return a digest of the choices made here, and of the files that say which pictures go together."""
         choices = repr((sorted(self.categories), self.num_chunks, self.mask_type, self.num_garments))
         files = [*self.root.glob("*_captions.json"), *self.root.glob("*/train_pairs.txt")]
         if self.retrieval:
@@ -89,12 +89,12 @@ class Chunked:
         self.chunks = chunks
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
-        """A new array of these rows."""
+        """Return a new array of these rows."""
         return np.stack([self.chunks[row // CHUNK][row % CHUNK] for row in rows])
 
 
 def prepare(source: Source, bundle: Bundle, work: Path, device: torch.device, report: Report = silent) -> TrainingSet:
-    """The training set of `source` for `bundle`, read from its cache in `work`, which is filled first.
+    """Return the training set of `source` for `bundle`, read from its cache in `work`, which is filled first.
 
     `report` is told, after every batch, how many samples or garments this process has computed, of how many. Raises
     ArtifactError, naming the path, for a file that is missing or damaged.
@@ -126,7 +126,7 @@ def prepare(source: Source, bundle: Bundle, work: Path, device: torch.device, re
 
 
 def cache_key(source: Source, bundle: Bundle) -> str:
-    """Which cache belongs to these encoders and this data set."""
+    """Return which cache belongs to these encoders and this data set."""
     manifest = bundle.manifest
     sizes = repr((manifest.image_size, manifest.mask_rule_size, manifest.pose_sigma))
     processor = joint_sha256([bundle.path / "image_processor" / PROCESSOR_FILE])
@@ -135,7 +135,7 @@ def cache_key(source: Source, bundle: Bundle) -> str:
 
 
 def _missing(paths: Sequence[Path]) -> list[tuple[int, Path]]:
-    """The chunks, with their numbers, that are this process's to compute and not there yet."""
+    """Return the chunks, with their numbers, that are this process's to compute and not there yet."""
     rank, world = rank_and_world()
     mine = list(enumerate(paths))[rank::world]
     return [(number, path) for number, path in mine if not path.exists()]
@@ -192,7 +192,9 @@ def _write_photos(
 
 
 def _garments(sample: Sample, num_garments: int) -> list[Path]:
-    """The garment worn, then the best of the retrieved ones; pairs are retrieved by the worn one's own caption."""
+    """Return the garment worn, then the best of the retrieved ones; pairs are retrieved by the worn one's own
+    caption.
+    """
     others = [path for path in sample.retrieved_paths if path != sample.garment_path]
     return [sample.garment_path, *others][:num_garments]
 
@@ -206,7 +208,7 @@ def _photo_rows(
     vae: VAE,
     device: torch.device,
 ) -> NDArray[np.void]:
-    """A record for each sample."""
+    """Return a record for each sample."""
     size = manifest.image_size
     images = torch.stack([to_tensor(sample.image, size) for sample in samples]).to(device)
     masks, maps = [], []

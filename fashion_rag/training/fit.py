@@ -56,7 +56,10 @@ class Plan:
                 raise InvalidRequest(name, getattr(self, name), "must be at least 1")
 
     def part_numbers(self, rank: int, world: int) -> range:
-        """The parts of process `rank` of `world`. Raises InvalidRequest if batch or parts cannot be shared evenly."""
+        """Return the parts of process `rank` of `world`.
+
+        Raises InvalidRequest if batch or parts cannot be shared evenly.
+        """
         num_parts = self.num_parts or world
         if num_parts % world:
             raise InvalidRequest("num_parts", num_parts, f"must be a multiple of the {world} processes")
@@ -73,10 +76,10 @@ class Stage(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """All that learns, on the device where it learns."""
+        """Return all that learns, on the device where it learns."""
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
-        """The mean loss of `num_rows` random rows, drawn from `rng` and PyTorch's own generator alone."""
+        """Return the mean loss of `num_rows` random rows, drawn from `rng` and PyTorch's own generator alone."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,19 @@ Watch = Callable[[Progress, nn.Module], None]
 
 
 def pick_precision() -> Precision:
-    """bfloat16, or float16 where the GPU has none."""
+    """Return the bfloat16, or float16 where the GPU has none."""
     lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     return "float16" if lacking else "bfloat16"
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
-    """Opens a block whose products and convolutions compute in `precision`."""
+    """Open a block whose products and convolutions compute in `precision`."""
     dtype = getattr(torch, precision)
     return partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """The rate at `step`: a short warm-up, constant, then down to zero."""
+    """Return the rate at `step`: a short warm-up, constant, then down to zero."""
     left = (plan.num_steps - step) / max(plan.num_steps * plan.decay_share, 1.0)
     return plan.learning_rate * min(1.0, (step + 1) / max(plan.warmup_steps, 1), left)
 

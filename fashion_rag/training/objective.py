@@ -30,7 +30,7 @@ class Rows(Protocol):
     """An array of which rows are read: one in memory, mapped from a file, or spread over several."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
-        """A new array of these rows."""
+        """Return a new array of these rows."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,14 @@ class Mix:
 
 
 def networks(unet: UNet, adapter: InversionAdapter) -> nn.ModuleDict:
-    """What learns, under the names that checkpoints know; float32, all of it trainable."""
+    """Return what learns, under the names that checkpoints know; float32, all of it trainable."""
     return nn.ModuleDict({"unet": unet, "adapter": adapter}).float().requires_grad_(True)
 
 
 def noisy_and_target(sampler: NoiseSchedule, clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """`clean` latents with `noise` at timesteps `t` [B], and what the UNet should make of them, all [B, 4, h, w]."""
+    """Return `clean` latents with `noise` at timesteps `t` [B], and what the UNet should make of them, all [B, 4, h,
+    w].
+    """
     alpha = alphas_cumprod(sampler, clean.device)[t][:, None, None, None]
     signal_scale, noise_scale = alpha.sqrt(), (1 - alpha).sqrt()
     noisy = signal_scale * clean + noise_scale * noise
@@ -99,7 +101,9 @@ def noisy_and_target(sampler: NoiseSchedule, clean: Tensor, noise: Tensor, t: Te
 
 
 def snr_weights(sampler: NoiseSchedule, t: Tensor, max_snr: float) -> Tensor:
-    """Min-SNR weights [B] of errors at timesteps `t` [B]: all predictions weighed as if x0 was predicted, capped."""
+    """Return Min-SNR weights [B] of errors at timesteps `t` [B]: all predictions weighed as if x0 was predicted,
+    capped.
+    """
     alpha = alphas_cumprod(sampler, t.device)[t]
     snr = alpha / (1 - alpha)
     return snr.clamp(max=max_snr) / (snr if sampler.prediction_type == "epsilon" else snr + 1)
@@ -131,7 +135,7 @@ class EditStage:
             self.empty_prompt = prompts([""])
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
-        """The weighted mean of squared errors of `num_rows` samples at random timesteps."""
+        """Return the weighted mean of squared errors of `num_rows` samples at random timesteps."""
         rows = rng.integers(len(self.data), size=num_rows)
         clean = self._latents(self.data.moments, rows)
         masked = self._latents(self.data.masked_moments, rows)
@@ -151,7 +155,7 @@ class EditStage:
         return loss
 
     def prompt_embeds(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> Tensor:
-        """Prompt embeddings [B, 77, D] of samples, each with garments and wording drawn for it."""
+        """Return the prompt embeddings [B, 77, D] of samples, each with garments and wording drawn for it."""
         adapter: Any = self.network["adapter"]
         shown = [self.draw_garments(rng, row) for row in rows]
         texts = []
@@ -169,7 +173,9 @@ class EditStage:
         return self.prompts(texts, [part.flatten(0, 1) for part in parts])  # type: ignore[no-any-return]
 
     def draw_garments(self, rng: np.random.Generator, row: int) -> NDArray[np.int64]:
-        """Rows of `hidden` for one sample: several in any order, so that the one worn is not always among them."""
+        """Return rows of `hidden` for one sample: several in any order, so that the one worn is not always
+        among them.
+        """
         garments: NDArray[np.int64] = self.data.garments[row]
         count = rng.choice(MAX_GARMENTS + 1, p=self.mix.garment_shares)
         if count == 1:
@@ -177,7 +183,9 @@ class EditStage:
         return rng.permutation(garments)[:count]
 
     def drop(self, rng: np.random.Generator, embeds: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Text and pose, in some rows replaced by the empty prompt and no pose: what guidance starts from."""
+        """Return the text and pose, in some rows replaced by the empty prompt and no pose: what guidance
+        starts from.
+        """
         dropped = torch.from_numpy(rng.random(len(embeds)) < self.mix.uncond_share).to(self.device)
         embeds = torch.where(dropped[:, None, None], self.empty_prompt, embeds)
         return embeds, torch.where(dropped[:, None, None, None], 0.0, pose)
@@ -186,6 +194,6 @@ class EditStage:
         return torch.from_numpy(array[rows]).to(self.device).float()
 
     def _latents(self, moments: Rows, rows: NDArray[np.int64]) -> Tensor:
-        """Scaled latents [B, 4, h, w], drawn from the VAE's posterior."""
+        """Return the scaled latents [B, 4, h, w], drawn from the VAE's posterior."""
         mean, logvar = self._tensor(moments, rows).chunk(2, dim=1)
         return self.data.scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean))

@@ -28,7 +28,7 @@ def train_on_ray(
     max_failures: int = 3,
     watch: Watch | None = None,
 ) -> Bundle:
-    """The trained bundle, now in `settings.out`, from the Ray that this process is connected to.
+    """Return the trained bundle, now in `settings.out`, from the Ray that this process is connected to.
 
     settings: its folders must be ones that every node sees under the same path. num_workers: processes, of a GPU each
     where `use_gpu`. max_failures: how many deaths of a worker or node are made good. watch: also called, in every

@@ -23,18 +23,18 @@ PATIENCE = timedelta(hours=6)
 
 
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process, from 0, and how many there are."""
+    """Return the number of this process, from 0, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def barrier() -> None:
-    """Returns once every process has come here."""
+    """Return once every process has come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def silent(stage: str, step: int, num_steps: int, loss: float) -> None:
-    """What all processes but the first report: nothing."""
+    """Return what all processes but the first report: nothing."""
 
 
 def run_processes(job: Job, num_processes: int, folder: Path, report: Report) -> None:

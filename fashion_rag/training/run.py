@@ -75,13 +75,16 @@ def train(settings: Settings, num_processes: int | None = None, report: Report =
 
 
 def even_share(plan: Plan, most: int) -> int:
-    """The largest number of processes, up to `most`, that can share the plan's parts, or its batches, evenly."""
+    """Return the largest number of processes, up to `most`, that can share the plan's parts, or its batches, evenly."""
     shared = plan.num_parts or plan.batch_size
     return max(number for number in range(1, most + 1) if shared % number == 0)
 
 
 def run(settings: Settings, report: Report, watches: Sequence[Watch] = ()) -> None:
-    """What each process does: its share of the training. `torch.distributed` is set up by the caller, if at all."""
+    """Return what each process does: its share of the training.
+
+    `torch.distributed` is set up by the caller, if at all.
+    """
     rank, _ = rank_and_world()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if rank == 0:

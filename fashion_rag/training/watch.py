@@ -35,7 +35,7 @@ Sheet = Callable[[nn.Module], NDArray[np.uint8]]
 
 
 def all_of(watches: Sequence[Watch]) -> Watch:
-    """A watch that calls these in turn."""
+    """Return a watch that calls these in turn."""
 
     def watch(progress: Progress, average: nn.Module) -> None:
         for one in watches:
@@ -103,7 +103,7 @@ class SampleSheet:
 
     @torch.inference_mode()
     def __call__(self, average: nn.Module) -> NDArray[np.uint8]:
-        """The pictures, uint8 [rows * H, 3 * W, 3]; `average` as `objective.networks` makes it."""
+        """Return the pictures, uint8 [rows * H, 3 * W, 3]; `average` as `objective.networks` makes it."""
         average.eval()
         network: Any = average
         data, manifest = self.data, self.bundle.manifest

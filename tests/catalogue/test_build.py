@@ -43,12 +43,12 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def part(root: Path) -> Part:
-    """What the live version has."""
+    """Return what the live version has."""
     return Part(root / live(Root.at(root)).folder)
 
 
 def rgb(root: Path, garment_id: str) -> tuple[int, ...]:
-    """The colour of a garment's stored picture."""
+    """Return the colour of a garment's stored picture."""
     found = part(root)
     row = found.garments.find(garment_id)
     assert row is not None
@@ -60,7 +60,7 @@ def rgb(root: Path, garment_id: str) -> tuple[int, ...]:
 
 
 def halfway(num_batches: int) -> Any:
-    """Encodes so many batches and then meets with an accident."""
+    """Return the encodes so many batches and then meets with an accident."""
 
     def compute(batches: Any, load: Any, root: Root) -> Iterator[Any]:
         for number, outcomes in enumerate(in_process(batches, load, root)):
@@ -77,7 +77,7 @@ def failing() -> Any:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two garments a batch, and a part after each batch."""
+    """Return two garments a batch, and a part after each batch."""
     monkeypatch.setattr(build_module, "BATCH_SIZE", 2)
     monkeypatch.setattr(build_module, "PART_ROWS", 2)
 

@@ -37,7 +37,10 @@ def encoder(tiny_bundle: Path) -> RetrievalEncoder:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue of plain colours: dresses with sizes and without, and a shirt. Shared: take a copy to change it."""
+    """Return a catalogue of plain colours: dresses with sizes and without, and a shirt.
+
+    Shared: take a copy to change it.
+    """
     folder = tmp_path_factory.mktemp("shop")
     dresses = painted(folder / "pictures", {"a": "red", "b": "lime", "c": "blue", "d": "white"})
     (shirt,) = painted(folder / "more", {"shirt": "red"}, "upper_body")
@@ -54,7 +57,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(shop: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Return a copy to change."""
     return Path(shutil.copytree(shop, tmp_path / "catalogue"))
 
 
@@ -68,7 +71,7 @@ def ids(matches: list[Any]) -> list[str]:
 
 
 def shown(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
-    """The colour of each garment, by id."""
+    """Return the colour of each garment, by id."""
     colours = {garment.id: garment.image().getpixel((0, 0)) for garment in catalogue}
     assert len(colours) == len(catalogue)
     return {garment_id: colours[garment_id] for garment_id in sorted(colours)}  # type: ignore[misc]
@@ -295,7 +298,7 @@ def test_what_was_added_and_then_deleted_is_gone(root: Path) -> None:
 
 
 def test_all_that_a_search_asks_for_comes_whenever_it_is_there(tmp_path: Path) -> None:
-    """The same as a plain list of garments, whatever is changed, and the same again after a build."""
+    """Return the same as a plain list of garments, whatever is changed, and the same again after a build."""
     root = tmp_path / "catalogue"
     rng = np.random.default_rng(0)
     names = [f"g{number}" for number in range(12)]
@@ -402,7 +405,7 @@ def test_pseudo_words_are_given_where_they_fit(root: Path, inversion: str | None
 
 
 def _same(catalogue: Catalogue, garment_id: str) -> list[Any]:
-    """The garment as searches find it."""
+    """Return the garment as searches find it."""
     category = catalogue.get(garment_id).category
     return [match.garment for match in catalogue.search("red", category, 99) if match.garment.id == garment_id]
 

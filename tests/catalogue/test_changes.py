@@ -126,7 +126,7 @@ def test_a_change_that_breaks_a_rule_is_not_stored(root: Root, change: Change, f
 
 
 def forged(root: Root, data: bytes) -> str:
-    """A file with a name that fits its content, as if a writer had meant it."""
+    """Return a file with a name that fits its content, as if a writer had meant it."""
     name = f"20260101T000000000000Z-{hashlib.sha256(data).hexdigest()[:32]}"
     root.write(f"changes/{name}", data)
     return name
@@ -200,7 +200,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size
 
 
 def state_after(state: dict[str, Change], last: dict[str, Change]) -> dict[str, Change]:
-    """The garments there are once `last` has been laid over those of `state`."""
+    """Return the garments there are once `last` has been laid over those of `state`."""
     laid_over = state | last
     return {garment_id: change for garment_id, change in laid_over.items() if isinstance(change, Added)}
 

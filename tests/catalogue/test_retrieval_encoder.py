@@ -19,7 +19,7 @@ from fashion_rag.weights import read_state, write_state
 
 @pytest.fixture
 def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Return a copy to change."""
     return Path(shutil.copytree(tiny_bundle / "retrieval", tmp_path / "retrieval"))
 
 

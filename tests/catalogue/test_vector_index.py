@@ -61,7 +61,7 @@ def everything(index: VectorIndex) -> NDArray[np.bool_]:
 
 @pytest.fixture(scope="module")
 def large() -> VectorIndex:
-    """An approximate index small enough for a test."""
+    """Return an approximate index small enough for a test."""
     return VectorIndex.build(clustered(4000), EFFORT)
 
 
@@ -177,7 +177,7 @@ def test_rows_allowed_in_another_index_are_not_taken(large: VectorIndex) -> None
 
 @pytest.fixture
 def saved(large: VectorIndex, tmp_path: Path) -> Path:
-    """The approximate index in a folder, with its vectors beside it."""
+    """Return the approximate index in a folder, with its vectors beside it."""
     np.save(tmp_path / "vectors.npy", clustered(4000))
     (tmp_path / "index").mkdir()
     large.save(tmp_path / "index")
@@ -248,7 +248,7 @@ def test_other_vectors_are_refused(saved: Path, kind: str) -> None:
 def product_codes(
     rows: Vectors, metric: int = faiss.METRIC_INNER_PRODUCT, ids: Any = None, quantizer: Any = None
 ) -> Any:
-    """An index of the kind that ours is."""
+    """Return an index of the kind that ours is."""
     dim = rows.shape[1]
     index: Any = faiss.IndexIVFPQFastScan(quantizer or faiss.IndexFlatIP(dim), dim, 16, dim // 2, 4, metric)
     index.cp.min_points_per_centroid = 1

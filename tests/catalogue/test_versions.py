@@ -55,7 +55,7 @@ def memory(tmp_path: Path) -> Iterator[Root]:
 
 
 def folder_of(tmp_path: Path, text: str) -> Path:
-    """A new folder with files that say `text`, one of them larger than what is written at once."""
+    """Return a new folder with files that say `text`, one of them larger than what is written at once."""
     folder = tmp_path / f"made-{len(list(tmp_path.iterdir()))}"
     (folder / "index").mkdir(parents=True)
     (folder / "garments.parquet").write_text(text)
@@ -359,7 +359,9 @@ def test_a_damaged_version_can_be_replaced(root: Root, tmp_path: Path) -> None:
 
 
 def steps_survived(act: Callable[[], object], check: Callable[[], None], reset: Callable[[], object]) -> int:
-    """How often `act` was killed: before each operation that changes a file, in turn, with `check` after each."""
+    """Return how often `act` was killed: before each operation that changes a file, in turn, with `check`
+    after each.
+    """
     # A kill, unlike a power cut, takes nothing that was written: waiting for the disk would only take time.
     os.fsync = lambda descriptor: None  # type: ignore[assignment]
     step = 0
@@ -408,7 +410,7 @@ def kill_at(step: int) -> None:
 
 
 def run_here(module_name: str, name: str, *arguments: object) -> str:
-    """What a function of a module prints in a process of its own."""
+    """Return what a function of a module prints in a process of its own."""
     script = f"from {module_name} import {name}; {name}(*{[str(argument) for argument in arguments]})"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT)
     assert run.returncode == 0, run.stderr
@@ -669,7 +671,7 @@ def test_a_cache_is_pruned_like_a_root(memory: Root, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Moves the time on by so many seconds."""
+    """Move the time on by so many seconds."""
     passed = timedelta()
 
     class Clock(datetime):

@@ -24,7 +24,7 @@ TURNED = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
 
 
 def vector(colour: Sequence[int]) -> NDArray[np.float32]:
-    """A unit vector [DIM]; black has one too."""
+    """Return a unit vector [DIM]; black has one too."""
     turned: NDArray[np.float32] = np.array([*colour, 64], np.float32) @ TURNED
     return turned / np.linalg.norm(turned)
 
@@ -79,20 +79,20 @@ def paint(path: Path, colour: str, size: tuple[int, int] = (32, 32), **how: Any)
 
 
 def painted(folder: Path, colours: Mapping[str, str], category: str = "dresses") -> list[Garment]:
-    """The garments of a folder, now with a picture of each of these ids and colours in it."""
+    """Return the garments of a folder, now with a picture of each of these ids and colours in it."""
     for garment_id, colour in colours.items():
         paint(folder / category / f"{garment_id}.png", colour)
     return garments_in(folder)
 
 
 def made(root: Path, garments: Sequence[Garment], **how: Any) -> Built:
-    """A build with these encoders; what is half done lies beside the root."""
+    """Return a build with these encoders; what is half done lies beside the root."""
     how = {"load": load, "fingerprints": FINGERPRINTS, "work": root.with_name(f"{root.name}-work")} | how
     return build(Root.at(root), garments, **how)
 
 
 def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **said: Any) -> Encoded:
-    """A garment ready to be added, with its picture in the root."""
+    """Return a garment ready to be added, with its picture in the root."""
     picture = paint(root.with_name(f"{root.name}-uploads") / f"{garment_id}.png", colour)
     (outcome,) = encode([Garment(garment_id, category, "", picture, **said)], load(), Root.at(root))
     assert isinstance(outcome, Encoded)
@@ -100,10 +100,10 @@ def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses",
 
 
 def add(root: Path, *garment: str, encoders: Mapping[str, str] = FINGERPRINTS, **said: Any) -> str:
-    """The name of the change that adds the garment of this id, colour and category."""
+    """Return the name of the change that adds the garment of this id, colour and category."""
     return append(Root.at(root), Added(*encoded(root, *garment, **said), encoders))
 
 
 def delete(root: Path, garment_id: str) -> str:
-    """The name of the change that deletes the garment of this id."""
+    """Return the name of the change that deletes the garment of this id."""
     return append(Root.at(root), Deleted(garment_id))

@@ -61,7 +61,7 @@ class Load:
             call.result()
 
     def wait_for(self, number: int) -> None:
-        """Returns once so many more edits have been answered."""
+        """Return once so many more edits have been answered."""
         wanted = self.num_done + number
         wait_for(
             lambda: self.num_done >= wanted,
@@ -83,7 +83,7 @@ class Load:
                     self.largest_difference = max(self.largest_difference, difference)
 
     def _ask(self, turn: int, edit: dict[str, Any]) -> httpx.Response | str:
-        """The reply, or why there is none."""
+        """Return the reply, or why there is none."""
         why = ""
         for attempt in range(MAX_RETRIES + 1):
             if attempt:

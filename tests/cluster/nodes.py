@@ -26,7 +26,7 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 
 
 def why_not() -> str | None:
-    """Why nodes cannot be started here, None if they can."""
+    """Return the why nodes cannot be started here, None if they can."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         return "network namespaces need root and iproute2"
     probe = f"fr-probe-{secrets.token_hex(2)}"
@@ -46,7 +46,7 @@ class Node:
     folder: Path
 
     def pids(self) -> list[int]:
-        """All processes of the node."""
+        """Return all processes of the node."""
         run = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
         return [int(pid) for pid in run.stdout.split()]
 
@@ -56,7 +56,7 @@ class Node:
         return [pid for pid, line in lines.items() if line.exists() and line.read_text().startswith(title)]
 
     def kill(self) -> None:
-        """What a power cut does: all processes end at once, without a word."""
+        """Return what a power cut does: all processes end at once, without a word."""
         while pids := self.pids():
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -85,16 +85,16 @@ class Cluster:
         return self.nodes[0]
 
     def workers(self) -> list[Node]:
-        """The other nodes."""
+        """Return the other nodes."""
         return self.nodes[1:]
 
     @property
     def dashboard(self) -> str:
-        """Where `serve deploy` asks."""
+        """Return where `serve deploy` asks."""
         return f"http://{self.head.ip}:8265"
 
     def add(self, name: str, *options: str) -> Node:
-        """A new node, ready; `options` are those of `ray start`."""
+        """Return a new node, ready; `options` are those of `ray start`."""
         number = next(self._numbers)
         node = Node(name, f"{SUBNET}.{number}", f"{self.bridge}-{number}", self.folder / f"n{number}")
         role = ["--address", f"{self.head.ip}:6379"] if self.nodes else ["--head", "--dashboard-host", "0.0.0.0"]
@@ -108,7 +108,7 @@ class Cluster:
         return node
 
     def remove(self, node: Node) -> None:
-        """The node dies, if it has not, and is no more."""
+        """Return the node dies, if it has not, and is no more."""
         node.kill()
         self.nodes.remove(node)
         subprocess.run(["ip", "netns", "del", node.namespace], check=True)
@@ -127,14 +127,14 @@ class Cluster:
             subprocess.run(command, check=True)
 
     def serve(self, *arguments: str) -> str:
-        """What Serve's command line answers."""
+        """Return what Serve's command line answers."""
         run = self.head.run(str(BIN / "serve"), *arguments, environment=self.environment)
         if run.returncode:
             raise RuntimeError(f"serve {' '.join(arguments)}: {run.stdout}{run.stderr}")
         return run.stdout
 
     def details(self) -> dict:
-        """What Serve's REST API tells of itself, applications, deployments and replicas."""
+        """Return what Serve's REST API tells of itself, applications, deployments and replicas."""
         headers = {"authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         reply = httpx.get(f"{self.dashboard}/api/serve/applications/", headers=headers, timeout=30)
         return reply.raise_for_status().json()
@@ -142,7 +142,7 @@ class Cluster:
 
 @contextmanager
 def cluster(environment: Mapping[str, str], head_options: Sequence[str] = ()) -> Iterator[Cluster]:
-    """A cluster with its head; all its processes end with the block."""
+    """Provide a cluster with its head; all its processes end with the block."""
     bridge = f"fr{secrets.token_hex(2)}"
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"

@@ -35,7 +35,7 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 def make_folders(folder: Path) -> dict[str, str]:
-    """What stands in for the volume and the secret, below `folder`: paths for the arguments of the graph."""
+    """Return what stands in for the volume and the secret, below `folder`: paths for the arguments of the graph."""
     catalogue = ensure_demo_world(folder / "world", DEMO_BUNDLE)
     compiled = Runtime(str(DEMO_BUNDLE), backend="onnx").open().folder
     paths = {"bundle": DEMO_BUNDLE, "catalogue": catalogue, "compiled": compiled}
@@ -46,13 +46,13 @@ def make_folders(folder: Path) -> dict[str, str]:
 
 
 def read(overlay: str) -> tuple[Graph, list[Group]]:
-    """The graph of an overlay, and its worker groups."""
+    """Return the graph of an overlay, and its worker groups."""
     (service,) = Overlay.render(ROOT / "overlays" / overlay).ray_services
     return graph_of(service), groups_of(service)
 
 
 def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int, target_load: float | None = None) -> Graph:
-    """The graph on the demo model: other folders, ONNX Runtime, `min_replicas` of each, and shorter delays.
+    """Return the graph on the demo model: other folders, ONNX Runtime, `min_replicas` of each, and shorter delays.
 
     target_load: of the denoisers, in place of the overlay's.
     """
@@ -68,7 +68,7 @@ def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int, tar
 
 
 def add_node(cluster: Cluster, name: str, group: Group) -> Node:
-    """A node with what a pod of the group offers."""
+    """Return a node with what a pod of the group offers."""
     labels = ",".join(f"{key}={value}" for key, value in group.labels.items())
     numbers = {"--num-cpus": group.cpus, "--num-gpus": group.gpus, "--memory": group.memory_bytes}
     options = [word for option, number in numbers.items() for word in (option, str(round(number)))]
@@ -85,24 +85,24 @@ def deploy(cluster: Cluster, graph: Graph) -> None:
 
 
 def application(cluster: Cluster) -> dict[str, Any]:
-    """What Serve tells of the graph."""
+    """Return what Serve tells of the graph."""
     found: dict[str, Any] = cluster.details()["applications"].get("fashion-rag", {})
     return found
 
 
 def status(cluster: Cluster) -> str:
-    """RUNNING where every deployment has its replicas."""
+    """Return RUNNING where every deployment has its replicas."""
     return str(application(cluster).get("status"))
 
 
 def replicas(cluster: Cluster) -> list[dict[str, Any]]:
-    """What Serve tells of each running replica."""
+    """Return what Serve tells of each running replica."""
     deployments = application(cluster)["deployments"].values()
     return [one for deployment in deployments for one in deployment["replicas"] if one["state"] == "RUNNING"]
 
 
 def places(cluster: Cluster) -> dict[str, list[str]]:
-    """The names of the nodes on which each deployment has running replicas."""
+    """Return the names of the nodes on which each deployment has running replicas."""
     names = {node.ip: node.name for node in cluster.nodes}
     return {
         name: sorted(names[one["node_ip"]] for one in deployment["replicas"] if one["state"] == "RUNNING")
@@ -111,12 +111,12 @@ def places(cluster: Cluster) -> dict[str, list[str]]:
 
 
 def url(node: Node) -> str:
-    """Where edits enter at a node."""
+    """Return where edits enter at a node."""
     return f"http://{node.ip}:8000"
 
 
 def settled(cluster: Cluster, min_replicas: int) -> Callable[[], bool]:
-    """Whether every deployment has its replicas again."""
+    """Return whether every deployment has its replicas again."""
     return lambda: (
         status(cluster) == "RUNNING" and all(len(where) >= min_replicas for where in places(cluster).values())
     )

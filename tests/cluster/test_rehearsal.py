@@ -72,7 +72,7 @@ def test_an_overlay_serves(overlay: str, folders: dict[str, str], wanted: list[N
 
 @pytest.fixture(scope="module")
 def gpu_cluster(folders: dict[str, str]) -> Iterator[Cluster]:
-    """The overlay `gpu` on two workers, two replicas of each deployment."""
+    """Return the overlay `gpu` on two workers, two replicas of each deployment."""
     graph, (group,) = rehearsal.read("gpu")
     with cluster(rehearsal.ENVIRONMENT) as started:
         add_node(started, "first", group)

@@ -18,7 +18,7 @@ def write_json(path, content):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Two persons and two garments, of which one has a cleaned picture, in upper_body and dresses."""
+    """Return two persons and two garments, of which one has a cleaned picture, in upper_body and dresses."""
     for category, ids in (("upper_body", ("10", "11")), ("dresses", ("20",))):
         folder = tmp_path / category
         for name in ("images", "label_maps", "cleaned_inshop_imgs"):

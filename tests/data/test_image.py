@@ -42,14 +42,14 @@ def noise(height=24, width=20, channels=3, seed=0):
 
 
 def quadrants(width=40, height=20):
-    """Red in the upper left, black elsewhere."""
+    """Return the red in the upper left, black elsewhere."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (255, 0, 0)
     return Image.fromarray(pixels)
 
 
 def png_header_only(width, height):
-    """A PNG that claims a size and holds no pixels."""
+    """Return a PNG that claims a size and holds no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
@@ -364,7 +364,9 @@ def test_a_mask_that_marks_nothing_is_refused():
 
 
 def pasted_in_full(original, mask, picture, feather_px):
-    """Blend every pixel of the picture, with weights that rise by one share a pixel from the mask's edge inwards."""
+    """Return the blend every pixel of the picture, with weights that rise by one share a pixel from the mask's edge
+    inwards.
+    """
     padded, depth = np.pad(mask != 0, 1, mode="edge"), np.zeros(mask.shape, np.float32)
     for _ in range(feather_px + 1):
         inside = padded[1:-1, 1:-1]

@@ -11,7 +11,7 @@ TOP, TROUSERS, DRESS, HEAD, RIGHT_LEG, ARM, BAG = 4, 6, 7, 11, 12, 14, 16
 
 
 def person():
-    """A label map at 512x384 and its key points: head, top with hanging arms, trousers."""
+    """Return a label map at 512x384 and its key points: head, top with hanging arms, trousers."""
     labels = np.zeros((512, 384), np.uint8)
     labels[30:110, 160:220] = HEAD
     labels[105:280, 130:250] = TOP
@@ -87,7 +87,9 @@ def test_a_missing_left_arm_ends_the_line_at_the_shoulder():
 
 
 def test_with_both_wrists_missing_the_line_runs_to_the_corner():
-    """A slip of the published rule that its figures contain: after the right arm, the left one is not looked at."""
+    """Return a slip of the published rule that its figures contain: after the right arm, the left one is not
+    looked at.
+    """
     labels, keypoints = person()
     keypoints[[4, 7]] = 0
     mask = repaint_mask(labels, keypoints, "upper_body", "mask")

@@ -58,7 +58,9 @@ def progress(events: Iterable[Event]) -> list[Progress]:
 
 @pytest.fixture(scope="module")
 def pictures(tiny_bundle: Path) -> tuple[DeepUNet, Callable[[Tensor], Tensor], Callable[[Spec], Tensor]]:
-    """A UNet, its latents' pictures (0 to 1, not clamped), and the picture that the pipeline makes of an edit."""
+    """Return a UNet, its latents' pictures (0 to 1, not clamped), and the picture that the pipeline makes of
+    an edit.
+    """
     bundle = Bundle.open(tiny_bundle)
     unet, vae = bundle.load_unet(), bundle.load_vae()
 

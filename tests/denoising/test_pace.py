@@ -5,7 +5,7 @@ from fashion_rag.denoising.rows import Rows
 
 
 def pace_of(**seconds: list[float]) -> Pace:
-    """The pace after calls of `rows_N` rows, given as rows_N=[...], or rows_N_M=[...] with shallow ones."""
+    """Return the pace after calls of `rows_N` rows, given as rows_N=[...], or rows_N_M=[...] with shallow ones."""
     pace = Pace()
     for rows, times in seconds.items():
         for each in times:

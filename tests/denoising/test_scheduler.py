@@ -16,7 +16,7 @@ SMALL, LARGE = (8, 6), (16, 12)
 
 
 def ticket(edit_id: str, **changes: Any) -> Ticket:
-    """An edit of `num_steps` steps of `num_rows` rows of the whole UNet, unless `rows` says of each step."""
+    """Return an edit of `num_steps` steps of `num_rows` rows of the whole UNet, unless `rows` says of each step."""
     options: dict[str, Any] = {"size": SMALL, "arrived": 0.0, "ready": True, **changes}
     rows = [Rows(options.pop("num_rows", 2))] * options.pop("num_steps", 4)
     return Ticket(id=edit_id, **{"rows": rows} | options)
@@ -25,7 +25,7 @@ def ticket(edit_id: str, **changes: Any) -> Ticket:
 def scheduler_of(
     *tickets: Ticket, step_time_s: float | Callable[[Rows], float] = 0.0, **limits: Any
 ) -> Scheduler[Ticket]:
-    """A scheduler with `tickets`, all let in; a step takes `step_time_s` from then on."""
+    """Return a scheduler with `tickets`, all let in; a step takes `step_time_s` from then on."""
     scheduler: Scheduler[Ticket] = Scheduler(Limits(**{"max_waiting": 1000} | limits), lambda _: 0.0)
     for each in tickets:
         scheduler.add(each, now=-math.inf)
@@ -91,7 +91,9 @@ ONE, TWO, SHALLOW = Rows(1), Rows(2), Rows(0, 2)
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[Ticket]:
-    """Edits in the order of arrival, about one in each step of a second; more than can be done, most of them urgent."""
+    """Return the edits in the order of arrival, about one in each step of a second; more than can be done, most of them
+    urgent.
+    """
     tickets, now = [], 0
     for number in range(draw(st.integers(1, 24))):
         num_steps, slack = draw(st.integers(1, 3)), draw(st.sampled_from([math.inf, 0, 1, 1, 2, 4, 8]))

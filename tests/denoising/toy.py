@@ -49,7 +49,7 @@ def inputs(spec: Spec = DEFAULT, text_width: int = TEXT_WIDTH, **changes: Tensor
 
 @torch.inference_mode()
 def alone(unet: DeepUNet, spec: Spec = DEFAULT) -> list[Tensor]:
-    """The latents that the pipeline makes of an edit: those it starts from, and those after each step."""
+    """Return the latents that the pipeline makes of an edit: those it starts from, and those after each step."""
     own = inputs(spec)
     person = Person(own.mask, own.masked_image_latents, own.pose_map)
     conditioning = Conditioning(own.prompt_embeds, own.negative_prompt_embeds)

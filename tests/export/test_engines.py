@@ -64,7 +64,7 @@ def not_wanted() -> bytes:
 
 @pytest.fixture
 def start_builder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts a builder of this name that works in `tmp_path`; none outlives the test."""
+    """Start a builder of this name that works in `tmp_path`; none outlives the test."""
     with ExitStack() as stack:
 
         def start(name: str) -> subprocess.Popen[str]:

@@ -27,7 +27,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def only_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports take the smallest network alone."""
+    """Return the exports take the smallest network alone."""
     monkeypatch.setattr(to_onnx, "module_specs", lambda bundle: {"text_encoder": module_specs(bundle)["text_encoder"]})
 
 

@@ -33,7 +33,7 @@ def rtx() -> Flavour:
 
 @pytest.fixture(scope="module")
 def networks(onnx_folder: Path, tiny_bundle: Path) -> Networks:
-    """ONNX file and description of each network of `tiny_bundle`."""
+    """Return ONNX file and description of each network of `tiny_bundle`."""
     specs = module_specs(Bundle.open(tiny_bundle))
     return {name: (onnx_path(onnx_folder, spec), spec) for name, spec in specs.items()}
 

@@ -25,7 +25,7 @@ Engine = tuple[Path, EngineKey, ModuleSpec]
 
 @pytest.fixture
 def exported(onnx_folder: Path, tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the ONNX files of `tiny_bundle`, with something in the place of the UNet's engine."""
+    """Return a copy of the ONNX files of `tiny_bundle`, with something in the place of the UNet's engine."""
     pytest.importorskip("tensorrt_rtx_bindings")
     folder = Path(shutil.copytree(onnx_folder, tmp_path / "exported"))
     bundle = Bundle.open(tiny_bundle)
@@ -110,7 +110,7 @@ def test_what_tensorrt_cannot_run_here_is_refused_by_its_reason() -> None:
 
 @pytest.fixture(scope="module")
 def unet_engine(onnx_folder: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The tiny UNet built for the GPU of this machine, for 2 and 4 rows."""
+    """Return the tiny UNet built for the GPU of this machine, for 2 and 4 rows."""
     bundle = Bundle.open(tiny_bundle)
     spec = module_specs(bundle)["unet"]
     flavour = find_flavour()

@@ -163,7 +163,9 @@ class Golden:
 
 
 def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A CLIP tower's weights: since the data were made, keys have lost `prefix` and position ids are no weights."""
+    """Return a CLIP tower's weights: since the data were made, keys have lost `prefix` and position ids are
+    no weights.
+    """
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if "position_ids" not in name}
 
 
@@ -190,6 +192,6 @@ def first_rows(tensors: dict[str, Tensor], kind: str) -> Tensor:
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; the shapes must be equal."""
+    """Return the largest absolute difference; the shapes must be equal."""
     assert actual.shape == expected.shape
     return float((actual.double() - expected.double()).abs().max())

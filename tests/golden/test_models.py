@@ -76,7 +76,7 @@ def test_wording(golden: Golden) -> None:
 
 @pytest.fixture(scope="module")
 def real_prompt_encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
-    """A prompt encoder with the whole CLIP vocabulary, of which only the tokens are of use."""
+    """Return a prompt encoder with the whole CLIP vocabulary, of which only the tokens are of use."""
     tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), FULL_VOCAB_SIZE))
     return PromptEncoder(tokenizer, CLIPTextModel(CLIPTextConfig(hidden_size=8, num_hidden_layers=1)))
 

@@ -152,7 +152,7 @@ def evaluation_samples(golden: Golden) -> list[Sample]:
 
 
 def test_evaluation_noise(golden: Golden) -> None:
-    """The published code drew the noise of all samples at once."""
+    """Return the published code drew the noise of all samples at once."""
     case = golden.tensors("case8_evaluation")
     latents, vae_noise = draw_noise(golden.case("8_evaluation")["seed"], case["init_latents"].shape)
     assert difference(latents, case["init_latents"]) < DRAWN_TOLERANCE

@@ -34,7 +34,7 @@ CATALOGUE_KEY = "catalogue-key"
 
 
 def form(**changes: Any) -> dict[str, Any]:
-    """The arguments of an edit's post; `changes` replace parts of the form, None leaves one out."""
+    """Return the arguments of an edit's post; `changes` replace parts of the form, None leaves one out."""
     parts = {"image": png(photo()), "mask": png(mask())} | FORM | changes
     files = {name: parts.pop(name) for name in ("image", "mask")}
     return {
@@ -56,7 +56,7 @@ def picture(reply: httpx.Response) -> NDArray[np.uint8]:
 
 
 def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
-    """The picture that the pipeline makes of the same form."""
+    """Return the picture that the pipeline makes of the same form."""
     asked = FORM | {"num_garments": 1} | changes
     keypoints = asked.get("keypoints")
     request = EditRequest(
@@ -83,7 +83,7 @@ def same(shown: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> bool:
 
 
 async def until(reached: Callable[[int, int], bool], patience_s: float = PATIENCE_S) -> int:
-    """The UNet calls so far, once the edits in the denoiser and the calls are as `reached` wants them."""
+    """Return the UNet calls so far, once the edits in the denoiser and the calls are as `reached` wants them."""
     denoiser = ray_serve.get_deployment_handle("Denoiser", app.APP_NAME)
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
@@ -99,13 +99,13 @@ def empty(num_edits: int, _: int) -> bool:
 
 
 def exported() -> str:
-    """What Prometheus would read from this node."""
+    """Return what Prometheus would read from this node."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
 
 
 def total(text: str, name: str, **tags: str) -> float:
-    """The sum of the series of this name that have these tags."""
+    """Return the sum of the series of this name that have these tags."""
     found = 0.0
     for labels, value in re.findall(rf"^ray_{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
         if all(f'{tag}="{wanted}"' in labels for tag, wanted in tags.items()):

@@ -18,7 +18,7 @@ from tests.serve.client import CATALOGUE_KEY
 def config(
     tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ServeConfig:
-    """What the graph under test runs with; a test that puts another in its place puts this one back.
+    """Return what the graph under test runs with; a test that puts another in its place puts this one back.
 
     The catalogue is a copy, which tests may change as long as they change it back.
     """
@@ -38,7 +38,7 @@ def config(
 
 @pytest.fixture(scope="package")
 def url(config: ServeConfig) -> Iterator[str]:
-    """Where the graph of the tiny bundle answers."""
+    """Return where the graph of the tiny bundle answers."""
     port = free_port()
     app.start(config, "127.0.0.1", port, dashboard=True)
     yield f"http://127.0.0.1:{port}"

@@ -25,7 +25,7 @@ REPOSITORY = HERE.parents[1]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Where the stand-in answers."""
+    """Return where the stand-in answers."""
     with pytest.MonkeyPatch.context() as monkeypatch, served(monkeypatch) as address:
         yield address
 

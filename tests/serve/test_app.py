@@ -30,7 +30,7 @@ MANY_STEPS = 900
 
 @contextmanager
 def another_ingress(url: str, config: ServeConfig) -> Iterator[str]:
-    """Where an ingress of its own configuration answers for the same stages, while the block runs."""
+    """Provide where an ingress of its own configuration answers for the same stages, while the block runs."""
     names = {"retriever": "Retriever", "conditioner": "Conditioner", "denoiser": "Denoiser", "vae": "VAE"}
     stages = {stage: ray_serve.get_deployment_handle(name, app.APP_NAME) for stage, name in names.items()}
     ingress = Ingress.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)

@@ -15,7 +15,10 @@ DENOISER = DeploymentID("Denoiser")
 def context(
     loads: Sequence[float], running: int | None = None, target: int | None = None, **others: Any
 ) -> AutoscalingContext:
-    """What Serve tells the policy when the first replicas report `loads`. All replicas have reported unless said."""
+    """Return what Serve tells the policy when the first replicas report `loads`.
+
+    All replicas have reported unless said.
+    """
     running = len(loads) if running is None else running
     replicas = [ReplicaID(f"replica-{number}", DENOISER) for number in range(running)]
     reports = {LOAD: dict(zip(replicas, loads, strict=False))} if loads else {}

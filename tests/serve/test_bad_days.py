@@ -87,14 +87,14 @@ def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def roomy(url: str, deploy: Deploy, config: ServeConfig) -> str:
-    """Where the graph answers, with room for many edits."""
+    """Return where the graph answers, with room for many edits."""
     deploy(config, ROOMY)
     return url
 
 
 @pytest.fixture(scope="module")
 def wanted(pipeline: Pipeline) -> list[NDArray[np.uint8]]:
-    """The pictures of `mixed_edits()`."""
+    """Return the pictures of `mixed_edits()`."""
     return [expected(pipeline, **changes) for changes in mixed_edits()]
 
 
@@ -112,18 +112,18 @@ def mixed_edits() -> list[Changes]:
 
 
 def dashboard() -> str:
-    """Where this Ray, of those that may run on this machine, has its dashboard."""
+    """Return where this Ray, of those that may run on this machine, has its dashboard."""
     return f"http://{ray._private.worker.get_dashboard_url()}"  # type: ignore[no-untyped-call]
 
 
 def pids(deployment: str) -> list[int]:
-    """The processes of the replicas of a deployment."""
+    """Return the processes of the replicas of a deployment."""
     filters = [("class_name", "=", f"ServeReplica:{app.APP_NAME}:{deployment}"), ("state", "=", "ALIVE")]
     return [actor.pid for actor in list_actors(dashboard(), filters=filters) if actor.pid]
 
 
 def outcome(reply: httpx.Response) -> NDArray[np.uint8]:
-    """The picture in a reply, or at the end of a stream."""
+    """Return the picture in a reply, or at the end of a stream."""
     reply.raise_for_status()
     if reply.headers["content-type"] == "application/json":
         return decoded(reply.json()["data"][0]["b64_json"])
@@ -139,7 +139,7 @@ def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
 
 
 def odd_uploads() -> dict[str, tuple[bytes, NDArray[np.uint8]]]:
-    """Files that all show a photo of SIZE, and the RGB that is to be seen of each."""
+    """Return the files that all show a photo of SIZE, and the RGB that is to be seen of each."""
     upright = Image.fromarray(photo())
     grey = upright.convert("L")
     exif = Image.Exif()
@@ -187,7 +187,7 @@ def test_transparent_and_white_mark_the_same(url: str) -> None:
 
 @contextmanager
 def stopped(deployment: str | None) -> Iterator[None]:
-    """The replica of a deployment, if one is named, stands still while the block runs."""
+    """Provide the replica of a deployment, if one is named, stands still while the block runs."""
     held = pids(deployment) if deployment else []
     for pid in held:
         os.kill(pid, signal.SIGSTOP)
@@ -199,7 +199,9 @@ def stopped(deployment: str | None) -> Iterator[None]:
 
 
 def num_repeated(deployment: str) -> float:
-    """The calls of a deployment that were made again because a replica died, as far as they have been reported."""
+    """Return the calls of a deployment that were made again because a replica died, as far as they have been
+    reported.
+    """
     if deployment == "Ingress":
         logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
         return sum(path.read_text().count("got no response in attempt") for path in logs.glob("proxy_*.log"))
@@ -234,7 +236,7 @@ def test_a_replica_that_is_killed_costs_no_edit(
 
 
 async def leave(url: str, ready: Callable[[int, int], bool], **changes: Any) -> int:
-    """The UNet calls after the caller of an edit has left, which is when the denoiser is `ready`."""
+    """Return the UNet calls after the caller of an edit has left, which is when the denoiser is `ready`."""
     async with httpx.AsyncClient(timeout=None) as client:
         post = asyncio.create_task(client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS, **changes)))
         left = await until(ready)
@@ -269,7 +271,7 @@ def test_a_caller_who_leaves_before_the_first_step_costs_none(roomy: str, stream
 
 
 async def closed_loop(url: str, seconds: float, **changes: Any) -> float:
-    """The edits a second of clients who each wait for one before they send the next."""
+    """Return the edits a second of clients who each wait for one before they send the next."""
     started, num_done = time.monotonic(), 0
 
     async def ask(client: httpx.AsyncClient) -> None:
@@ -286,7 +288,9 @@ async def closed_loop(url: str, seconds: float, **changes: Any) -> float:
 
 
 async def open_loop(url: str, rate: float, seconds: float, **changes: Any) -> list[Answer]:
-    """What clients are told who come `rate` times a second and wait for nobody, every other for a stream; and when."""
+    """Return what clients are told who come `rate` times a second and wait for nobody, every other for a stream; and
+    when.
+    """
 
     async def ask(client: httpx.AsyncClient, number: int) -> Answer:
         await asyncio.sleep(number / rate)
@@ -300,7 +304,7 @@ async def open_loop(url: str, rate: float, seconds: float, **changes: Any) -> li
 
 
 def resident_bytes() -> dict[str, int]:
-    """The memory of the replicas."""
+    """Return the memory of the replicas."""
     page = os.sysconf("SC_PAGE_SIZE")
     return {
         name: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
@@ -311,7 +315,7 @@ def resident_bytes() -> dict[str, int]:
 
 @pytest.mark.slow
 def test_too_much_for_a_while(url: str, deploy: Deploy, config: ServeConfig) -> None:
-    """What is taken on is finished in time, the rest is refused at once, and no memory is lost on the way."""
+    """Return what is taken on is finished in time, the rest is refused at once, and no memory is lost on the way."""
     deploy(config, {"Ingress": config.ingress.to_args(), "Denoiser": config.denoiser.to_args()})
     changes: Changes = {"steps": 60, "size": "540x720", "output_format": "jpeg", "deadline_s": DEADLINE_S}
     picture = outcome(edit(url, **changes)).astype(int)

@@ -53,12 +53,14 @@ class Response:
 
 
 def raised(cause: Exception) -> RayTaskError:
-    """The cause, as it comes from a replica through two others."""
+    """Return the cause, as it comes from a replica through two others."""
     return RayTaskError("method", "traceback", RayTaskError("method", "traceback", cause))
 
 
 def asks(*attempts: list[Any]) -> tuple[Callable[[], Any], list[Response]]:
-    """A call that goes as each of `attempts` says, one after the other, and the responses that were given out."""
+    """Return a call that goes as each of `attempts` says, one after the other, and the responses that were
+    given out.
+    """
     given: list[Response] = []
     left: Iterator[list[Any]] = iter(attempts)
 

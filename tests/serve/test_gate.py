@@ -70,7 +70,7 @@ def through(graph: Graph, talk: Callable[[httpx.AsyncClient], Awaitable[Any]]) -
 
 
 def refused(reply: httpx.Response) -> str:
-    """The message of a reply that says to come back."""
+    """Return the message of a reply that says to come back."""
     assert reply.status_code == 503
     assert int(reply.headers["retry-after"]) > 0
     assert reply.headers["x-request-id"]

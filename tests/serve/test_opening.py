@@ -29,7 +29,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sharing_socket(port: int) -> socket.socket:
-    """A socket as Serve's HTTP proxy binds it."""
+    """Return a socket as Serve's HTTP proxy binds it."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -39,7 +39,7 @@ def sharing_socket(port: int) -> socket.socket:
 
 @contextmanager
 def proxy(port: int) -> Iterator[None]:
-    """A server that shares the port, as Serve's HTTP proxy does."""
+    """Provide a server that shares the port, as Serve's HTTP proxy does."""
 
     async def answer(request: Request) -> PlainTextResponse:
         return PlainTextResponse("proxy")

@@ -98,7 +98,7 @@ class Ingress:
 
 
 async def read(receive: Receive, num_messages: int | None = None) -> bytes:
-    """The next messages' bodies: `num_messages` of them, or all to the last one."""
+    """Return the next messages' bodies: `num_messages` of them, or all to the last one."""
     body, more, num_read = b"", True, 0
     while more and (num_messages is None or num_read < num_messages):
         message = await receive()
@@ -319,7 +319,7 @@ def test_a_client_that_has_gone_is_not_asked_for(sees_it: bool) -> None:
 
 @pytest.mark.parametrize("num_turns", range(-1, 6))
 def test_a_reader_that_is_cancelled_loses_and_doubles_nothing(num_turns: int) -> None:
-    """Whether it is cancelled before its message comes, with it, or some turns of the event loop after it."""
+    """Return whether it is cancelled before its message comes, with it, or some turns of the event loop after it."""
     client, bodies = Client(chunks=()), []
     client.to_come.put_nowait({"type": "http.request", "body": b"a", "more_body": True})
 

@@ -16,7 +16,7 @@ JUST_BELOW = 1e-4
 
 
 def settings(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The name and the default of every setting, those of nested configurations included."""
+    """Yield the name and the default of every setting, those of nested configurations included."""
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if isinstance(field.default, Config):
             yield from settings(type(field.default), f"{field.name}.")

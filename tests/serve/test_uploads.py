@@ -60,7 +60,7 @@ class Sent:
 
 
 def multipart(items: Items) -> tuple[str, bytes]:
-    """Content type and body, as httpx, and so OpenAI's client, sends them."""
+    """Return the content type and body, as httpx, and so OpenAI's client, sends them."""
     parts = [(name, (None, value) if isinstance(value, str) else ("file.png", value)) for name, value in items]
     request = httpx.Request("POST", "http://test", files=parts)
     return request.headers["content-type"], request.read()
@@ -71,7 +71,7 @@ def part(name: str, value: str) -> bytes:
 
 
 def changed(**fields: str | bytes | None) -> EditForm:
-    """The form of ITEMS with other fields; None leaves one out."""
+    """Return the form of ITEMS with other fields; None leaves one out."""
     return parse_form([(name, value) for name, value in (dict(ITEMS) | fields).items() if value is not None], EditForm)
 
 

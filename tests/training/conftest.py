@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Three dressed paper dolls a category, with retrieval files that list the garments backwards."""
+    """Return three dressed paper dolls a category, with retrieval files that list the garments backwards."""
     root = tmp_path_factory.mktemp("dolls") / "world"
     write_dresscode(root, num_pairs=3, seed=0, size=(128, 96), phase="train")
     retrieval = root.parent / "retrieval"

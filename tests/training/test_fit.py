@@ -52,7 +52,7 @@ def checkpoint(folder: Path, name: str = "line") -> dict[str, Any]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What a checkpoint holds, in order, containers opened."""
+    """Yield what a checkpoint holds, in order, containers opened."""
     if isinstance(value, dict):
         for key in value:
             yield key
@@ -193,7 +193,7 @@ def test_what_cannot_be_shared_evenly_is_refused(change: dict[str, int], field: 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What other processes run. They cannot import `tests`, as packages that are installed have one too."""
+    """Return what other processes run. They cannot import `tests`, as packages that are installed have one too."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     return importlib.import_module("training_jobs")
 

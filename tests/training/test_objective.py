@@ -23,7 +23,7 @@ NUM_SAMPLES = 6
 
 
 def training_set() -> TrainingSet:
-    """Six samples of the toy bundle's sizes; hidden states tell their garment's number."""
+    """Return the six samples of the toy bundle's sizes; hidden states tell their garment's number."""
     rng = np.random.default_rng(0)
     mask = np.zeros((NUM_SAMPLES, 1, 16, 12), np.uint8)
     mask[:, :, 4:8] = 1

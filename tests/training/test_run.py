@@ -178,7 +178,7 @@ def test_a_container_has_the_memory_of_its_limit(
 
 @pytest.fixture
 def inpainting_base(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle with the UNet of an inpainting model, and without an adapter."""
+    """Return a bundle with the UNet of an inpainting model, and without an adapter."""
     base = shutil.copytree(tiny_bundle, tmp_path / "base")
     shutil.rmtree(base / "inversion_adapter")
     unet = make_unet(in_channels=9)
