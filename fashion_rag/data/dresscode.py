@@ -56,7 +56,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Garment:
+class InShopGarment:
     """One in-shop garment; the caption is empty where there is none."""
 
     garment_id: str
@@ -75,7 +75,7 @@ class Pair:
     caption: str
 
 
-class Retrieved:
+class RetrievalFiles:
     """What the retrieval files say was found for a caption; nothing is opened for num_retrieved = 0.
 
     retrieval: their folder. num_chunks: of the captions. Raises as DressCode.
@@ -140,7 +140,7 @@ class DressCode:
         categories = sorted(set(categories))
         self.root = root
         self.size = size
-        self._retrieved = Retrieved(root, phase, categories, num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(root, phase, categories, num_chunks, retrieval, num_retrieved)
         captions = _captions(root, num_chunks)
         self.pairs: list[Pair] = []
         for category in categories:
@@ -171,14 +171,14 @@ class DressCode:
 
 def garments(
     root: Path, phase: Phase = "test", *, categories: Sequence[str] = CATEGORIES, num_chunks: int = 3
-) -> Iterator[Garment]:
+) -> Iterator[InShopGarment]:
     """Yield the in-shop garments of the (paired) pairs files, each once. Raises like DressCode."""
     _check(num_chunks, categories)
     captions = _captions(root, num_chunks)
     for category in sorted(set(categories)):
         for garment_id in dict.fromkeys(garment for _, garment in _pairs(root, category, phase, "paired")):
             path = _garment_path(root, category, garment_id)
-            yield Garment(garment_id, category, captions.get(garment_id, ""), path)
+            yield InShopGarment(garment_id, category, captions.get(garment_id, ""), path)
 
 
 def _check(num_chunks: int, categories: Sequence[str]) -> None:

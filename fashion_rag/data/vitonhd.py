@@ -29,7 +29,7 @@ from fashion_rag.artifacts import read_config
 from fashion_rag.data.dresscode import (
     CHUNK_NAMES,
     Order,
-    Retrieved,
+    RetrievalFiles,
     Sample,
     caption,
     captioned_pairs,
@@ -70,7 +70,7 @@ class VitonHD:
             raise InvalidRequest("num_chunks", num_chunks, "must be 1, 2 or 3")
         self.root = root
         self.size = size
-        self._retrieved = Retrieved(root, "test", [CATEGORY], num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(root, "test", [CATEGORY], num_chunks, retrieval, num_retrieved)
         chunks = read_config(root / "captions.json")
         captions = {garment_id: caption(value, num_chunks) for garment_id, value in chunks.items()}
         names = ((Path(person).stem, Path(garment).stem) for person, garment in read_pairs(root / "test_pairs.txt"))

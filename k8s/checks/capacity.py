@@ -1,4 +1,4 @@
-"""Whether what the graph asks of Ray fits on what the worker groups offer."""
+"""Whether what the graph needs of Ray fits on what the worker groups offer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from k8s.checks.overlay import Group, Overlay, groups_of, sound_graph_of
+from k8s.checks.overlay import Overlay, WorkerGroup, groups_of, sound_graph_of
 from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import Graph
@@ -20,8 +20,8 @@ TINY = 1e-4
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a replica of a deployment asks of Ray, and how many replicas there are."""
+class ReplicaNeed:
+    """What a replica of a deployment needs of Ray, and how many replicas there are."""
 
     deployment: str
     cpus: float
@@ -31,7 +31,7 @@ class Ask:
     min_replicas: int
     max_replicas: int
 
-    def fits(self, group: Group) -> bool:
+    def fits(self, group: WorkerGroup) -> bool:
         """Return whether a pod of the group has room for a replica."""
         return (
             self.labels.items() <= group.labels.items()
@@ -40,7 +40,7 @@ class Ask:
             and self.memory_bytes <= group.memory_bytes
         )
 
-    def taken_from(self, group: Group) -> Group:
+    def taken_from(self, group: WorkerGroup) -> WorkerGroup:
         """Return what a replica leaves of a pod."""
         return replace(
             group,
@@ -57,31 +57,31 @@ def check(overlay: Overlay) -> list[str]:
         if (graph := sound_graph_of(service)) is None:
             continue
         try:
-            asks = asks_of(graph)
+            needs = needs_of(graph)
         except ValidationError as error:
             faults.append(f"autoscaling_config: {error}")
             continue
         groups = groups_of(service)
-        for ask in asks:
-            if not any(ask.fits(group) for group in groups):
-                faults.append(f"{ask.deployment}: no worker group has {_describe(ask)}")
+        for need in needs:
+            if not any(need.fits(group) for group in groups):
+                faults.append(f"{need.deployment}: no worker group has {_describe(need)}")
         usable = [replace(group, memory_bytes=group.memory_bytes - group.object_store_bytes) for group in groups]
         for word, pods, replicas in (
-            ("warm minimum", [group.min_pods for group in usable], [ask.min_replicas for ask in asks]),
-            ("maximum", [group.max_pods for group in usable], [ask.max_replicas for ask in asks]),
+            ("warm minimum", [group.min_pods for group in usable], [need.min_replicas for need in needs]),
+            ("maximum", [group.max_pods for group in usable], [need.max_replicas for need in needs]),
         ):
-            left = without_place(asks, replicas, usable, pods)
+            left = without_place(needs, replicas, usable, pods)
             faults += [f"{name}: {number} of its {word} of replicas find no place" for name, number in left.items()]
     return faults
 
 
-def asks_of(graph: Graph) -> list[Ask]:
-    """Return what each deployment asks, as Serve puts it together: the file's word goes before the code's.
+def needs_of(graph: Graph) -> list[ReplicaNeed]:
+    """Return what each deployment needs, as Serve puts it together: the file's word goes before the code's.
 
     Raises pydantic's ValidationError for an autoscaling_config that Serve would refuse.
     """
     told = {deployment["name"]: deployment for deployment in graph.deployments}
-    asks = []
+    needs = []
     for deployment in deployments_of(graph):
         own = told.get(deployment.name, {})
         actor = own.get("ray_actor_options", deployment.ray_actor_options or {})
@@ -90,8 +90,8 @@ def asks_of(graph: Graph) -> list[Ask]:
             scaling = AutoscalingConfig(**scaling)
         number = own.get("num_replicas", deployment.num_replicas) or 1
         lowest, highest = (scaling.min_replicas, scaling.max_replicas) if scaling else (number, number)
-        asks.append(
-            Ask(
+        needs.append(
+            ReplicaNeed(
                 deployment.name,
                 actor.get("num_cpus", 1),
                 actor.get("num_gpus", 0) or 0,
@@ -101,7 +101,7 @@ def asks_of(graph: Graph) -> list[Ask]:
                 highest,
             )
         )
-    return asks
+    return needs
 
 
 def deployments_of(graph: Graph) -> list[Any]:
@@ -119,24 +119,24 @@ def deployments_of(graph: Graph) -> list[Any]:
 
 
 def without_place(
-    asks: Sequence[Ask], replicas: Sequence[int], groups: Sequence[Group], pods: Sequence[int]
+    needs: Sequence[ReplicaNeed], replicas: Sequence[int], groups: Sequence[WorkerGroup], pods: Sequence[int]
 ) -> dict[str, int]:
     """Return how many replicas of which deployments are left when all others have been put into pods, the largest
     first.
     """
     room = [group for group, number in zip(groups, pods, strict=True) for _ in range(number)]
     left: dict[str, int] = {}
-    order = sorted(zip(asks, replicas, strict=True), key=lambda pair: (-pair[0].gpus, -pair[0].memory_bytes))
-    for ask, number in order:
+    order = sorted(zip(needs, replicas, strict=True), key=lambda pair: (-pair[0].gpus, -pair[0].memory_bytes))
+    for need, number in order:
         for _ in range(number):
-            place = next((index for index, pod in enumerate(room) if ask.fits(pod)), None)
+            place = next((index for index, pod in enumerate(room) if need.fits(pod)), None)
             if place is None:
-                left[ask.deployment] = left.get(ask.deployment, 0) + 1
+                left[need.deployment] = left.get(need.deployment, 0) + 1
             else:
-                room[place] = ask.taken_from(room[place])
+                room[place] = need.taken_from(room[place])
     return left
 
 
-def _describe(ask: Ask) -> str:
-    words = [f"{ask.cpus:g} CPUs", f"{ask.gpus:g} GPUs", f"{ask.memory_bytes / 1024**3:.1f} GiB"]
-    return ", ".join(words) + (f" and labels {ask.labels}" if ask.labels else "")
+def _describe(need: ReplicaNeed) -> str:
+    words = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs", f"{need.memory_bytes / 1024**3:.1f} GiB"]
+    return ", ".join(words) + (f" and labels {need.labels}" if need.labels else "")

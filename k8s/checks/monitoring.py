@@ -75,7 +75,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Series:
+class MetricSeries:
     """What the series of one name may have: labels, and as `le` the bounds of buckets, as Ray writes them."""
 
     labels: frozenset[str]
@@ -83,14 +83,14 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Names:
+class MetricNames:
     """What expressions may name: series of ours, of which labels and buckets are known, and others, by name alone."""
 
-    ours: Mapping[str, Series]
+    ours: Mapping[str, MetricSeries]
     others: set[str]
 
 
-def our_series() -> dict[str, Series]:
+def our_series() -> dict[str, MetricSeries]:
     """Return what `serve.metrics` exports, by the names that Prometheus reads."""
     found = {}
     for make in vars(metrics).values():
@@ -102,7 +102,7 @@ def our_series() -> dict[str, Series]:
         for suffix in SUFFIXES[kind]:
             bounds = {floatToGoString(bound) for bound in metric.boundaries} | {"+Inf"} if suffix == "_bucket" else ()
             le = {"le"} if bounds else set()
-            found[f"ray_{metric.info['name']}{suffix}"] = Series(labels | le, frozenset(bounds))
+            found[f"ray_{metric.info['name']}{suffix}"] = MetricSeries(labels | le, frozenset(bounds))
     return found
 
 
@@ -112,7 +112,7 @@ def check(documents: Sequence[dict[str, Any]], dashboards: Sequence[dict[str, An
     runbook: the text of k8s/README.md, with a heading for each alert.
     """
     rules = [rule for document in documents for rule in _rules(document)]
-    names = Names(our_series(), RAY_METRICS | {rule["record"] for rule in rules if "record" in rule})
+    names = MetricNames(our_series(), RAY_METRICS | {rule["record"] for rule in rules if "record" in rule})
     headings = {heading.strip().lower() for heading in re.findall(r"^#+ (.+)$", runbook, re.MULTILINE)}
     faults = [fault for document in documents for fault in _unknown_fields(document, document.get("kind", ""))]
     for document in documents:
@@ -195,7 +195,7 @@ def _rule_faults(rule: Mapping[str, Any], headings: set[str]) -> Iterator[str]:
         yield f"{name}: {RUNBOOK} has no heading for it"
 
 
-def _expression_faults(where: str, text: str, names: Names) -> Iterator[str]:
+def _expression_faults(where: str, text: str, names: MetricNames) -> Iterator[str]:
     try:
         expression = promql_parser.parse(text)
     except ValueError as error:
@@ -216,7 +216,7 @@ def _nodes(expression: Expr) -> list[Any]:
     return found
 
 
-def _selector_faults(selector: VectorSelector, names: Names) -> Iterator[str]:
+def _selector_faults(selector: VectorSelector, names: MetricNames) -> Iterator[str]:
     name = selector.name or ""
     if name not in names.ours:
         if name not in names.others:
@@ -230,7 +230,7 @@ def _selector_faults(selector: VectorSelector, names: Names) -> Iterator[str]:
             yield f"{name} has no bucket {matcher}"
 
 
-def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, Series]) -> Iterator[str]:
+def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, MetricSeries]) -> Iterator[str]:
     named = [node.name or "" for node in _nodes(aggregate.expr) if isinstance(node, VectorSelector)]
     names = [name for name in named if name in ours]
     if names and aggregate.modifier is not None:

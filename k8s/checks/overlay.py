@@ -22,7 +22,7 @@ FACTORS |= {f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGT", 1
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """A worker group: what each of its pods offers to Ray, and how many there are."""
 
     name: str
@@ -120,7 +120,7 @@ def sound_graph_of(ray_service: Document) -> Graph | None:
         return None
 
 
-def groups_of(ray_service: Document) -> list[Group]:
+def groups_of(ray_service: Document) -> list[WorkerGroup]:
     """Return the worker groups of a RayService, as KubeRay starts Ray in them: limits, unless rayStartParams say
     otherwise.
     """
@@ -130,7 +130,7 @@ def groups_of(ray_service: Document) -> list[Group]:
         start = spec.get("rayStartParams", {})
         gpus = next((value for name, value in limits.items() if name.endswith("gpu")), 0)
         groups.append(
-            Group(
+            WorkerGroup(
                 name=spec["groupName"],
                 labels=spec.get("labels", {}),
                 cpus=quantity(start.get("num-cpus", limits.get("cpu", 0))),

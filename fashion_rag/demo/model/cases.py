@@ -24,7 +24,7 @@ from fashion_rag.demo.world.attributes import (
     KINDS,
     PALETTE,
     PATTERNS,
-    Garment,
+    DollGarment,
     chunks,
     kind_caption,
     sample_garment,
@@ -46,13 +46,13 @@ _VALUES = {
 NUM_VALUES = {name: len(values) for name, values in _VALUES.items()}
 
 
-def held_out(garment: Garment) -> bool:
+def held_out(garment: DollGarment) -> bool:
     """Return whether this kind in these colours and this pattern is never seen in training; about one in ten is."""
     combination = (garment.kind, garment.colour, garment.pattern, garment.second_colour)
     return zlib.crc32(repr(combination).encode()) % 10 == 0
 
 
-def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment:
+def sample_split(rng: np.random.Generator, category: str, test: bool) -> DollGarment:
     """Return a random garment of `category`: held out for `test`, otherwise one that training may see."""
     while True:
         garment = sample_garment(rng, category)
@@ -60,7 +60,7 @@ def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment
             return garment
 
 
-def _sibling(rng: np.random.Generator, garment: Garment) -> Garment:
+def _sibling(rng: np.random.Generator, garment: DollGarment) -> DollGarment:
     while True:
         other = sample_garment(rng, garment.category)
         same = replace(other, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
@@ -68,7 +68,7 @@ def _sibling(rng: np.random.Generator, garment: Garment) -> Garment:
             return same
 
 
-def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
+def _cousin(rng: np.random.Generator, garment: DollGarment) -> DollGarment:
     while True:
         other = sample_garment(rng, garment.category)
         cousin = replace(garment, colour=other.colour, pattern=other.pattern, second_colour=other.second_colour)
@@ -78,7 +78,7 @@ def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
             return cousin
 
 
-def attribute_ids(garment: Garment) -> list[int]:
+def attribute_ids(garment: DollGarment) -> list[int]:
     """Return the garment's ATTRIBUTES as class numbers."""
     return [_VALUES[name].index(getattr(garment, name)) for name in ATTRIBUTES]
 
@@ -121,7 +121,7 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
 
 
 @dataclass(frozen=True)
-class Cases:
+class TrainingCases:
     """N cases. images uint8 [N, H, W, 3]; masks uint8 [N, H, W]; garments uint8 [N, 3, H, W, 3] (worn, sibling,
     cousin); keypoints float64 [N, 18, 2] in pixels; attributes int64 [N, 3, 4], see ATTRIBUTES; texts: category,
     kind, and the captions of the three garments.
@@ -146,7 +146,7 @@ def draw_cases(
     test: bool = False,
     num_workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Cases:
+) -> TrainingCases:
     """Return the first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold
     them yet.
     """
@@ -169,4 +169,4 @@ def draw_cases(
             texts += json.loads(chunk["texts"].tobytes())
             for key in ("images", "masks", "garments", "keypoints", "attributes"):
                 arrays.setdefault(key, []).append(chunk[key])
-    return Cases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)
+    return TrainingCases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_rag.demo.model import recipe
-from fashion_rag.demo.model.cases import ATTRIBUTES, NUM_VALUES, Cases
+from fashion_rag.demo.model.cases import ATTRIBUTES, NUM_VALUES, TrainingCases
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.request import Template
@@ -60,7 +60,7 @@ class ClipStage:
 
     name = "clip"
 
-    def __init__(self, cases: Cases, tokenizer: Any, device: torch.device) -> None:
+    def __init__(self, cases: TrainingCases, tokenizer: Any, device: torch.device) -> None:
         self.cases, self.tokenizer, self.device = cases, tokenizer, device
         self.clip = recipe.make_clip()
         width = recipe.CLIP["embed_dim"]
@@ -118,7 +118,7 @@ class VaeStage:
 
     name = "vae"
 
-    def __init__(self, cases: Cases, device: torch.device) -> None:
+    def __init__(self, cases: TrainingCases, device: torch.device) -> None:
         self.cases, self.device = cases, device
         self.network: AutoencoderKL = recipe.make_vae().to(device)
 
@@ -147,7 +147,7 @@ class AdapterStage:
 
     def __init__(
         self,
-        cases: Cases,
+        cases: TrainingCases,
         hidden: NDArray[np.float16],
         clip_stage: ClipStage,
         prompts: PromptEncoder,

@@ -27,7 +27,7 @@ from fashion_rag.catalogue import encoder as retrieval
 from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo.model import recipe
-from fashion_rag.demo.model.cases import Cases, draw_cases
+from fashion_rag.demo.model.cases import TrainingCases, draw_cases
 from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.denoising.sampler import SamplerConfig
@@ -93,7 +93,7 @@ def _run(work: Path, plans: Mapping[str, Plan], num_cases: int, seed: int, repor
 class _Trainer:
     """Builds a stage from the results of the earlier ones in `work`."""
 
-    def __init__(self, work: Path, cases: Cases, device: torch.device) -> None:
+    def __init__(self, work: Path, cases: TrainingCases, device: torch.device) -> None:
         self.work, self.cases, self.device = work, cases, device
         self.rank, self.world = rank_and_world()
 

@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Garment:
+class DollGarment:
     """One garment; `second_colour` is None exactly where `pattern` is plain; `sleeve` to `neckline` as in `KINDS`."""
 
     category: str
@@ -138,7 +138,7 @@ class Hair:
 
 
 @dataclass(frozen=True)
-class Person:
+class DollPerson:
     """A dressed figure. `outfit` is (lower, upper) or (dress,), in painting order; `background` is (wall, floor)."""
 
     body: Body
@@ -147,9 +147,9 @@ class Person:
     hair: Hair
     shoes: Colour
     background: tuple[Colour, Colour]
-    outfit: tuple[Garment, ...]
+    outfit: tuple[DollGarment, ...]
 
-    def worn(self, category: str) -> Garment:
+    def worn(self, category: str) -> DollGarment:
         """Return the garment of `category` in the outfit; raises KeyError where it has none."""
         for garment in self.outfit:
             if garment.category == category:
@@ -182,7 +182,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def sample_garment(rng: np.random.Generator, category: str) -> Garment:
+def sample_garment(rng: np.random.Generator, category: str) -> DollGarment:
     """Return a random garment of `category`; one in three is plain."""
     name = _pick(rng, [name for name, kind in KINDS.items() if kind.category == category])
     kind = KINDS[name]
@@ -190,7 +190,7 @@ def sample_garment(rng: np.random.Generator, category: str) -> Garment:
     pattern = "plain" if rng.random() < 1 / 3 else _pick(rng, PATTERNS[1:])
     second_colour = None if pattern == "plain" else _pick(rng, SECOND_COLOURS[colour])
     shape = [_pick(rng, options) for options in (kind.sleeves, kind.lengths, kind.necklines)]
-    return Garment(category, name, colour, pattern, second_colour, *shape)
+    return DollGarment(category, name, colour, pattern, second_colour, *shape)
 
 
 def num_garments(category: str) -> int:
@@ -210,21 +210,21 @@ def _sample_arm(rng: np.random.Generator) -> Arm:
     return Arm(rng.uniform(40, 46), rng.uniform(-50, -42))  # hand on the hip
 
 
-def sample_person(rng: np.random.Generator, category: str, garment: Garment | None = None) -> Person:
+def sample_person(rng: np.random.Generator, category: str, garment: DollGarment | None = None) -> DollPerson:
     """Return a random person who wears `garment` (or a random one) of `category`; what else they wear is plain."""
     body = Body(rng.uniform(0.93, 1.08), rng.uniform(0.93, 1.0), rng.uniform(-2.5, 2.5))
     pose = Pose(_sample_arm(rng), _sample_arm(rng), rng.uniform(0, 3), rng.uniform(0, 3))
     target = garment or sample_garment(rng, category)
-    outfit: tuple[Garment, ...] = (target,)
+    outfit: tuple[DollGarment, ...] = (target,)
     if category != "dresses":
         other = sample_garment(rng, "lower_body" if category == "upper_body" else "upper_body")
         other = replace(other, pattern="plain", second_colour=None)
         outfit = (other, target) if category == "upper_body" else (target, other)
     hair = Hair(_pick(rng, HAIR_STYLES), _pick(rng, HAIR_COLOURS))
-    return Person(body, pose, _pick(rng, SKINS), hair, _pick(rng, SHOE_COLOURS), _pick(rng, BACKGROUNDS), outfit)
+    return DollPerson(body, pose, _pick(rng, SKINS), hair, _pick(rng, SHOE_COLOURS), _pick(rng, BACKGROUNDS), outfit)
 
 
-def dressed(person: Person, garment: Garment) -> Person:
+def dressed(person: DollPerson, garment: DollGarment) -> DollPerson:
     """Return the same person with the garment of that category exchanged; raises KeyError where they wear
     none of it.
     """
@@ -272,7 +272,7 @@ _NECKLINE_CHUNKS = {
 }
 
 
-def chunks(garment: Garment) -> tuple[str, str, str]:
+def chunks(garment: DollGarment) -> tuple[str, str, str]:
     """Return three lower-case noun chunks: colours and pattern, cut, kind.
 
     The same garment always gives the same words.
@@ -294,6 +294,6 @@ def chunks(garment: Garment) -> tuple[str, str, str]:
     return colours, " and ".join(cut), noun
 
 
-def kind_caption(garment: Garment) -> str:
+def kind_caption(garment: DollGarment) -> str:
     """Return the kind alone, without colour or pattern: "a t-shirt", "trousers"."""
     return garment.kind if garment.kind in ("trousers", "shorts") else f"a {garment.kind}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fashion_rag.demo.world.attributes import PALETTE, Colour, Garment
+from fashion_rag.demo.world.attributes import PALETTE, Colour, DollGarment
 from fashion_rag.demo.world.figure import LABELS, Cloth, Layer, Points, Skeleton, ellipse, limb, moved, shade
 
 WAIST_Y, SHOULDER_Y = 46.0, 26.0
@@ -24,7 +24,9 @@ BODICES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def garment_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms: Sequence[Layer] = ()) -> list[Layer]:
+def garment_layers(
+    skeleton: Skeleton, garment: DollGarment, neck: Layer | None, arms: Sequence[Layer] = ()
+) -> list[Layer]:
     """Return the layers of one garment, back to front.
 
     `neck` shows in the neck opening and `arms` between bodice and sleeves; neither is there in the shop.
@@ -34,7 +36,7 @@ def garment_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arm
     return _upper_layers(skeleton, garment, neck, arms)
 
 
-def _lower_layers(skeleton: Skeleton, garment: Garment) -> list[Layer]:
+def _lower_layers(skeleton: Skeleton, garment: DollGarment) -> list[Layer]:
     bottom = LENGTHS[garment.length]
     if garment.kind in ("trousers", "shorts"):
         hips = skeleton.outline([(-8.6, WAIST_Y), (-9.8, 50.5), (-9.8, 54), (-1, 57)])
@@ -45,7 +47,7 @@ def _lower_layers(skeleton: Skeleton, garment: Garment) -> list[Layer]:
     return [_fabric(skeleton, garment, polygons, WAIST_Y, bottom)]
 
 
-def _trouser_leg(skeleton: Skeleton, garment: Garment, side: int) -> list[Points]:
+def _trouser_leg(skeleton: Skeleton, garment: DollGarment, side: int) -> list[Points]:
     hip, knee, ankle = skeleton.leg(side)
     if garment.length == "thigh":
         end = moved(hip + 0.74 * (knee - hip), side, 0)
@@ -60,7 +62,7 @@ def _tube(a: Points, b: Points, ra: float, rb: float) -> Points:
     return np.stack([a + ra * across, b + rb * across, b - rb * across, a - ra * across])
 
 
-def _upper_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms: Sequence[Layer]) -> list[Layer]:
+def _upper_layers(skeleton: Skeleton, garment: DollGarment, neck: Layer | None, arms: Sequence[Layer]) -> list[Layer]:
     bodice = BODICES.get(f"{garment.kind}, {garment.sleeve} sleeves", BODICES[garment.kind])
     top, bottom = bodice[0][1], bodice[-1][1]
     anchor = SHOULDER_Y if top < 30 else top
@@ -76,7 +78,7 @@ def _upper_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms
     return layers + _details(skeleton, garment, bottom)
 
 
-def _sleeve(skeleton: Skeleton, garment: Garment, side: int) -> tuple[Points, ...]:
+def _sleeve(skeleton: Skeleton, garment: DollGarment, side: int) -> tuple[Points, ...]:
     shoulder, elbow, wrist = skeleton.arm(side)
     wide = 0.7 if garment.kind in ("sweater", "hoodie") else 0.0
     if garment.sleeve == "short":
@@ -85,7 +87,7 @@ def _sleeve(skeleton: Skeleton, garment: Garment, side: int) -> tuple[Points, ..
     return (limb(shoulder, elbow, 3.5 + wide, 3.0 + wide), _tube(elbow, cuff, 3.0 + wide, 2.7 + wide))
 
 
-def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[Layer]:
+def _neckline(skeleton: Skeleton, garment: DollGarment, neck: Layer | None) -> list[Layer]:
     """Return the opening of the neck: skin when worn, the inside of the back in the shop."""
     colour = PALETTE[garment.colour]
     if garment.kind == "tank top" and garment.neckline == "round":
@@ -105,7 +107,7 @@ def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[
     return [Layer((opening,), neck.fill, neck.label, shade(colour)), neck]
 
 
-def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]:
+def _details(skeleton: Skeleton, garment: DollGarment, bottom: float) -> list[Layer]:
     """Return the collar, buttons, hood, pocket and ribbing: what tells the kinds apart at a glance."""
     colour = PALETTE[garment.colour]
     dark = shade(colour, 0.86)
@@ -137,7 +139,7 @@ def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]
     return []
 
 
-def _fabric(skeleton: Skeleton, garment: Garment, polygons: tuple[Points, ...], top: float, bottom: float) -> Layer:
+def _fabric(skeleton: Skeleton, garment: DollGarment, polygons: tuple[Points, ...], top: float, bottom: float) -> Layer:
     top_row, bottom_row = skeleton.row(top), skeleton.row(bottom)
     cloth = Cloth(garment, skeleton.centre, top_row, (top_row + bottom_row) / 2)
     colour: Colour = PALETTE[garment.colour]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, Garment, Person
+from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, DollGarment, DollPerson
 from fashion_rag.demo.world.clothes import garment_layers
 from fashion_rag.demo.world.figure import (
     FLOOR_Y,
@@ -52,7 +52,7 @@ class Rendering:
     keypoints: Points
 
 
-def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
+def render(person: DollPerson, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
     """Return the picture of a person with its label map and key points."""
     skeleton = Skeleton(person.body, person.pose)
     layers = _person_layers(skeleton, person)
@@ -61,13 +61,13 @@ def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
     return Rendering(canvas, _label_map(layers, size), keypoints(skeleton) * scale)
 
 
-def render_garment(garment: Garment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
+def render_garment(garment: DollGarment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
     """Return the in-shop picture of a garment, large on white: uint8 [H, W, 3]."""
     return _paint(_shop_layers(garment), size)
 
 
 def pattern_maps(
-    person: Person, category: str, size: tuple[int, int] = DEFAULT_SIZE
+    person: DollPerson, category: str, size: tuple[int, int] = DEFAULT_SIZE
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Return where the garment of `category` shows, and where a second colour would be: coverage and one map a pattern.
 
@@ -103,7 +103,7 @@ def _shares(mask: Image.Image, factor: int) -> NDArray[np.float64]:
     return np.asarray(mask.reduce(factor), dtype=np.float64) / 255
 
 
-def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
+def _person_layers(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
     """Return everything in front of the background, back to front."""
     layers = hair_behind(skeleton, person.hair)
     for side in (-1, 1):
@@ -116,7 +116,7 @@ def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
     return layers + head_layers(skeleton, person)
 
 
-def _background(skeleton: Skeleton, person: Person) -> list[Layer]:
+def _background(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
     """Return the wall, floor and the shadow under the feet."""
     wall, floor = person.background
     shadow: Colour = (round(floor[0] * 0.88), round(floor[1] * 0.88), round(floor[2] * 0.88))
@@ -131,7 +131,7 @@ def _rectangle(top: float, bottom: float) -> Points:
     return np.array([[0, top], [WIDTH, top], [WIDTH, bottom], [0, bottom]])
 
 
-def _shop_layers(garment: Garment) -> list[Layer]:
+def _shop_layers(garment: DollGarment) -> list[Layer]:
     """Return the garment on a neutral skeleton, enlarged about the centre of the canvas."""
     layers = garment_layers(Skeleton(Body(1, 1, 0), NEUTRAL_POSE), garment, None)
     points = np.concatenate([polygon for layer in layers for polygon in layer.polygons])

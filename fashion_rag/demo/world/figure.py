@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.demo.world.attributes import Arm, Body, Colour, Garment, Hair, Person, Pose
+from fashion_rag.demo.world.attributes import Arm, Body, Colour, DollGarment, DollPerson, Hair, Pose
 
 Points = NDArray[np.float64]  # [n, 2]
 
@@ -28,7 +28,7 @@ NEUTRAL_POSE = Pose(Arm(26, 20), Arm(26, 20), 1.0, 1.0)
 class Cloth:
     """The fabric of a layer; its pattern starts at `centre` and `top`, is halved at `middle`, enlarged by `scale`."""
 
-    garment: Garment
+    garment: DollGarment
     centre: float
     top: float
     middle: float
@@ -160,7 +160,7 @@ def neck_layer(skeleton: Skeleton, skin: Colour) -> Layer:
     return Layer((neck,), skin, LABELS["head"])
 
 
-def leg_layers(skeleton: Skeleton, side: int, person: Person) -> list[Layer]:
+def leg_layers(skeleton: Skeleton, side: int, person: DollPerson) -> list[Layer]:
     """Return one leg and its shoe."""
     hip, knee, ankle = skeleton.leg(side)
     leg_label, shoe_label = (LEFT_LEG, LEFT_SHOE) if side > 0 else (RIGHT_LEG, RIGHT_SHOE)
@@ -180,7 +180,7 @@ def arm_layer(skeleton: Skeleton, side: int, skin: Colour) -> Layer:
     return Layer(arm, skin, LEFT_ARM if side > 0 else RIGHT_ARM, shade(skin, 0.78))
 
 
-def head_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
+def head_layers(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
     """Return the head, face and the hair in front of it."""
     centre = head_centre(skeleton)
     skin, line, label = person.skin, shade(person.skin, 0.78), LABELS["head"]

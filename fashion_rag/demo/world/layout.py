@@ -15,12 +15,12 @@ from PIL import Image
 
 from fashion_rag.data.dresscode import Phase
 from fashion_rag.data.pose import KEYPOINT_FRAME
-from fashion_rag.demo.world.attributes import Garment, chunks, num_garments, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import DollGarment, chunks, num_garments, sample_garment, sample_person
 from fashion_rag.demo.world.draw import DEFAULT_SIZE, Rendering, render, render_garment
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-# What was drawn: garment id -> Garment, person id -> Person, as plain values.
+# What was drawn: garment id -> DollGarment, person id -> DollPerson, as plain values.
 ATTRIBUTES_FILE, PERSONS_FILE = "attributes.json", "persons.json"
 
 
@@ -78,8 +78,8 @@ def write_dresscode(
     (root / PERSONS_FILE).write_text(json.dumps(persons))
 
 
-def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[Garment]:
-    seen: set[Garment] = set()
+def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[DollGarment]:
+    seen: set[DollGarment] = set()
     while len(seen) < count:
         garment = sample_garment(rng, category)
         if garment not in seen:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.demo.world.attributes import PALETTE, Garment, lab
+from fashion_rag.demo.world.attributes import PALETTE, DollGarment, lab
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def main_colour(image: NDArray[np.uint8], coverage: Floats) -> str:
     return _NAMES[int(np.bincount(_nearest(image[_inside(coverage)])).argmax())]
 
 
-def main_colours(garment: Garment, coverage: Floats, patterns: Mapping[str, Floats]) -> set[str]:
+def main_colours(garment: DollGarment, coverage: Floats, patterns: Mapping[str, Floats]) -> set[str]:
     """Return what `main_colour` may say of `garment`: the colours that cover 40 % or more of what shows of it.
 
     Stripes, checks and two tones share the garment about equally, so that neither of their colours is its only one.

@@ -9,7 +9,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.data.image import to_tensor, to_uint8
 from fashion_rag.demo.model.evaluate import make_cases, paint
-from fashion_rag.demo.world.attributes import Garment, dressed
+from fashion_rag.demo.world.attributes import DollGarment, dressed
 from fashion_rag.demo.world.draw import pattern_maps
 from fashion_rag.demo.world.measure import main_colour
 from fashion_rag.denoising.engine import Preview
@@ -54,7 +54,7 @@ def test_a_plain_garment_brings_its_colour_and_words_of_the_kind_do_not() -> Non
     drawn = make_cases(60, manifest.image_size, 21, manifest.num_inference_steps, manifest.guidance_scale)
     cases = [case for case in drawn if case.target.pattern == "plain"][:8]
 
-    def num_right(garments: list[list[Garment]]) -> int:
+    def num_right(garments: list[list[DollGarment]]) -> int:
         painted = paint(pipeline, cases, garments, lambda: None)
         right = 0
         for case, picture in zip(cases, painted, strict=True):
