@@ -1,7 +1,7 @@
 """The evaluation of a demo bundle: do colour and pattern of the retrieved garment arrive in the picture?
 
-`fashion-rag demo evaluate` calls it. The cases are unpaired: a person wears something else, and the target garment has a
-combination of kind, colours and pattern that training never saw. The attributes of the edited pictures are read from
+`fashion-rag demo evaluate` calls it. The cases are unpaired: a person wears something else, and the target garment has
+a combination of kind, colours and pattern that training never saw. The attributes of the edited pictures are read from
 their pixels (see `measure`). Rows for the true pictures show the best result that can be reached.
 """
 
@@ -186,8 +186,10 @@ def _neighbours(
     np.fill_diagonal(likeness, -2)
     categories = np.array([target.category for target in targets])
     likeness[categories[:, None] != categories[None]] = -2
-    nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :2]
-    return [[targets[first], targets[second]] for first, second in nearest]
+    neighbours = []
+    for nearest in np.argsort(-likeness, axis=1, kind="stable")[:, :2]:
+        neighbours.append([targets[index] for index in nearest])
+    return neighbours
 
 
 @torch.inference_mode()
