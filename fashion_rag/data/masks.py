@@ -20,8 +20,8 @@ from fashion_rag.errors import InvalidRequest
 MaskType = Literal["bounding_box", "mask"]
 BoolMap = NDArray[np.bool_]
 
-# The classes of a Dress Code label map: 0 background, 1 hat, 2 hair, 3 sunglasses, 4 upper garment, 5 skirt, 6 trousers,
-# 7 dress, 8 belt, 9 and 10 shoes, 11 head, 12 and 13 legs, 14 and 15 arms, 16 bag, 17 scarf.
+# The classes of a Dress Code label map: 0 background, 1 hat, 2 hair, 3 sunglasses, 4 upper garment, 5 skirt,
+# 6 trousers, 7 dress, 8 belt, 9 and 10 shoes, 11 head, 12 and 13 legs, 14 and 15 arms, 16 bag, 17 scarf.
 HEAD = (1, 2, 3, 11)
 ARMS = (14, 15)
 ALWAYS_KEPT = (1, 2, 3, 9, 10, 16, 17)

@@ -68,7 +68,10 @@ class GarmentNetwork(nn.Module):
         self.adapter = adapter
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the pseudo-words [N, num_pseudo_words, text_width] for garment pixels [N, 3, crop, crop] on any device."""
+        """Return the pseudo-words [N, num_pseudo_words, text_width] for garment pixels [N, 3, crop, crop].
+
+        The pixels may be on any device.
+        """
         # Only the pooled output passes through `post_layernorm`; `last_hidden_state` comes before it.
         hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
         words: Tensor = self.adapter(hidden)

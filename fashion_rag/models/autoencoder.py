@@ -98,7 +98,7 @@ def fit_preview(vae: VAE, image_size: tuple[int, int]) -> tuple[tuple[float, flo
 
 
 def _preview_pictures(height: int, width: int) -> Iterator[Tensor]:
-    """Yield pictures [1, 3, H, W] in [-1, 1] that resemble shop photos: flat patches of any colour on light backgrounds."""
+    """Yield pictures [1, 3, H, W] in [-1, 1] like shop photos: flat patches of any colour on light backgrounds."""
     generator = torch.Generator().manual_seed(0)
     for number in range(PREVIEW_PICTURES):
         cells = PREVIEW_CELLS[number % len(PREVIEW_CELLS)]

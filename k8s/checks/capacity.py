@@ -1,4 +1,4 @@
-"""Whether what the graph needs of Ray fits on what the worker groups offer."""
+"""The check that the worker groups have room for the replicas of the graph."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import Graph
 
-# Ray counts in ten-thousandths.
+# Ray counts CPUs and GPUs in ten-thousandths.
 TINY = 1e-4
 
 
 @dataclass(frozen=True)
 class ReplicaNeed:
-    """What a replica of a deployment needs of Ray, and how many replicas there are."""
+    """The resources that a replica of a deployment needs from Ray, and the number of its replicas."""
 
     deployment: str
     cpus: float
@@ -32,7 +32,7 @@ class ReplicaNeed:
     max_replicas: int
 
     def fits(self, group: WorkerGroup) -> bool:
-        """Return whether a pod of the group has room for a replica."""
+        """Return whether an empty pod of the group has room for a replica."""
         return (
             self.labels.items() <= group.labels.items()
             and self.cpus <= group.cpus + TINY
@@ -41,7 +41,7 @@ class ReplicaNeed:
         )
 
     def taken_from(self, group: WorkerGroup) -> WorkerGroup:
-        """Return what a replica leaves of a pod."""
+        """Return the group with the resources that a pod still offers beside a replica."""
         return replace(
             group,
             cpus=group.cpus - self.cpus,
@@ -51,7 +51,7 @@ class ReplicaNeed:
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Return the deployments without a place, and pools that are too small for the fewest or the most replicas."""
+    """Return a fault for each deployment that no worker group can run, or can run only with too few replicas."""
     faults = []
     for service in overlay.ray_services:
         if (graph := sound_graph_of(service)) is None:
@@ -66,39 +66,47 @@ def check(overlay: Overlay) -> list[str]:
             if not any(need.fits(group) for group in groups):
                 faults.append(f"{need.deployment}: no worker group has {_describe(need)}")
         usable = [replace(group, memory_bytes=group.memory_bytes - group.object_store_bytes) for group in groups]
-        for word, pods, replicas in (
-            ("warm minimum", [group.min_pods for group in usable], [need.min_replicas for need in needs]),
-            ("maximum", [group.max_pods for group in usable], [need.max_replicas for need in needs]),
+        fewest_pods: list[WorkerGroup] = []
+        most_pods: list[WorkerGroup] = []
+        for group in usable:
+            fewest_pods += [group] * group.min_pods
+            most_pods += [group] * group.max_pods
+        fewest_replicas = [(need, need.min_replicas) for need in needs]
+        most_replicas = [(need, need.max_replicas) for need in needs]
+        for word, replicas, pods in (
+            ("warm minimum", fewest_replicas, fewest_pods),
+            ("maximum", most_replicas, most_pods),
         ):
-            left = without_place(needs, replicas, usable, pods)
-            faults += [f"{name}: {number} of its {word} of replicas find no place" for name, number in left.items()]
+            for name, number in without_place(replicas, pods).items():
+                faults.append(f"{name}: {number} of its {word} of replicas find no place")
     return faults
 
 
 def needs_of(graph: Graph) -> list[ReplicaNeed]:
-    """Return what each deployment needs, as Serve puts it together: the file's word goes before the code's.
+    """Return what each deployment needs. As in Serve, an option in the file replaces the one in the code.
 
     Raises pydantic's ValidationError for an autoscaling_config that Serve would refuse.
     """
-    told = {deployment["name"]: deployment for deployment in graph.deployments}
+    file_options = {deployment["name"]: deployment for deployment in graph.deployments}
     needs = []
     for deployment in deployments_of(graph):
-        own = told.get(deployment.name, {})
-        actor = own.get("ray_actor_options", deployment.ray_actor_options or {})
-        scaling: Any = own.get("autoscaling_config", deployment._deployment_config.autoscaling_config)
+        options = file_options.get(deployment.name, {})
+        actor = options.get("ray_actor_options", deployment.ray_actor_options or {})
+        scaling: Any = options.get("autoscaling_config", deployment._deployment_config.autoscaling_config)
         if isinstance(scaling, dict):
             scaling = AutoscalingConfig(**scaling)
-        number = own.get("num_replicas", deployment.num_replicas) or 1
-        lowest, highest = (scaling.min_replicas, scaling.max_replicas) if scaling else (number, number)
+        fewest = most = options.get("num_replicas", deployment.num_replicas) or 1
+        if scaling:
+            fewest, most = scaling.min_replicas, scaling.max_replicas
         needs.append(
             ReplicaNeed(
-                deployment.name,
-                actor.get("num_cpus", 1),
-                actor.get("num_gpus", 0) or 0,
-                actor.get("memory", 0) or 0,
-                actor.get("label_selector") or {},
-                lowest,
-                highest,
+                deployment=deployment.name,
+                cpus=actor.get("num_cpus", 1),
+                gpus=actor.get("num_gpus", 0) or 0,
+                memory_bytes=actor.get("memory", 0) or 0,
+                labels=actor.get("label_selector") or {},
+                min_replicas=fewest,
+                max_replicas=most,
             )
         )
     return needs
@@ -107,27 +115,26 @@ def needs_of(graph: Graph) -> list[ReplicaNeed]:
 def deployments_of(graph: Graph) -> list[Any]:
     """Return the deployments that the graph's builder binds."""
     pending: list[Any] = [build(ServeConfig.from_args(graph.args))]
-    found: dict[str, Any] = {}
+    deployments: dict[str, Any] = {}
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
             pending += node.values()
         elif isinstance(node, Application):
-            found[node._bound_deployment.name] = node._bound_deployment
+            deployments[node._bound_deployment.name] = node._bound_deployment
             pending += node._bound_deployment.init_args
-    return list(found.values())
+    return list(deployments.values())
 
 
-def without_place(
-    needs: Sequence[ReplicaNeed], replicas: Sequence[int], groups: Sequence[WorkerGroup], pods: Sequence[int]
-) -> dict[str, int]:
-    """Return how many replicas of which deployments are left when all others have been put into pods, the largest
-    first.
+def without_place(replicas: Sequence[tuple[ReplicaNeed, int]], pods: Sequence[WorkerGroup]) -> dict[str, int]:
+    """Return by deployment how many replicas find no room in any pod, where there are such.
+
+    replicas: what a replica of each deployment needs, and the number of its replicas. pods: the group of each pod.
+    The replicas that need the most GPU and then the most memory are placed first, each in the first pod with room.
     """
-    room = [group for group, number in zip(groups, pods, strict=True) for _ in range(number)]
+    room = list(pods)
     left: dict[str, int] = {}
-    order = sorted(zip(needs, replicas, strict=True), key=lambda pair: (-pair[0].gpus, -pair[0].memory_bytes))
-    for need, number in order:
+    for need, number in sorted(replicas, key=lambda replica: (-replica[0].gpus, -replica[0].memory_bytes)):
         for _ in range(number):
             place = next((index for index, pod in enumerate(room) if need.fits(pod)), None)
             if place is None:
