@@ -20,8 +20,8 @@ RUNBOOK = "k8s/README.md"
 SEVERITIES = {"page", "ticket"}
 ALERT_ANNOTATIONS = ("summary", "description", "runbook")
 
-# What Ray appends to the name of a metric. The `_sum` of its histograms is missing on purpose: Ray adds up the middles of
-# buckets in it, so no expression may use it.
+# What Ray appends to the name of a metric. The `_sum` of histograms is missing, so that no expression can use it: Ray
+# adds up the middles of buckets in it.
 SUFFIXES = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_count")}
 # The labels that Ray Serve adds to our metrics, and those that all metrics get from the Prometheus operator and our pod
 # monitors.
@@ -88,7 +88,7 @@ class MetricSeries:
 
 @dataclass(frozen=True)
 class MetricNames:
-    """The metrics that expressions may name: ours, with labels and buckets, and others, of which only the names are known."""
+    """The metrics that expressions may name: ours, with their labels and buckets, and the names of others."""
 
     ours: Mapping[str, MetricSeries]
     others: set[str]
@@ -271,7 +271,7 @@ def _keeps_le(expression: Expr) -> bool:
 
 
 def _without_variables(expression: str) -> str:
-    """Return the expression with a duration in place of Grafana variables in brackets, and a number in place of others."""
+    """Return the expression with a duration for each Grafana variable in brackets, and a number for any other."""
     return re.sub(r"\$\w+", "1", re.sub(r"\[\$\w+\]", "[5m]", expression))
 
 

@@ -15,7 +15,7 @@ from tests.tiny import MANIFEST
 
 
 class Painter:
-    """An editor that paints masks in one colour and remembers what it was asked."""
+    """An editor that paints masks in one colour, and remembers the requests that it got."""
 
     def __init__(self, colour: str = "red") -> None:
         self.colour = np.array(Image.new("RGB", (1, 1), colour))[0, 0]

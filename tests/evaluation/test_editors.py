@@ -69,15 +69,15 @@ def png_base64(pixels: np.ndarray) -> str:
 
 
 def check(edited: list[Edited], pipeline: Pipeline, requests: list[EditRequest]) -> None:
-    for one, request in zip(edited, requests, strict=True):
+    for edit, request in zip(edited, requests, strict=True):
         alone = pipeline(request)
-        assert one.garment_ids == alone.garment_ids
-        assert int(np.abs(one.picture.astype(int) - alone.image).max()) <= 1
+        assert edit.garment_ids == alone.garment_ids
+        assert int(np.abs(edit.picture.astype(int) - alone.image).max()) <= 1
 
 
 def test_the_pipelines_batch_is_what_its_edits_are_alone(pipeline: Pipeline, requests: list[EditRequest]) -> None:
     edited = PipelineEditor(pipeline).edit(requests, None)
-    assert [len(one.garment_ids) for one in edited] == [1, 1, 1]
+    assert [len(edit.garment_ids) for edit in edited] == [1, 1, 1]
     check(edited, pipeline, requests)
 
 

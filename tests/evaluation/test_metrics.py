@@ -130,7 +130,7 @@ def pairs(edited_samples: list[EditedSample]) -> list[tuple[Image.Image, Image.I
 
 
 def test_ssim_by_hand(networks: Networks, edited_samples: list[EditedSample]) -> None:
-    # Of two plain pictures only the first factor is not 1.
+    # For two plain pictures, the first factor of SSIM is the only one that differs from 1.
     grey, lighter = (Image.new("RGB", (48, 64), (level,) * 3) for level in (102, 153))
     plain = replace(edited_samples[0], picture=lighter, sample=replace(edited_samples[0].sample, image=grey))
     expected = (2 * 0.4 * 0.6 + 1e-4) / (0.4**2 + 0.6**2 + 1e-4)
@@ -174,8 +174,8 @@ def test_one_sample_makes_no_distance(networks: Networks, edited_samples: list[E
 
 
 def test_metrics_without_weights_are_left_out_and_said_so(networks: Networks) -> None:
-    found, note = available(networks)
-    assert found == ["ssim", "clip_score", "clip_i", "cmmd"]
+    names, note = available(networks)
+    assert names == ["ssim", "clip_score", "clip_i", "cmmd"]
     assert note == (
         "Left out, as these need files of weights: fid (--inception-weights FILE), kid (--inception-weights FILE), "
         "lpips (--lpips-weights FILE)."

@@ -1,4 +1,4 @@
-"""Contact sheets."""
+"""Contact sheets show each sample in a row."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The bundle that ships: whole, small enough, and a plain garment's colour arrives in the picture."""
+"""The shipped bundle is complete and small enough, and the colour of a plain garment arrives in the picture."""
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ def test_its_preview_is_the_one_fitted_to_its_vae_and_resembles_the_picture() ->
         latents = vae.encode(pictures, torch.zeros(1))
     previews = Preview(preview[:4], preview[4])(latents)
     small = to_uint8(functional.avg_pool2d(pictures, vae.downsampling))
-    # Of 255: 17.5 was measured. The best linear map of these very pictures comes to 15.9, their mean colours to 38.7.
+    # In levels of 255, 17.5 was measured. The best linear map for exactly these pictures reaches 15.9, and their mean
+    # colours reach 38.7.
     assert np.abs(previews.astype(float) - small).mean() < 20
 
 

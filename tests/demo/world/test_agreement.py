@@ -1,4 +1,4 @@
-"""Kind, colour and pattern of edited paper dolls: what was meant is found, what was not is not."""
+"""The judge finds the kind, colours and pattern of the right garment on a paper doll, and not of a wrong one."""
 
 import json
 from dataclasses import asdict
@@ -30,16 +30,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def edited_samples(root: Path, judge: DollJudge, out: Path, number_later: int) -> list[EditedSample]:
-    """Each person of the unpaired order in the garment of the sample so much later in the category."""
+    """Return each sample of the unpaired order, edited perfectly to wear the garment of a later sample.
+
+    number_later: how many samples later in the category that sample stands.
+    """
     edits = EditFolder(out, EvaluationSettings(str(root), "the world", order="unpaired"), MANIFEST)
-    found = []
+    edited = []
     for number, sample in enumerate(edits.data):
-        other = edits.data.pairs[number // 12 * 12 + (number + number_later) % 12].garment_id
-        truth = render(dressed(judge.persons[sample.person_id], judge.garments[other]), SIZE).image
+        garment_id = edits.data.pairs[number // 12 * 12 + (number + number_later) % 12].garment_id
+        truth = render(dressed(judge.persons[sample.person_id], judge.garments[garment_id]), SIZE).image
         mask = edits.mask(sample)
         picture = np.where(mask[..., None] > 0, truth, np.asarray(sample.image)).astype(np.uint8)
-        found.append(EditedSample(sample, mask, Image.fromarray(picture), ()))
-    return found
+        edited.append(EditedSample(sample, mask, Image.fromarray(picture), ()))
+    return edited
 
 
 def test_what_was_meant_is_found(root: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def nearest_name(colour: np.ndarray) -> str:
 
 
 def read_from_pixels(image: np.ndarray, person: DollPerson, category: str) -> tuple[str, str, str | None]:
-    """Pattern, colour and second colour that fit the pixels best."""
+    """Return the pattern, the colour and the second colour that fit the pixels best."""
     coverage, maps = pattern_maps(person, category, image.shape[:2])
     inside = coverage > 0.98
     pixels = image[inside].astype(np.float64)
@@ -80,7 +80,7 @@ def test_garment_pixels_have_garment_colours_and_label() -> None:
         coverage, _ = pattern_maps(person, garment.category)
         inside = coverage == 1
         assert inside.sum() >= 120
-        # The label map has no antialiasing, so that a border may lie one pixel off.
+        # The label map has no antialiasing, so a border may lie one pixel away.
         assert (rendering.label_map[inside] == GARMENT_LABELS[garment.category]).mean() > 0.97
         first = np.array(PALETTE[garment.colour], dtype=np.float64)
         second = np.array(PALETTE[garment.second_colour or garment.colour], dtype=np.float64)
