@@ -143,7 +143,9 @@ class DressCode:
         categories = sorted(set(categories))
         self.root = root
         self.size = size
-        self._retrieved = RetrievalFiles(root, phase, categories, num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(
+            root, phase, categories, num_chunks=num_chunks, retrieval=retrieval, num_retrieved=num_retrieved
+        )
         captions = _captions(root, num_chunks)
         self.pairs: list[Pair] = []
         for category in categories:

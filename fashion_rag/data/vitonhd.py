@@ -71,7 +71,9 @@ class VitonHD:
             raise InvalidRequest("num_chunks", num_chunks, "must be 1, 2 or 3")
         self.root = root
         self.size = size
-        self._retrieved = RetrievalFiles(root, "test", [CATEGORY], num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(
+            root, "test", [CATEGORY], num_chunks=num_chunks, retrieval=retrieval, num_retrieved=num_retrieved
+        )
         chunks = read_config(root / "captions.json")
         captions = {garment_id: caption(value, num_chunks) for garment_id, value in chunks.items()}
         ids: list[tuple[str, str]] = []

@@ -164,15 +164,22 @@ class EditFolder:
 
     def mask(self, sample: Sample) -> NDArray[np.uint8]:
         """Return the sample's repaint mask, uint8 [H, W]; all zero where the garment is not in the photo."""
-        size, rule_size = self.manifest.image_size, self.manifest.mask_rule_size
-        mask_type = self.settings.mask_type
-        return repaint_mask_for(sample.label_map, sample.keypoints, sample.category, mask_type, size, rule_size)
+        return repaint_mask_for(
+            sample.label_map,
+            sample.keypoints,
+            sample.category,
+            mask_type=self.settings.mask_type,
+            size=self.manifest.image_size,
+            rule_size=self.manifest.mask_rule_size,
+        )
 
     def _edit(self, samples_and_masks: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> None:
         """Edit the samples together, and write their pictures."""
         samples = [sample for sample, _ in samples_and_masks]
         requests = [self.request(sample, mask) for sample, mask in samples_and_masks]
-        garments = [_retrieved(sample) for sample in samples] if self.settings.retrieval else None
+        garments = None
+        if self.settings.retrieval:
+            garments = [_retrieved(sample) for sample in samples]
         for sample, edited in zip(samples, editor.edit(requests, garments), strict=True):
             _write(self._path(sample), edited.picture, edited.garment_ids)
 

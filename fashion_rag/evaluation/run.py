@@ -112,7 +112,7 @@ def _measured(
         progress(numbers.stop, len(made))
     contact_sheet(sheet_samples).save(edits.folder / SHEET_FILE)
     categories = [edits.data.pairs[number].category for number in made]
-    return _rows(edits.settings, categories, _joined(measured), _joined(judged), metrics)
+    return _rows(edits.settings, categories, measured=_joined(measured), judged=_joined(judged), metrics=metrics)
 
 
 def _rows(
@@ -148,5 +148,7 @@ def _rows(
 
 def _joined(batches: Sequence[SampleValues]) -> SampleValues:
     """Return the values of all batches, one after the other."""
-    names = batches[0] if batches else ()
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    joined = {}
+    for name in batches[0] if batches else ():
+        joined[name] = np.concatenate([batch[name] for batch in batches])
+    return joined

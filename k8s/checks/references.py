@@ -31,9 +31,13 @@ def check(overlay: Overlay, parents: Sequence[Document], runbook: str) -> list[s
         names = {volume["name"] for volume in volumes} | pod.claims
         for container in [*pod.spec["containers"], *pod.spec.get("initContainers", [])]:
             faults += [f"{pod.where}: {fault}" for fault in _container(container, names, secrets)]
-    faults += [fault for job in overlay.of_kind("Job") for fault in _compiled(job, documents)]
-    pods = [pod for document in documents for pod in pods_of(document)]
-    faults += [fault for document in overlay.documents for fault in _selectors(document, pods)]
+    for job in overlay.of_kind("Job"):
+        faults += _compiled(job, documents)
+    pods: list[Pod] = []
+    for document in documents:
+        pods += pods_of(document)
+    for document in overlay.documents:
+        faults += _selectors(document, pods)
     for service in overlay.ray_services:
         faults += _addresses(service, documents)
         faults += _paths(service, secrets)

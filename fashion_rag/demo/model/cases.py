@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.data.masks import repaint_mask_for
+from fashion_rag.data.masks import MaskType, repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import (
     KINDS,
@@ -102,10 +103,12 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
         person = sample_person(rng, category, garment)
         drawn = render(person, size)
         frame = scale_keypoints(drawn.keypoints, size, KEYPOINT_FRAME)
-        mask_type = "mask" if rng.random() < 0.3 else "bounding_box"
+        mask_type: MaskType = "mask" if rng.random() < 0.3 else "bounding_box"
         case_garments = (garment, _sibling(rng, garment), _cousin(rng, garment))
         images.append(drawn.image)
-        masks.append(repaint_mask_for(drawn.label_map, frame, category, mask_type, size, MASK_RULE_SIZE))  # type: ignore[arg-type]
+        masks.append(
+            repaint_mask_for(drawn.label_map, frame, category, mask_type=mask_type, size=size, rule_size=MASK_RULE_SIZE)
+        )
         garments.append(np.stack([render_garment(case_garment, size) for case_garment in case_garments]))
         keypoints.append(drawn.keypoints)
         attributes.append([attribute_ids(case_garment) for case_garment in case_garments])
@@ -166,11 +169,13 @@ def draw_cases(
     missing = [number for number in numbers if not (folder / f"{number:04d}.npz").exists()]
     draw = partial(_draw_chunk, folder, size, seed, test, CHUNK)
     # The processes are spawned, because PyTorch's threads would hang in a forked copy of this process.
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn")) if num_workers > 1 and missing else None
-    for done, _ in enumerate((pool.map if pool else map)(draw, missing), 1):
-        progress(done, len(missing))
-    if pool:
-        pool.shutdown()
+    with ExitStack() as stack:
+        drawn: Iterable[None] = map(draw, missing)
+        if num_workers > 1 and missing:
+            pool = stack.enter_context(ProcessPoolExecutor(num_workers, get_context("spawn")))
+            drawn = pool.map(draw, missing)
+        for done, _ in enumerate(drawn, 1):
+            progress(done, len(missing))
     arrays: dict[str, list[NDArray[np.generic]]] = {}
     texts: list[dict[str, str]] = []
     for number in numbers:

@@ -114,13 +114,20 @@ def make_cases(
         targets.add(target)
         drawn = render(person, size)
         frame = scale_keypoints(drawn.keypoints, size, KEYPOINT_FRAME)
-        mask = repaint_mask_for(drawn.label_map, frame, category, "bounding_box", size, KEYPOINT_FRAME)
-        request = EditRequest(
-            drawn.image,
-            mask,
-            kind_caption(target),
+        mask = repaint_mask_for(
+            drawn.label_map,
+            frame,
             category,
-            drawn.keypoints,
+            mask_type="bounding_box",
+            size=size,
+            rule_size=KEYPOINT_FRAME,
+        )
+        request = EditRequest(
+            image=drawn.image,
+            mask=mask,
+            prompt=kind_caption(target),
+            category=category,
+            keypoints=drawn.keypoints,
             seed=int(rng.integers(2**31)),
             num_inference_steps=steps,
             guidance_scale=guidance_scale,

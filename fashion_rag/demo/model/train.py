@@ -116,14 +116,18 @@ class _Trainer:
             case "clip":
                 return self._clip()
             case "adapter":
-                clip = self._trained(self._clip())
-                return AdapterStage(self.cases, self._hidden(clip), clip, self._prompts(clip), self.device)
+                return self._adapter(self._trained(self._clip()))
         clip = self._trained(self._clip())
-        hidden, prompts = self._hidden(clip), self._prompts(clip)
-        adapter = self._trained(AdapterStage(self.cases, hidden, clip, prompts, self.device)).network
-        network = networks(UNet(recipe.make_unet()), adapter)
-        sampler = SamplerConfig.from_diffusers(recipe.SCHEDULER)
-        return EditStage(network, self._training_set(hidden), prompts, sampler, MIX, self.device, PRECISION)
+        adapter_stage = self._trained(self._adapter(clip))
+        return EditStage(
+            networks(UNet(recipe.make_unet()), adapter_stage.network),
+            self._training_set(adapter_stage.hidden),
+            adapter_stage.prompts,
+            SamplerConfig.from_diffusers(recipe.SCHEDULER),
+            MIX,
+            self.device,
+            PRECISION,
+        )
 
     def _tokenizer(self) -> Any:
         folder = self.work / "tokenizer"
@@ -134,6 +138,15 @@ class _Trainer:
 
     def _clip(self) -> ClipStage:
         return ClipStage(self.cases, self._tokenizer(), self.device)
+
+    def _adapter(self, clip: ClipStage) -> AdapterStage:
+        return AdapterStage(
+            self.cases,
+            hidden=self._hidden(clip),
+            clip_stage=clip,
+            prompts=self._prompts(clip),
+            device=self.device,
+        )
 
     def _prompts(self, clip: ClipStage) -> PromptEncoder:
         prompts = PromptEncoder(self._tokenizer(), recipe.text_encoder_of(clip.clip))

@@ -38,6 +38,7 @@ def garment_layers(
 
 
 def _lower_layers(skeleton: Skeleton, garment: DollGarment) -> list[Layer]:
+    """Return the layers of trousers, shorts or a skirt."""
     bottom = LENGTHS[garment.length]
     if garment.kind in ("trousers", "shorts"):
         hips = skeleton.outline([(-8.6, WAIST_Y), (-9.8, 50.5), (-9.8, 54), (-1, 57)])
@@ -49,6 +50,7 @@ def _lower_layers(skeleton: Skeleton, garment: DollGarment) -> list[Layer]:
 
 
 def _trouser_leg(skeleton: Skeleton, garment: DollGarment, side: int) -> list[Points]:
+    """Return the polygons of one leg of trousers or shorts."""
     hip, knee, ankle = skeleton.leg(side)
     if garment.length == "thigh":
         end = moved(hip + 0.74 * (knee - hip), side, 0)
@@ -64,6 +66,7 @@ def _tube(a: Points, b: Points, ra: float, rb: float) -> Points:
 
 
 def _upper_layers(skeleton: Skeleton, garment: DollGarment, neck: Layer | None, arms: Sequence[Layer]) -> list[Layer]:
+    """Return the layers of a top or a dress."""
     bodice = BODICES.get(f"{garment.kind}, {garment.sleeve} sleeves", BODICES[garment.kind])
     top, bottom = bodice[0][1], bodice[-1][1]
     anchor = SHOULDER_Y if top < 30 else top
@@ -80,6 +83,7 @@ def _upper_layers(skeleton: Skeleton, garment: DollGarment, neck: Layer | None, 
 
 
 def _sleeve(skeleton: Skeleton, garment: DollGarment, side: int) -> tuple[Points, ...]:
+    """Return the polygons of one sleeve."""
     shoulder, elbow, wrist = skeleton.arm(side)
     extra_width = 0.7 if garment.kind in ("sweater", "hoodie") else 0.0
     if garment.sleeve == "short":
