@@ -98,8 +98,8 @@ def _arm_area(points: NDArray[np.float64], missing: BoolMap, shape: tuple[int, .
     """Return the area of a thick line from wrist to wrist over the shoulders, [H, W].
 
     points: in pixels of the picture. missing: [18], the key points that were not found.
-    As in the paper's rule, missing joints are left out for one arm only, the right one if its wrist is missing. The
-    line runs to the corner (0, 0) for the other wrist if both are missing, and for a missing elbow beside a wrist.
+    As in the paper's rule, missing joints are left out for one arm only: the right one if its wrist is missing,
+    otherwise the left one. For any other missing wrist or elbow, the line runs to the corner (0, 0).
     """
     path = [L_WRIST, L_ELBOW, L_SHOULDER, R_SHOULDER, R_ELBOW, R_WRIST]
     for wrist, elbow in ((R_WRIST, R_ELBOW), (L_WRIST, L_ELBOW)):

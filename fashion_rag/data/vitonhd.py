@@ -111,7 +111,7 @@ def _read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return a label map with Dress Code's labels, uint8 [H, W]."""
     labels = read_label_map(path, size)
     if labels.max() >= len(LABELS):
-        raise ArtifactError(f"{path}: has the label {labels.max()}; labels must be from 0 to {len(LABELS) - 1}")
+        raise ArtifactError(f"{path}: has the label {labels.max()}; the labels are 0 to {len(LABELS) - 1}")
     return LABELS[labels]
 
 

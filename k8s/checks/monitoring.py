@@ -251,7 +251,7 @@ def _selector_faults(selector: VectorSelector, names: MetricNames) -> Iterator[s
 def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, MetricSeries]) -> Iterator[str]:
     """Yield the labels of an aggregation that none of its metrics has, as far as they are ours."""
     selectors = [node for node in _nodes(aggregate.expr) if isinstance(node, VectorSelector)]
-    names = [selector.name for selector in selectors if selector.name in ours]
+    names = [selector.name for selector in selectors if selector.name and selector.name in ours]
     if names and aggregate.modifier is not None:
         known = frozenset().union(*(ours[name].labels for name in names))
         for label in aggregate.modifier.labels:
