@@ -34,7 +34,7 @@ from rich.table import Table
 
 from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
-from fashion_rag.demo.model.evaluate import Case, make_cases, paint
+from fashion_rag.demo.model.evaluate import HeldOutCase, make_cases, paint
 from fashion_rag.demo.world.agreement import read_edit
 from fashion_rag.demo.world.draw import render_garment
 from fashion_rag.denoising.plan import plan
@@ -120,7 +120,7 @@ def judge(steps: int, shortcuts: Shortcuts, num_cases: int) -> Record:
     }
 
 
-def _patterned(cases: Sequence[Case]) -> list[bool]:
+def _patterned(cases: Sequence[HeldOutCase]) -> list[bool]:
     return [case.target.pattern != "plain" for case in cases]
 
 

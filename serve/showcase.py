@@ -24,7 +24,7 @@ from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
-from fashion_rag.demo.world.attributes import Garment, kind_caption
+from fashion_rag.demo.world.attributes import DollGarment, kind_caption
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import Template
@@ -122,7 +122,7 @@ def read_cases(world: Path, bundle: Path) -> list[Case]:
                 keypoints=scale_keypoints(sample.keypoints, KEYPOINT_FRAME, size).tolist(),
                 category=category,
                 prompt=sample.caption,
-                kind=kind_caption(Garment(**attributes[sample.garment_id])),
+                kind=kind_caption(DollGarment(**attributes[sample.garment_id])),
             )
         )
     return cases

@@ -27,7 +27,7 @@ from fashion_rag.catalogue.changes import Deleted, append
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import app
-from fashion_rag.demo.model.evaluate import Report, Row
+from fashion_rag.demo.model.evaluate import AgreementRow, DemoReport
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from tests.profiles import display_p3
@@ -476,8 +476,10 @@ def test_evaluate_says_what_cannot_be(world: Path, tiny_bundle: Path, tmp_path: 
 
 
 def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    report = Report(
-        rows=[Row("one garment", 0.75, 1.0, 0.7, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)],
+    report = DemoReport(
+        rows=[
+            AgreementRow("one garment", 0.75, 1.0, 0.7, pattern=0.5, pattern_of_patterned=0.25, both=0.4, clip_i=0.6)
+        ],
         retrieval_at_1=0.9,
         retrieval_at_3=0.95,
         vae_psnr_db=30.0,
@@ -487,7 +489,9 @@ def test_demo_evaluate_prints_the_table_and_keeps_the_report(monkeypatch: pytest
         guidance_scale=2.5,
     )
 
-    def evaluate(bundle: Path, cases: int, *, device: str, dtype: torch.dtype, progress: Callable[[], None]) -> Report:
+    def evaluate(
+        bundle: Path, cases: int, *, device: str, dtype: torch.dtype, progress: Callable[[], None]
+    ) -> DemoReport:
         assert (cases, device, dtype) == (3, "cpu", torch.bfloat16)
         progress()
         return report

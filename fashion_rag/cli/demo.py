@@ -24,7 +24,7 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 
 if TYPE_CHECKING:
-    from fashion_rag.demo.model.evaluate import Report
+    from fashion_rag.demo.model.evaluate import DemoReport
 
 
 commands = typer.Typer(no_args_is_help=True, help="The paper-doll world and its model.")
@@ -105,9 +105,9 @@ def demo_evaluate(
         write_result(json_file, {"from": provenance()} | report.as_dict())
 
 
-def report_table(report: Report) -> Table:
-    """Return the report of `demo evaluate` for a terminal."""
-    from fashion_rag.demo.model.evaluate import Row
+def report_table(report: DemoReport) -> Table:
+    """The report of `demo evaluate` for a terminal."""
+    from fashion_rag.demo.model.evaluate import AgreementRow
 
     table = Table(
         box=SIMPLE,
@@ -118,7 +118,7 @@ def report_table(report: Report) -> Table:
         f"{report.retrieval_at_3:.3f}; VAE {report.vae_psnr_db:.1f} dB; a second and third garment change the "
         f"repainted part by {report.third_garment_change:.1f} of 255",
     )
-    names = [field.name for field in dataclasses.fields(Row)]
+    names = [field.name for field in dataclasses.fields(AgreementRow)]
     for name in names:
         if name == "name":
             table.add_column("", no_wrap=True)

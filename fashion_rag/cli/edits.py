@@ -205,7 +205,7 @@ def evaluate(
     from fashion_rag.bundle import Bundle
     from fashion_rag.demo.world.agreement import judge_of
     from fashion_rag.evaluation import run
-    from fashion_rag.evaluation.edits import Settings, open_data
+    from fashion_rag.evaluation.edits import EvaluationSettings, open_data
     from fashion_rag.evaluation.metrics import available
     from fashion_rag.evaluation.networks import Networks
 
@@ -214,7 +214,7 @@ def evaluate(
     available(SimpleNamespace(inception=inception_weights, lpips=lpips_weights), asked)
     orders: list[Order] = ["paired", "unpaired"] if order == "both" else [order]
     wanted = [
-        Settings(
+        EvaluationSettings(
             root=str(root.resolve()),
             model="",
             layout=layout,
@@ -238,7 +238,7 @@ def evaluate(
         opened.check_catalogue(catalogue)
     networks = Networks.load(clip or bundle / "retrieval", inception_weights, lpips_weights, device)
     with _editor(bundle, catalogue, server, api_keys, device, dtype) as (editor, model, garments_from):
-        plan = run.Plan(
+        plan = run.EvaluationPlan(
             settings=[dataclasses.replace(one, model=model, catalogue=garments_from) for one in wanted],
             categories=categories.split(","),
             limit=limit,

@@ -1,15 +1,15 @@
-"""Reads a data set in the Dress Code layout. Called by the evaluation, the catalogue's ingest and the demo's training.
+"""The reader of a data set in the Dress Code layout. The evaluation, the training and the catalogue's ingest call it.
 
-`vitonhd.py` gives the same samples of another layout with the readers from here.
+`vitonhd.py` uses the functions of this module to read the same kind of samples from another layout.
 
-The layout, below the root but for the retrieval files:
+The layout, where all folders but RETRIEVAL lie below the root:
 
-    fine_captions.json, coarse_captions.json               garment id -> noun chunks
-    CATEGORY/{train_pairs,test_pairs_ORDER}.txt            a person's and a garment's file name a line
-    CATEGORY/images/ID_0.jpg                               person (ID_1.jpg: garment)
-    CATEGORY/label_maps/ID_4.png, keypoints/ID_2.json      of the person
-    CATEGORY/cleaned_inshop_imgs/ID_1_cleaned.jpg          garment without background, not for all
-    RETRIEVAL/MODEL/PHASE_CATEGORY_{single,double,triplet}.json    caption -> garment files, best first
+    fine_captions.json, coarse_captions.json               the noun chunks of each garment id
+    CATEGORY/{train_pairs,test_pairs_ORDER}.txt            on each line the file names of a person and a garment
+    CATEGORY/images/ID_0.jpg                               a person (ID_1.jpg: a garment)
+    CATEGORY/label_maps/ID_4.png, keypoints/ID_2.json      the label map and the key points of the person
+    CATEGORY/cleaned_inshop_imgs/ID_1_cleaned.jpg          a garment without background; not all garments have one
+    RETRIEVAL/MODEL/PHASE_CATEGORY_{single,double,triplet}.json    for each caption its garment files, best first
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fashion_rag.request import CATEGORIES
 Phase = Literal["train", "test"]
 Order = Literal["paired", "unpaired"]
 
-# A fine caption with fewer chunks is not used at all.
+# A fine caption with fewer chunks is not used.
 MIN_FINE_CHUNKS = 3
 CHUNK_NAMES = {1: "single", 2: "double", 3: "triplet"}
 RETRIEVAL_MODEL = "ViT-L-14_laion2b_s32b_b82k"
@@ -38,10 +38,11 @@ RETRIEVAL_MODEL = "ViT-L-14_laion2b_s32b_b82k"
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One person to edit.
+    """A person to edit, and the garment that they are to wear.
 
     image: RGB. label_map: uint8 [H, W], of the same size. keypoints: float64 [18, 2], x and y in pixels of
-    `pose.KEYPOINT_FRAME`. garment_path: the garment of the pair. retrieved_paths: best first.
+    `pose.KEYPOINT_FRAME`. garment_path: the picture of the pair's garment. retrieved_paths: the pictures of the
+    retrieved garments, best first.
     """
 
     person_id: str
@@ -56,8 +57,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Garment:
-    """One in-shop garment; the caption is empty where there is none."""
+class InShopGarment:
+    """An in-shop garment; the caption is empty if it has none."""
 
     garment_id: str
     category: str
@@ -67,7 +68,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Pair:
-    """Who is to wear what: a sample before its pictures are read."""
+    """A person and the garment that they are to wear: a sample whose pictures have not been read."""
 
     person_id: str
     garment_id: str
@@ -75,10 +76,11 @@ class Pair:
     caption: str
 
 
-class Retrieved:
-    """What the retrieval files say was found for a caption; nothing is opened for num_retrieved = 0.
+class RetrievalFiles:
+    """The garments that the retrieval files list for each caption. No file is opened if num_retrieved is 0.
 
-    retrieval: their folder. num_chunks: of the captions. Raises as DressCode.
+    root: folder of the data set. num_chunks: how many chunks make a caption. retrieval: folder of the retrieval files.
+    Raises what DressCode raises.
     """
 
     def __init__(
@@ -94,17 +96,17 @@ class Retrieved:
             raise InvalidRequest("num_retrieved", num_retrieved, "must be 0 without a retrieval folder")
         self.root = root
         self.num_retrieved = num_retrieved
-        self._found: dict[str, dict[str, list[str]]] = {}
+        self._names: dict[str, dict[str, list[str]]] = {}
         if retrieval is not None and num_retrieved:
             for category in categories:
                 path = retrieval / RETRIEVAL_MODEL / f"{phase}_{category}_{CHUNK_NAMES[num_chunks]}.json"
-                self._found[category] = read_key(path, "pred_files")
+                self._names[category] = read_key(path, "pred_files")
 
     def paths(self, pair: Pair) -> tuple[Path, ...]:
-        """Return the pictures of the `num_retrieved` garments for the pair's caption, best first."""
+        """Return the paths of the pictures of the `num_retrieved` garments for the pair's caption, best first."""
         if not self.num_retrieved:
             return ()
-        names = self._found[pair.category].get(pair.caption, [])[: self.num_retrieved]
+        names = self._names[pair.category].get(pair.caption, [])[: self.num_retrieved]
         if len(names) < self.num_retrieved:
             raise ArtifactError(
                 f"retrieval file of {pair.category}: {len(names)} garments for {pair.caption!r}; "
@@ -114,14 +116,15 @@ class Retrieved:
 
 
 class DressCode:
-    """The samples of one phase, by category in alphabetical order; pictures are read when a sample is.
+    """The samples of a phase, in the alphabetical order of their categories. Pictures are read with their sample.
 
-    size: (height, width) of image and label map. order: which garment a person gets (test only). num_chunks: how many
-    chunks make a caption. retrieval: folder of the retrieval files, needed for num_retrieved > 0.
-    A pair without caption, and a person's second pair in a category, are left out, as in the paper's evaluation.
+    order: which garment a person gets; only the test phase has both orders. num_chunks: how many chunks make a caption.
+    size: (height, width) of the image and the label map. retrieval: folder of the retrieval files, needed for
+    num_retrieved > 0.
+    Pairs without a caption, and further pairs of a person in a category, are left out as in the paper's evaluation.
 
-    Raises InvalidRequest for an argument outside its range; ArtifactError, naming the path, for a file that is
-    missing or damaged, here or when a sample is read.
+    Raises InvalidRequest for an argument outside its range. Raises ArtifactError, with the path, for a file that is
+    missing or damaged; this may also happen when a sample is read.
     """
 
     def __init__(
@@ -140,7 +143,9 @@ class DressCode:
         categories = sorted(set(categories))
         self.root = root
         self.size = size
-        self._retrieved = Retrieved(root, phase, categories, num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(
+            root, phase, categories, num_chunks=num_chunks, retrieval=retrieval, num_retrieved=num_retrieved
+        )
         captions = _captions(root, num_chunks)
         self.pairs: list[Pair] = []
         for category in categories:
@@ -150,7 +155,7 @@ class DressCode:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample at `index`, its pictures read from disk."""
+        """Return the sample at `index`, after reading its pictures from disk."""
         pair = self.pairs[index]
         folder = self.root / pair.category
         return Sample(
@@ -171,14 +176,15 @@ class DressCode:
 
 def garments(
     root: Path, phase: Phase = "test", *, categories: Sequence[str] = CATEGORIES, num_chunks: int = 3
-) -> Iterator[Garment]:
-    """Yield the in-shop garments of the (paired) pairs files, each once. Raises like DressCode."""
+) -> Iterator[InShopGarment]:
+    """Yield each in-shop garment of the paired pairs files once. Raises what DressCode raises."""
     _check(num_chunks, categories)
     captions = _captions(root, num_chunks)
     for category in sorted(set(categories)):
-        for garment_id in dict.fromkeys(garment for _, garment in _pairs(root, category, phase, "paired")):
+        garment_ids = [garment_id for _, garment_id in _pairs(root, category, phase, "paired")]
+        for garment_id in dict.fromkeys(garment_ids):
             path = _garment_path(root, category, garment_id)
-            yield Garment(garment_id, category, captions.get(garment_id, ""), path)
+            yield InShopGarment(garment_id, category, captions.get(garment_id, ""), path)
 
 
 def _check(num_chunks: int, categories: Sequence[str]) -> None:
@@ -189,8 +195,8 @@ def _check(num_chunks: int, categories: Sequence[str]) -> None:
 
 
 def _captions(root: Path, num_chunks: int) -> dict[str, str]:
-    """Return the garment id -> caption: the first chunks in alphabetical order, joined by ", "."""
-    fine, coarse = (read_config(root / f"{kind}_captions.json") for kind in ("fine", "coarse"))
+    """Return the caption of each garment id. A coarse caption goes before a fine one."""
+    fine, coarse = read_config(root / "fine_captions.json"), read_config(root / "coarse_captions.json")
     chunks = {key: value for key, value in fine.items() if len(value) >= MIN_FINE_CHUNKS} | coarse
     return {key: caption(value, num_chunks) for key, value in chunks.items()}
 
@@ -201,13 +207,14 @@ def caption(chunks: Sequence[str], num_chunks: int) -> str:
 
 
 def _pairs(root: Path, category: str, phase: Phase, order: Order) -> Iterator[tuple[str, str]]:
-    """Return the person and garment id of each line of a pairs file."""
-    names = read_pairs(root / category / ("train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt"))
-    return ((person.split("_")[0], garment.split("_")[0]) for person, garment in names)
+    """Yield the ids of the person and the garment on each line of a pairs file."""
+    file_name = "train_pairs.txt" if phase == "train" else f"test_pairs_{order}.txt"
+    for person, garment in read_pairs(root / category / file_name):
+        yield person.split("_")[0], garment.split("_")[0]
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the person's and the garment's file name on each line. Raises ArtifactError for anything else."""
+    """Yield the file names of the person and the garment on each line. Raises ArtifactError for any other line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -220,11 +227,14 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def captioned_pairs(pairs: Iterable[tuple[str, str]], category: str, captions: Mapping[str, str]) -> Iterator[Pair]:
-    """Of the person's and garment's ids those that are samples: with a caption, and of each person the first."""
-    seen: set[str] = set()
+    """Yield the first pair of each person whose garment has a caption.
+
+    pairs: the ids of a person and a garment. captions: by garment id.
+    """
+    persons: set[str] = set()
     for person_id, garment_id in pairs:
-        if captions.get(garment_id) and person_id not in seen:
-            seen.add(person_id)
+        if captions.get(garment_id) and person_id not in persons:
+            persons.add(person_id)
             yield Pair(person_id, garment_id, category, captions[garment_id])
 
 
@@ -233,17 +243,17 @@ def _garment_path(root: Path, category: str, garment_id: str) -> Path:
 
 
 def _with_fallback(path: Path) -> Path:
-    """Return the cleaned garment picture, or the plain one where it was never cleaned."""
+    """Return the path of a cleaned garment picture, or of the plain picture if the garment has no cleaned one."""
     if path.is_file():
         return path
     plain = path.parent.parent / "images" / path.name.replace("_cleaned", "")
     if plain.is_file():
         return plain
-    raise ArtifactError(f"{path}: no such garment picture, nor {plain}")
+    raise ArtifactError(f"{path}: no such garment picture; the plain one, {plain}, is missing, too")
 
 
 def read_key(path: Path, key: str) -> Any:
-    """Return what the object in a JSON file has under `key`. Raises ArtifactError if it has not."""
+    """Return the value of `key` in the object of a JSON file. Raises ArtifactError if the key is missing."""
     content = read_config(path)
     if key not in content:
         raise ArtifactError(f"{path}: the key {key!r} is missing")
@@ -251,6 +261,7 @@ def read_key(path: Path, key: str) -> Any:
 
 
 def _read_keypoints(path: Path) -> NDArray[np.float64]:
+    """Return a person's key points, float64 [18, 2], in pixels of KEYPOINT_FRAME."""
     rows = np.asarray(read_key(path, "keypoints"), dtype=np.float64)
     if rows.shape != (18, 4):
         raise ArtifactError(f"{path}: key points of shape {rows.shape}; must be 18 rows of 4")
@@ -258,7 +269,10 @@ def _read_keypoints(path: Path) -> NDArray[np.float64]:
 
 
 def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Return an RGB picture, bicubic to `size`. Raises ArtifactError, naming the path."""
+    """Return an RGB picture, resized to `size` (height, width) with bicubic interpolation.
+
+    Raises ArtifactError, with the path, if it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -267,10 +281,13 @@ def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return a label map, uint8 [H, W], nearest to `size`. Raises ArtifactError, naming the path."""
+    """Return a label map, uint8 [H, W], resized to `size` (height, width) with the nearest label.
+
+    Raises ArtifactError, with the path, if it cannot be read or is no label map.
+    """
     try:
         with Image.open(path) as image:
-            # A palette picture is read as its indices, which are the labels.
+            # Pillow gives the indices of a palette picture, which are the labels.
             labels = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
     except OSError as error:
         raise ArtifactError(f"{path}: not a readable label map: {error}") from error

@@ -1,7 +1,7 @@
-"""The repaint mask of a person, from the Dress Code label map and key points. Called by evaluation and the demo.
+"""The repaint mask of a person, made from a Dress Code label map and key points. Evaluation, training and demo call it.
 
-The rule is the paper's (arXiv 2504.14011, Dress Code preparation), edge cases included, so that our figures are
-comparable. Some of its widths are in pixels whatever the size: they were chosen for 512x384. Sizes are (height, width).
+The rule is that of the paper (arXiv 2504.14011, Dress Code preparation) with all its edge cases, so that our figures
+are comparable. Some of its widths are fixed numbers of pixels, chosen for 512x384. Sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from fashion_rag.errors import InvalidRequest
 MaskType = Literal["bounding_box", "mask"]
 BoolMap = NDArray[np.bool_]
 
-# Dress Code label map classes: 0 background 1 hat 2 hair 3 sunglasses 4 upper garment 5 skirt 6 trousers 7 dress
-# 8 belt 9, 10 shoes 11 head 12, 13 legs 14, 15 arms 16 bag 17 scarf.
+# The classes of a Dress Code label map: 0 background, 1 hat, 2 hair, 3 sunglasses, 4 upper garment, 5 skirt,
+# 6 trousers, 7 dress, 8 belt, 9 and 10 shoes, 11 head, 12 and 13 legs, 14 and 15 arms, 16 bag, 17 scarf.
 HEAD = (1, 2, 3, 11)
 ARMS = (14, 15)
 ALWAYS_KEPT = (1, 2, 3, 9, 10, 16, 17)
+# The further classes that each category keeps, and those that it repaints.
 KEPT = {"dresses": (), "upper_body": (5, 6), "lower_body": (4, 14, 15)}
 CHANGED = {"dresses": (7, 12, 13), "upper_body": (4,), "lower_body": (6, 12, 13)}
 
-# OpenPose joints.
+# The numbers of OpenPose joints.
 R_SHOULDER, R_ELBOW, R_WRIST, L_SHOULDER, L_ELBOW, L_WRIST = 2, 3, 4, 5, 6, 7
 
-# Pixels at every size.
+# These are pixels at every size of the picture.
 ARM_WIDTH = 45
 DILATION = 10
-# Pixels at a height of 512, scaled with the height.
+# These are pixels at a height of 512, and are scaled with the height.
 NECK_ABOVE_SHOULDERS = 20
 
 
 def repaint_mask(
     label_map: NDArray[np.uint8], keypoints: NDArray[np.float64], category: str, mask_type: MaskType = "bounding_box"
 ) -> NDArray[np.uint8]:
-    """Return the mask of the category's garment, uint8 [H, W], 1 = repaint; all zero where the garment is not in the
-    picture.
+    """Return the repaint mask for the category's garment, uint8 [H, W], 1 where the picture is repainted.
 
-    label_map: uint8 [H, W], 4:3, the size at which the rule works. keypoints: [18, 2] in pixels of KEYPOINT_FRAME.
-    mask_type: "mask" follows the garment, "bounding_box" fills its box; neither covers the parts that stay.
+    The mask is all zero if the garment is not in the picture.
+    label_map: uint8 [H, W], 4:3; the rule works at its size. keypoints: [18, 2] in pixels of KEYPOINT_FRAME.
+    mask_type: "mask" follows the garment and "bounding_box" fills its box. Neither covers the parts that are kept.
     Raises InvalidRequest for an unknown category or mask type.
     """
     if category not in CHANGED:
@@ -58,7 +59,7 @@ def repaint_mask(
     if category == "lower_body":
         keep |= head
     else:
-        # x, too, is scaled with the height: the rule is for 4:3.
+        # The rule is for 4:3 pictures, so x is scaled with the height as well.
         points = keypoints * (label_map.shape[0] / KEYPOINT_FRAME[0])
         arms = _arm_area(points, missing=np.all(keypoints <= 1, axis=1), shape=label_map.shape)
         hands = np.isin(label_map, ARMS) & ~arms
@@ -81,8 +82,9 @@ def repaint_mask_for(
 ) -> NDArray[np.uint8]:
     """Return `repaint_mask` at `size`, from a label map of any size.
 
-    rule_size: where the rule works before the mask is reduced (nearest) to `size`; None works at `size` itself, as the
-    paper. A model of small pictures wants 512x384 here: the fixed widths would swallow a 96x72 picture.
+    rule_size: the size at which the rule works; None for `size` itself, as in the paper. The mask is then resized to
+    `size` with the nearest value. For a model of small pictures it should be 512x384, because the rule's fixed widths
+    would cover most of a 96x72 picture.
     """
     mask = repaint_mask(_nearest(label_map, rule_size or size), keypoints, category, mask_type)
     return _nearest(mask, size)
@@ -93,10 +95,11 @@ def _nearest(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 
 def _arm_area(points: NDArray[np.float64], missing: BoolMap, shape: tuple[int, ...]) -> BoolMap:
-    """Return the thick line from wrist to wrist over the shoulders, [H, W].
+    """Return the area of a thick line from wrist to wrist over the shoulders, [H, W].
 
-    Parity: one arm is checked only, the right one first. With both wrists missing, the line runs to the corner (0, 0),
-    and so does an elbow that is missing beside a wrist.
+    points: in pixels of the picture. missing: [18], the key points that were not found.
+    As in the paper's rule, missing joints are left out for one arm only: the right one if its wrist is missing,
+    otherwise the left one. For any other missing wrist or elbow, the line runs to the corner (0, 0).
     """
     path = [L_WRIST, L_ELBOW, L_SHOULDER, R_SHOULDER, R_ELBOW, R_WRIST]
     for wrist, elbow in ((R_WRIST, R_ELBOW), (L_WRIST, L_ELBOW)):
@@ -112,20 +115,21 @@ def _arm_area(points: NDArray[np.float64], missing: BoolMap, shape: tuple[int, .
 
 
 def _below_shoulders(points: NDArray[np.float64], shape: tuple[int, ...]) -> BoolMap:
-    """Return what lies below the line through both shoulders, raised by NECK_ABOVE_SHOULDERS, [H, W]."""
+    """Return the area below the line through both shoulders, raised by NECK_ABOVE_SHOULDERS, [H, W]."""
     height, width = shape
     (x0, y0), (x1, y1) = points[L_SHOULDER], points[R_SHOULDER]
     slope = (y1 - y0) / (x1 - x0) if x0 != x1 else 0.0
     line = y0 + slope * (np.arange(width) - x0)
     first_row = (line - NECK_ABOVE_SHOULDERS * height / KEYPOINT_FRAME[0]).astype(int)
-    # Parity: a row above the picture counts from its bottom, like the start of a Python slice.
+    # As in the paper's rule, a row above the picture counts from its bottom, like the start of a Python slice.
     first_row = np.where(first_row < 0, np.maximum(first_row + height, 0), first_row)
     below: BoolMap = np.arange(height)[:, None] >= first_row[None, :]
     return below
 
 
 def _dilate(area: BoolMap) -> BoolMap:
-    # A square is dilated side by side: 2 x 21 comparisons a pixel, not 21 x 21.
+    """Return the area grown by DILATION pixels in every direction, corners included."""
+    # Growing along one axis after the other takes 2 x 21 comparisons for a pixel in place of 21 x 21.
     grown = torch.from_numpy(area).float()[None]
     for kernel, padding in (((2 * DILATION + 1, 1), (DILATION, 0)), ((1, 2 * DILATION + 1), (0, DILATION))):
         grown = functional.max_pool2d(grown, kernel, stride=1, padding=padding)
@@ -134,6 +138,7 @@ def _dilate(area: BoolMap) -> BoolMap:
 
 
 def _bounding_box(area: BoolMap) -> BoolMap:
+    """Return the smallest box round the area; an empty area has none."""
     box = np.zeros_like(area)
     if area.any():
         rows, columns = np.nonzero(area)

@@ -1,19 +1,19 @@
-"""Reads the test split of a data set in the VITON-HD layout, as samples like Dress Code's. Called by the evaluation.
+"""The reader of the test split of a data set in the VITON-HD layout. The evaluation calls it.
 
-The layout, below the root but for the retrieval files, which are as in `dresscode.py`:
+The samples are like those of Dress Code. The layout below the root, beside retrieval files as in `dresscode.py`:
 
-    test_pairs.txt                             a person's and a garment's file name a line: the unpaired order
-    captions.json                              garment id -> noun chunks
-    test/image/ID.jpg, test/cloth/ID.jpg       person, garment
-    test/image-parse-v3/ID.png                 label map of the person, with labels of its own
-    test/openpose_json/ID_keypoints.json       in pixels of the person's picture
+    test_pairs.txt                             on each line the file names of a person and a garment, unpaired
+    captions.json                              the noun chunks of each garment id
+    test/image/ID.jpg, test/cloth/ID.jpg       a person, a garment
+    test/image-parse-v3/ID.png                 the label map of the person, with the labels of another data set
+    test/openpose_json/ID_keypoints.json       the key points in pixels of the person's picture
 
 An id is a file name without its ending, such as 00006_00. In the paired order a person keeps the garment of the same
-id. Every garment is one for the upper body. Captions are no part of VITON-HD: their file is this project's own idea.
+id. Every garment is for the upper body. VITON-HD itself has no captions: their file is an addition of this project.
 
-The layout is known from what is written about the data set (arXiv 2103.16874), the labels from the human parser that
-made its label maps (CIHP, arXiv 1808.00157). The data set itself was never at hand: that its points are 25 a person (of
-18, too, are taken), and that its label maps hold label numbers, has not been seen.
+The layout is known from publications about the data set (arXiv 2103.16874), and the labels from the human parser that
+made its label maps (CIHP, arXiv 1808.00157). The data set itself was not available, so two things are not verified:
+that each person has 25 key points (18 are accepted, too), and that the label maps hold label numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fashion_rag.artifacts import read_config
 from fashion_rag.data.dresscode import (
     CHUNK_NAMES,
     Order,
-    Retrieved,
+    RetrievalFiles,
     Sample,
     caption,
     captioned_pairs,
@@ -42,18 +42,19 @@ from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 CATEGORY = "upper_body"
-# Dress Code's label in place of each of CIHP's: background, hat, hair, glove, sunglasses; upper garment, dress, coat;
-# socks, trousers, skin of the torso (the neck), scarf, skirt, face; arms, legs, shoes. A dress or a coat is what the
-# garment takes the place of; socks have no label in Dress Code and pass for a leg, gloves for an arm.
+# The label of Dress Code for each label of CIHP: background, hat, hair, glove, sunglasses; upper garment, dress, coat;
+# socks, trousers, skin of the torso (the neck), scarf, skirt, face; arms, legs, shoes. A dress or a coat counts as an
+# upper garment, because the new garment replaces it. Dress Code has no label for socks and gloves: socks become legs,
+# and gloves become arms.
 LABELS = np.array([0, 1, 2, 14, 3, 4, 4, 4, 12, 6, 11, 17, 5, 11, 14, 15, 12, 13, 9, 10], dtype=np.uint8)
-# OpenPose's 25 points have the middle of the hips among the 18, and the feet after them.
+# The 18 points among OpenPose's 25, which also have the middle of the hips (number 8) and, at the end, the feet.
 POINTS_OF_25 = (*range(8), *range(9, 19))
 
 
 class VitonHD:
-    """The samples of the test split, in the order of its pairs file; pictures are read when a sample is.
+    """The samples of the test split, in the order of its pairs file. Pictures are read with their sample.
 
-    Arguments and errors as `DressCode`.
+    The arguments and the errors are those of `DressCode`.
     """
 
     def __init__(
@@ -70,18 +71,23 @@ class VitonHD:
             raise InvalidRequest("num_chunks", num_chunks, "must be 1, 2 or 3")
         self.root = root
         self.size = size
-        self._retrieved = Retrieved(root, "test", [CATEGORY], num_chunks, retrieval, num_retrieved)
+        self._retrieved = RetrievalFiles(
+            root, "test", [CATEGORY], num_chunks=num_chunks, retrieval=retrieval, num_retrieved=num_retrieved
+        )
         chunks = read_config(root / "captions.json")
         captions = {garment_id: caption(value, num_chunks) for garment_id, value in chunks.items()}
-        names = ((Path(person).stem, Path(garment).stem) for person, garment in read_pairs(root / "test_pairs.txt"))
-        ids = ((person, person if order == "paired" else garment) for person, garment in names)
+        ids: list[tuple[str, str]] = []
+        for person, garment in read_pairs(root / "test_pairs.txt"):
+            person_id = Path(person).stem
+            garment_id = person_id if order == "paired" else Path(garment).stem
+            ids.append((person_id, garment_id))
         self.pairs = list(captioned_pairs(ids, CATEGORY, captions))
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample at `index`, its pictures read from disk."""
+        """Return the sample at `index`, after reading its pictures from disk."""
         pair = self.pairs[index]
         folder = self.root / "test"
         photo = folder / "image" / f"{pair.person_id}.jpg"
@@ -102,6 +108,7 @@ class VitonHD:
 
 
 def _read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a label map with Dress Code's labels, uint8 [H, W]."""
     labels = read_label_map(path, size)
     if labels.max() >= len(LABELS):
         raise ArtifactError(f"{path}: has the label {labels.max()}; the labels are 0 to {len(LABELS) - 1}")
@@ -109,7 +116,10 @@ def _read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read_keypoints(path: Path, photo: Path) -> NDArray[np.float64]:
-    """Return the first person's points [18, 2] in pixels of KEYPOINT_FRAME; all absent where nobody was found."""
+    """Return the first person's key points [18, 2] in pixels of KEYPOINT_FRAME.
+
+    All are (0, 0), which stands for a missing point, if the file has no person.
+    """
     people = read_key(path, "people")
     if not people:
         return np.zeros((18, 2))

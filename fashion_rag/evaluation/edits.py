@@ -1,9 +1,9 @@
-"""The edits of an evaluation, kept in a folder, so that a run that was cut short goes on where it stood.
+"""The edits of an evaluation, kept in a folder: a run that was cut short makes only the edits that are missing.
 
-`run` calls it. A folder holds the edits of one Settings:
+`run` calls it. A folder holds the edits that were made with one EvaluationSettings:
 
-    settings.json
-    CATEGORY/PERSON_GARMENT.png     with the ids of the garments in it, as a PNG text
+    settings.json                   the settings
+    CATEGORY/PERSON_GARMENT.png     the edited photo, with the ids of its retrieved garments in a PNG text
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ GARMENTS_KEY = "garments"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that the picture of a sample depends on, beside the sample. Raises InvalidRequest for what does not fit.
+class EvaluationSettings:
+    """The settings of an evaluation: everything that an edited photo depends on beside its sample.
 
-    root: of the data set. model: what edits, in words that change wherever pictures could. catalogue: what garments
-    are retrieved from, likewise. retrieval: folder of the retrieval files instead; None = no such files.
+    root: folder of the data set. model: identifies what edits; it must differ wherever the pictures could differ.
+    catalogue: identifies in the same way what garments are retrieved from; None for no catalogue. retrieval: folder of
+    retrieval files to use in place of a catalogue; None for no such files.
+    Raises InvalidRequest for a value that is outside its range.
     """
 
     root: str
@@ -70,13 +72,17 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Return what of it differs within a run: order, garments and chunks."""
+        """Return a name for the folder: the order and the numbers of garments and chunks, which differ within a run."""
         return f"{self.order}-{self.num_retrieved}-garments-{self.num_chunks}-chunks"
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """An edited sample: mask uint8 [H, W], 1 = repainted; the picture and those of the garments retrieved, RGB."""
+class EditedSample:
+    """A sample with its edit.
+
+    mask: uint8 [H, W], 1 where the photo was repainted. picture: the edited photo, RGB. garments: the pictures of the
+    garments that were retrieved, RGB, best first.
+    """
 
     sample: Sample
     mask: NDArray[np.uint8]
@@ -84,17 +90,18 @@ class Outcome:
     garments: tuple[Image.Image, ...]
 
 
-class Edits:
-    """The edits of one Settings, made or to be made, in a folder.
+class EditFolder:
+    """A folder for the edits of one EvaluationSettings.
 
-    limit: use only the first so many pairs of each category. Raises InvalidRequest for a folder that holds the edits of
-    other settings, ArtifactError for a data set that cannot be read.
+    limit: use only the first so many pairs of each category.
+    Raises InvalidRequest for a folder that holds edits of other settings, and ArtifactError for a data set that cannot
+    be read.
     """
 
     def __init__(
         self,
         folder: Path,
-        settings: Settings,
+        settings: EvaluationSettings,
         manifest: Manifest,
         categories: Sequence[str] = CATEGORIES,
         limit: int | None = None,
@@ -103,14 +110,16 @@ class Edits:
         self.settings = settings
         self.manifest = manifest
         self.data = open_data(settings, categories, manifest.image_size)
-        numbers = {category: _numbers(self.data.pairs, category)[:limit] for category in categories}
-        self.numbers = [number for category in sorted(numbers) for number in numbers[category]]
-        _claim(folder, settings)
+        self.numbers: list[int] = []
+        for category in sorted(set(categories)):
+            self.numbers += _numbers(self.data.pairs, category)[:limit]
+        _write_settings(folder, settings)
 
     def make(self, editor: Editor, batch_size: int, progress: Callable[[int, int], None]) -> None:
-        """Edit the samples that have no picture yet; a sample whose garment is not in the photo never gets one.
+        """Edit the samples that have no picture yet, except those whose garment is not in the photo.
 
-        progress: takes how many samples are done, and how many there are. Raises as the editor and the data set.
+        progress: takes how many samples are done, and how many there are.
+        Raises what the editor and the data set raise.
         """
         made = set(self.made())
         missing = [number for number in self.numbers if number not in made]
@@ -118,25 +127,27 @@ class Edits:
         for start in range(0, len(missing), batch_size):
             samples = [self.data[number] for number in missing[start : start + batch_size]]
             masks = [self.mask(sample) for sample in samples]
-            self._edit([(one, mask) for one, mask in zip(samples, masks, strict=True) if mask.any()], editor)
+            visible = [(sample, mask) for sample, mask in zip(samples, masks, strict=True) if mask.any()]
+            if visible:
+                self._edit(visible, editor)
             progress(len(made) + start + len(samples), len(self.numbers))
 
     def made(self) -> list[int]:
         """Return the numbers of the samples that have a picture."""
         return [number for number in self.numbers if self._path(self.data.pairs[number]).exists()]
 
-    def outcome(self, number: int, editor: Editor) -> Outcome:
-        """Return a sample that has a picture, read from disk; `editor` knows the garments that it retrieved."""
+    def edited_sample(self, number: int, editor: Editor) -> EditedSample:
+        """Return a sample that has a picture, read from disk. The pictures of its garments come from `editor`."""
         sample = self.data[number]
         picture, garment_ids = _read(self._path(sample))
         if sample.retrieved_paths:
-            garments = tuple(open_image(garment) for garment in sample.retrieved_paths)
+            garments = [open_image(path) for path in sample.retrieved_paths]
         else:
-            garments = tuple(map(editor.garment_picture, garment_ids))
-        return Outcome(sample, self.mask(sample), picture, garments)
+            garments = [editor.garment_picture(garment_id) for garment_id in garment_ids]
+        return EditedSample(sample, self.mask(sample), picture, tuple(garments))
 
     def request(self, sample: Sample, mask: NDArray[np.uint8]) -> EditRequest:
-        """Return the edit of a sample; its seed depends on the sample and the settings' seed alone."""
+        """Return the request to edit a sample. Its seed depends only on the sample and on the seed of the settings."""
         settings, size = self.settings, self.manifest.image_size
         return EditRequest(
             image=np.array(sample.image),
@@ -154,16 +165,22 @@ class Edits:
 
     def mask(self, sample: Sample) -> NDArray[np.uint8]:
         """Return the sample's repaint mask, uint8 [H, W]; all zero where the garment is not in the photo."""
-        size, rule_size = self.manifest.image_size, self.manifest.mask_rule_size
-        mask_type = self.settings.mask_type
-        return repaint_mask_for(sample.label_map, sample.keypoints, sample.category, mask_type, size, rule_size)
+        return repaint_mask_for(
+            sample.label_map,
+            sample.keypoints,
+            sample.category,
+            mask_type=self.settings.mask_type,
+            size=self.manifest.image_size,
+            rule_size=self.manifest.mask_rule_size,
+        )
 
-    def _edit(self, masked: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> None:
-        if not masked:
-            return
-        samples = [sample for sample, _ in masked]
-        requests = [self.request(sample, mask) for sample, mask in masked]
-        garments = [_retrieved(sample) for sample in samples] if self.settings.retrieval else None
+    def _edit(self, samples_and_masks: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> None:
+        """Edit the samples together, and write their pictures."""
+        samples = [sample for sample, _ in samples_and_masks]
+        requests = [self.request(sample, mask) for sample, mask in samples_and_masks]
+        garments = None
+        if self.settings.retrieval:
+            garments = [_retrieved(sample) for sample in samples]
         for sample, edited in zip(samples, editor.edit(requests, garments), strict=True):
             _write(self._path(sample), edited.picture, edited.garment_ids)
 
@@ -171,17 +188,21 @@ class Edits:
         return self.folder / pair.category / f"{pair.person_id}_{pair.garment_id}.png"
 
 
-def open_data(settings: Settings, categories: Sequence[str], size: tuple[int, int]) -> DressCode | VitonHD:
-    """Return the samples that the settings speak of, with pictures of `size`. Raises as the two readers."""
-    root, retrieval = Path(settings.root), Path(settings.retrieval) if settings.retrieval else None
-    num_chunks, num_retrieved = settings.num_chunks, settings.num_retrieved if retrieval else 0
+def open_data(settings: EvaluationSettings, categories: Sequence[str], size: tuple[int, int]) -> DressCode | VitonHD:
+    """Return the data set of the settings, with pictures of `size` (height, width).
+
+    Raises InvalidRequest for categories that the layout does not have, and what `DressCode` and `VitonHD` raise.
+    """
+    root = Path(settings.root)
+    retrieval = Path(settings.retrieval) if settings.retrieval else None
+    num_retrieved = settings.num_retrieved if retrieval else 0
     if settings.layout == "vitonhd":
         if set(categories) - {CATEGORY}:
             raise InvalidRequest("categories", list(categories), f"must be {CATEGORY} in the layout vitonhd")
         return VitonHD(
             root,
             settings.order,
-            num_chunks=num_chunks,
+            num_chunks=settings.num_chunks,
             size=size,
             retrieval=retrieval,
             num_retrieved=num_retrieved,
@@ -191,7 +212,7 @@ def open_data(settings: Settings, categories: Sequence[str], size: tuple[int, in
         "test",
         settings.order,
         categories=categories,
-        num_chunks=num_chunks,
+        num_chunks=settings.num_chunks,
         size=size,
         retrieval=retrieval,
         num_retrieved=num_retrieved,
@@ -202,12 +223,12 @@ def _numbers(pairs: Sequence[Pair], category: str) -> list[int]:
     return [number for number, pair in enumerate(pairs) if pair.category == category]
 
 
-def _claim(folder: Path, settings: Settings) -> None:
-    """Write down whose edits the folder holds, or see that they are these settings'."""
+def _write_settings(folder: Path, settings: EvaluationSettings) -> None:
+    """Write the settings to the folder. Raise InvalidRequest if it holds edits of other settings."""
     path, wanted = folder / SETTINGS_FILE, asdict(settings)
     if path.exists():
-        found = read_config(path)
-        differing = [f"{key} is {found.get(key)!r} there" for key in wanted if found.get(key) != wanted[key]]
+        stored = read_config(path)
+        differing = [f"{key} is {stored.get(key)!r} there" for key in wanted if stored.get(key) != wanted[key]]
         if differing:
             raise InvalidRequest("out", str(folder), f"must hold edits of the same settings; {', '.join(differing)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +236,7 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 
 def _retrieved(sample: Sample) -> list[Garment]:
-    """Return the garments of the retrieval file, by the ids that a catalogue of the data set gives them."""
+    """Return the garments from the retrieval file, with the ids that they have in a catalogue of the data set."""
     return [
         Garment(path.stem.removesuffix("_cleaned").removesuffix("_1"), sample.category, "", path)
         for path in sample.retrieved_paths
@@ -223,6 +244,7 @@ def _retrieved(sample: Sample) -> list[Garment]:
 
 
 def _write(path: Path, picture: NDArray[np.uint8], garment_ids: Sequence[str]) -> None:
+    """Write an edited photo, with the ids of its garments in a PNG text."""
     text = PngInfo()
     text.add_text(GARMENTS_KEY, json.dumps(garment_ids))
     content = io.BytesIO()
@@ -232,8 +254,11 @@ def _write(path: Path, picture: NDArray[np.uint8], garment_ids: Sequence[str]) -
 
 
 def _read(path: Path) -> tuple[Image.Image, list[str]]:
+    """Return an edited photo and the ids of its garments."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB"), json.loads(image.info[GARMENTS_KEY])
     except (KeyError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not an edit of an evaluation; delete it, and it is made again") from error
+        raise ArtifactError(
+            f"{path}: not an edit of an evaluation; delete the file, and the next run makes it again"
+        ) from error

@@ -1,14 +1,16 @@
-"""The metrics of the paper, on edited samples a few at a time. `run` calls it; `networks` has what they look with.
+"""The metrics of the paper, computed on a few edited samples at a time. `run` calls it; the networks are in `networks`.
 
-Rows are what is kept of each sample: a figure, or the vectors that a distance between two sets is made of. The figures
-of any group of samples are made of their rows. All pictures are those that a caller gets: repainted inside the mask,
-the photo outside, as large as the model makes them.
+For each sample some values are kept: figures, or the vectors from which a distance between two sets is computed. The
+figures of any group of samples follow from these values. All pictures are as a caller gets them: repainted inside the
+mask, the photo outside, in the size that the model makes.
 
-fid, kid: of edited pictures and photos, by Inception v3. ssim, lpips: of edited picture and photo, which must be of the
-same garment, so in the paired order only. clip_score: 100 times the cosine of the caption and the repainted part, at
-least 0. clip_i: the cosine of the repainted part and the retrieved garment, the mean where there are several.
-cmmd: of edited pictures and photos, by CLIP. What CLIP is to look at is not the same in all papers: compare rows of
-one table.
+fid, kid: distances between the edited pictures and the photos, on the vectors of Inception v3.
+cmmd: a distance between the edited pictures and the photos, on the vectors of CLIP.
+ssim, lpips: between each edited picture and its photo. Both must show the same garment, so these two are measured in
+the paired order only.
+clip_score: 100 times the cosine between the caption and the repainted part, at least 0.
+clip_i: the cosine between the repainted part and the retrieved garment, averaged where there are several.
+Papers differ in what they show to CLIP, so only figures of one table can be compared.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.evaluation.edits import Outcome
+from fashion_rag.evaluation.edits import EditedSample
 from fashion_rag.evaluation.networks import Networks, pixels
 from fashion_rag.evaluation.pictures import cut_out
 
-# By name: the table's heading.
+# The heading of each metric in the table.
 METRICS = {
     "fid": "FID ↓",
     "kid": "KID x1000 ↓",
@@ -40,6 +42,7 @@ METRICS = {
     "clip_i": "CLIP-I ↑",
     "cmmd": "CMMD ↓",
 }
+# The network that each metric needs, and the option that names its file of weights.
 NEEDED_WEIGHTS = {
     "fid": ("inception", "--inception-weights"),
     "kid": ("inception", "--inception-weights"),
@@ -48,11 +51,12 @@ NEEDED_WEIGHTS = {
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
-Rows = dict[str, NDArray[np.float64]]
+# By name, an array with one row for each sample.
+SampleValues = dict[str, NDArray[np.float64]]
 
 
-class Given(Protocol):
-    """What `available` looks at: networks, or the files that they are to be loaded from; None where there is none."""
+class OptionalNetworks(Protocol):
+    """The networks that are not always there, or the files to load them from; None for one that is missing."""
 
     @property
     def inception(self) -> object: ...
@@ -61,75 +65,83 @@ class Given(Protocol):
     def lpips(self) -> object: ...
 
 
-def available(given: Given, asked: Sequence[str] | None = None) -> tuple[list[str], str]:
-    """Return the metrics that can be had, of those asked for or of all; and a note on those left out, empty for none.
+def available(networks: OptionalNetworks, requested: Sequence[str] | None = None) -> tuple[list[str], str]:
+    """Return the names of the metrics to compute, and a note on those that are left out, empty if none is.
 
-    Raises InvalidRequest for an unknown one, and for one asked for by name whose weights are not there.
+    requested: the metrics to compute; None for all whose networks are there.
+    Raises InvalidRequest for an unknown metric, and for a requested one whose network is missing.
     """
-    for name in asked or ():
+    for name in requested or ():
         if name not in METRICS:
             raise InvalidRequest("metrics", name, f"must be of {', '.join(METRICS)}")
-    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if getattr(given, part) is None}
-    for name in asked or ():
+    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if getattr(networks, part) is None}
+    for name in requested or ():
         if name in missing:
             raise InvalidRequest("metrics", name, f"needs a file of weights: give {missing[name]}")
-    if asked:
-        return list(asked), ""
+    if requested:
+        return list(requested), ""
+    names = [name for name in METRICS if name not in missing]
+    if not missing:
+        return names, ""
     left_out = ", ".join(f"{name} ({option} FILE)" for name, option in missing.items())
-    found = [name for name in METRICS if name not in missing]
-    return found, f"Left out, as these need files of weights: {left_out}." if missing else ""
+    return names, f"Left out, as these need files of weights: {left_out}."
 
 
 @torch.inference_mode()
-def measure(networks: Networks, metrics: Sequence[str], outcomes: Sequence[Outcome], paired: bool) -> Rows:
-    """Return the rows of some outcomes: by name, an array of one row each; NaN where there is nothing to measure."""
-    made = [outcome.picture for outcome in outcomes]
-    real = [outcome.sample.image for outcome in outcomes]
-    rows: dict[str, NDArray[Any]] = {}
+def measure(
+    networks: Networks, metrics: Sequence[str], edited_samples: Sequence[EditedSample], paired: bool
+) -> SampleValues:
+    """Return the values of the samples that the metrics need; NaN where a sample has nothing to measure."""
+    made = [edited.picture for edited in edited_samples]
+    real = [edited.sample.image for edited in edited_samples]
+    values: dict[str, NDArray[Any]] = {}
     if networks.inception is not None and {"fid", "kid"} & set(metrics):
-        rows["inception_made"], rows["inception_real"] = (networks.inception_vectors(each) for each in (made, real))
+        values["inception_made"] = networks.inception_vectors(made)
+        values["inception_real"] = networks.inception_vectors(real)
     if "cmmd" in metrics:
-        rows["clip_made"], rows["clip_real"] = (networks.clip.encode_images(each) for each in (made, real))
+        values["clip_made"] = networks.clip.encode_images(made)
+        values["clip_real"] = networks.clip.encode_images(real)
     if {"clip_score", "clip_i"} & set(metrics):
-        parts = [cut_out(np.asarray(outcome.picture), outcome.mask > 0) for outcome in outcomes]
+        parts = [cut_out(np.asarray(edited.picture), edited.mask > 0) for edited in edited_samples]
         vectors = networks.clip.encode_images(parts)
-        captions = networks.clip.encode_texts([outcome.sample.caption for outcome in outcomes])
-        rows["clip_score"] = 100 * np.maximum((vectors * captions).sum(axis=1), 0)
-        rows["clip_i"] = _likeness(networks, vectors, outcomes)
+        captions = networks.clip.encode_texts([edited.sample.caption for edited in edited_samples])
+        values["clip_score"] = 100 * np.maximum((vectors * captions).sum(axis=1), 0)
+        values["clip_i"] = _likeness(networks, vectors, edited_samples)
     if paired and "ssim" in metrics:
-        # In float32, variances as the difference of two means cost the fourth digit.
-        made_unit, real_unit = (pixels(each).double() / 255 for each in (made, real))
+        # In float32 the variances, which are differences of two means, would be wrong in the fourth digit.
+        made_unit, real_unit = pixels(made).double() / 255, pixels(real).double() / 255
         ssim = structural_similarity_index_measure(made_unit, real_unit, data_range=1.0, reduction="none")
-        rows["ssim"] = ssim.numpy()  # type: ignore[union-attr]
+        values["ssim"] = ssim.numpy()  # type: ignore[union-attr]
     if paired and "lpips" in metrics and networks.lpips is not None:
-        rows["lpips"] = networks.perceptual_distances(made, real)
-    return {name: np.asarray(values, np.float64) for name, values in rows.items()}
+        values["lpips"] = networks.perceptual_distances(made, real)
+    return {name: np.asarray(array, np.float64) for name, array in values.items()}
 
 
-def summary(rows: Mapping[str, NDArray[np.float64]], metrics: Sequence[str]) -> dict[str, float | None]:
-    """Return the metrics of a group of samples, from their rows; None where the group has nothing to measure.
+def summary(values: Mapping[str, NDArray[np.float64]], metrics: Sequence[str]) -> dict[str, float | None]:
+    """Return the metrics of a group of samples from their values; None where the group has nothing to measure.
 
-    A distance of two sets needs two samples. Its size depends on how many there are: compare groups of one size.
+    A distance between two sets needs at least two samples. It depends on the number of samples, so only groups of the
+    same size can be compared.
     """
-    values: dict[str, float | None] = {}
+    figures: dict[str, float | None] = {}
     for name in metrics:
         if name in DISTANCES:
             distance, part = DISTANCES[name]
-            made, real = rows[f"{part}_made"], rows[f"{part}_real"]
-            values[name] = distance(real, made) if len(made) > 1 else None
+            made, real = values[f"{part}_made"], values[f"{part}_real"]
+            figures[name] = distance(real, made) if len(made) > 1 else None
         else:
-            values[name] = mean(rows[name]) if name in rows else None
-    return values
+            figures[name] = mean(values[name]) if name in values else None
+    return figures
 
 
 def mean(values: NDArray[np.float64]) -> float | None:
-    """Return the mean of what is not NaN; None where nothing is."""
+    """Return the mean of the values that are not NaN; None if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
 
 def frechet_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """Return FID of vectors [N, D]: the Frechet distance of two normal distributions (arXiv 1706.08500)."""
+    """Return the FID of vectors [N, D]: the Frechet distance between two normal distributions (arXiv 1706.08500)."""
     metric = FrechetInceptionDistance(_vectors(real.shape[1]))
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(made), real=False)
@@ -137,11 +149,12 @@ def frechet_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> fl
 
 
 def kernel_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """Return KID times 1000 of vectors [N, D]: unbiased MMD^2 with a cubic kernel, mean over subsets (arXiv
-    1801.01401).
+    """Return 1000 times the KID of vectors [N, D] (arXiv 1801.01401).
+
+    It is the unbiased MMD^2 with a cubic kernel, averaged over random subsets.
     """
     size = min(KID_SUBSET_SIZE, len(real), len(made))
-    # A subset of everything is always the same one.
+    # Where a subset is the whole set, all subsets are the same and one is enough.
     subsets = KID_SUBSETS if size < max(len(real), len(made)) else 1
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
@@ -153,7 +166,7 @@ def kernel_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> flo
 
 
 def clip_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float:
-    """Return CMMD of unit vectors [N, D]: MMD^2 with a Gaussian kernel, times 1000 (arXiv 2401.09603, section 4)."""
+    """Return the CMMD of unit vectors [N, D]: 1000 times MMD^2 with a Gaussian kernel (arXiv 2401.09603, section 4)."""
 
     def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
@@ -162,7 +175,7 @@ def clip_distance(real: NDArray[np.float64], made: NDArray[np.float64]) -> float
     return CMMD_SCALE * (kernel(real, real) + kernel(made, made) - 2 * kernel(real, made))
 
 
-# By metric: the distance, and whose vectors.
+# The distance that each metric computes, and the network whose vectors it is computed from.
 DISTANCES = {
     "fid": (frechet_distance, "inception"),
     "kid": (kernel_distance, "inception"),
@@ -170,17 +183,19 @@ DISTANCES = {
 }
 
 
-def _likeness(networks: Networks, vectors: NDArray[np.float32], outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Return the mean cosine of each vector and those of the outcome's garments, [N]; NaN where there is none."""
-    likeness = np.full(len(outcomes), np.nan)
-    for row, outcome in enumerate(outcomes):
-        if outcome.garments:
-            likeness[row] = (networks.clip.encode_images(outcome.garments) @ vectors[row]).mean()
+def _likeness(
+    networks: Networks, vectors: NDArray[np.float32], edited_samples: Sequence[EditedSample]
+) -> NDArray[np.float64]:
+    """Return for each sample the mean cosine between its vector and its garments, [N]; NaN where it has no garment."""
+    likeness = np.full(len(edited_samples), np.nan)
+    for row, edited in enumerate(edited_samples):
+        if edited.garments:
+            likeness[row] = (networks.clip.encode_images(edited.garments) @ vectors[row]).mean()
     return likeness
 
 
 def _vectors(num_features: int) -> nn.Module:
-    """Return what the libraries' distances take for a network where they are given its vectors."""
+    """Return a network that passes its input on: the libraries' distances want one, but are given finished vectors."""
     identity = nn.Identity()
     identity.num_features = num_features  # type: ignore[assignment]
     return identity

@@ -1,4 +1,4 @@
-"""A whole evaluation: edits, their metrics, the table and the contact sheets. Called by `fashion-rag evaluate`."""
+"""A whole evaluation: edits, their metrics, the table and the contact sheets. `fashion-rag evaluate` calls it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ import numpy as np
 
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.editors import Editor
-from fashion_rag.evaluation.edits import Edits, Outcome, Settings
-from fashion_rag.evaluation.metrics import Rows, available, mean, measure, summary
+from fashion_rag.evaluation.edits import EditedSample, EditFolder, EvaluationSettings
+from fashion_rag.evaluation.metrics import SampleValues, available, mean, measure, summary
 from fashion_rag.evaluation.networks import Networks
 from fashion_rag.evaluation.pictures import contact_sheet
-from fashion_rag.evaluation.table import Row, markdown
+from fashion_rag.evaluation.table import TableRow, markdown
 from fashion_rag.manifest import Manifest
 from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CATEGORIES
 
 TABLE_FILE, RESULT_FILE, SHEET_FILE = "table.md", "result.json", "contact_sheet.png"
-ALL = "all"
+# The row of the table for all categories together.
+ALL_CATEGORIES = "all"
 
-# A metric that knows how the pictures were drawn: by name, a figure for each outcome, NaN for none.
-Judge = Callable[[Sequence[Outcome]], Mapping[str, Sequence[float]]]
+# A judge knows how the pictures were drawn. It returns by name a figure for each sample, NaN where there is none.
+Judge = Callable[[Sequence[EditedSample]], Mapping[str, Sequence[float]]]
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to evaluate, and how much of it. limit: pairs of each category. sheet_rows: of each contact sheet."""
+class EvaluationPlan:
+    """What to evaluate, and how much of it.
 
-    settings: Sequence[Settings]
+    settings: an evaluation each. limit: edit only the first so many pairs of each category. metrics: None for all that
+    can be had. batch_size: how many samples are edited and measured together. sheet_rows: rows of each contact sheet.
+    """
+
+    settings: Sequence[EvaluationSettings]
     categories: Sequence[str] = CATEGORIES
     limit: int | None = None
     metrics: Sequence[str] | None = None
@@ -42,24 +47,28 @@ class Plan:
 
 def evaluate(
     out: Path,
-    plan: Plan,
+    plan: EvaluationPlan,
     manifest: Manifest,
     editor: Editor,
     networks: Networks,
     judge: Judge | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> str:
-    """Return the table in Markdown, also in `out`, with the same as JSON and, of each settings, the edits and a contact
-    sheet.
+    """Return the table in Markdown.
 
-    What is in `out` already is not edited again. progress: takes phase, samples done and samples in all. Raises
-    InvalidRequest, before anything is edited, for metrics that cannot be had or an `out` of other settings, and
-    ArtifactError for a data set that cannot be read.
+    The table is also written to `out`, together with the same figures as JSON. A folder in `out` for each of the plan's
+    settings holds the edits and a contact sheet. Edits that `out` already holds are not made again.
+
+    progress: takes the phase, how many samples are done, and how many there are.
+    Raises InvalidRequest, before anything is edited, for metrics that cannot be had and for an `out` of other settings.
+    Raises ArtifactError for a data set that cannot be read.
     """
     metrics, note = available(networks, plan.metrics)
-    runs = [Edits(out / one.name, one, manifest, plan.categories, plan.limit) for one in plan.settings]
-    rows: list[Row] = []
-    for edits in runs:
+    folders = [
+        EditFolder(out / settings.name, settings, manifest, plan.categories, plan.limit) for settings in plan.settings
+    ]
+    rows: list[TableRow] = []
+    for edits in folders:
         name = edits.settings.name
         edits.make(editor, plan.batch_size, partial(progress, f"editing {name}"))
         rows += _measured(edits, editor, networks, metrics, judge, plan, partial(progress, f"measuring {name}"))
@@ -67,7 +76,7 @@ def evaluate(
     (out / TABLE_FILE).write_text(table)
     content = {
         "from": provenance(),
-        "settings": [asdict(one) for one in plan.settings],
+        "settings": [asdict(settings) for settings in plan.settings],
         "note": note,
         "rows": [asdict(row) for row in rows],
     }
@@ -76,54 +85,70 @@ def evaluate(
 
 
 def _measured(
-    edits: Edits,
+    edits: EditFolder,
     editor: Editor,
     networks: Networks,
     metrics: Sequence[str],
     judge: Judge | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     progress: Callable[[int, int], None],
-) -> list[Row]:
-    """Return a row a category and one for all; the contact sheet is written on the way."""
+) -> list[TableRow]:
+    """Return a row for each category and one for all, and write the contact sheet."""
     made = edits.made()
     if not made:
         raise InvalidRequest("categories", ", ".join(plan.categories), "must have a sample whose garment can be seen")
     paired = edits.settings.order == "paired"
     on_sheet = set(np.linspace(0, len(made) - 1, min(plan.sheet_rows, len(made)), dtype=int).tolist())
-    shown: list[Outcome] = []
-    parts: list[Rows] = []
-    judged: list[Rows] = []
+    sheet_samples: list[EditedSample] = []
+    measured: list[SampleValues] = []
+    judged: list[SampleValues] = []
     for start in range(0, len(made), plan.batch_size):
         numbers = range(start, min(start + plan.batch_size, len(made)))
-        outcomes = [edits.outcome(made[number], editor) for number in numbers]
-        shown += [outcome for number, outcome in zip(numbers, outcomes, strict=True) if number in on_sheet]
-        parts.append(measure(networks, metrics, outcomes, paired))
+        edited_samples = [edits.edited_sample(made[number], editor) for number in numbers]
+        sheet_samples += [edited for number, edited in zip(numbers, edited_samples, strict=True) if number in on_sheet]
+        measured.append(measure(networks, metrics, edited_samples, paired))
         if judge is not None:
-            judged.append({name: np.asarray(values, np.float64) for name, values in judge(outcomes).items()})
+            judged.append({name: np.asarray(values, np.float64) for name, values in judge(edited_samples).items()})
         progress(numbers.stop, len(made))
-    contact_sheet(shown).save(edits.folder / SHEET_FILE)
+    contact_sheet(sheet_samples).save(edits.folder / SHEET_FILE)
     categories = [edits.data.pairs[number].category for number in made]
-    return _rows(edits.settings, categories, _joined(parts), _joined(judged), metrics)
+    return _rows(edits.settings, categories, measured=_joined(measured), judged=_joined(judged), metrics=metrics)
 
 
 def _rows(
-    settings: Settings, categories: Sequence[str], rows: Rows, verdicts: Rows, metrics: Sequence[str]
-) -> list[Row]:
-    of = np.array(categories)
-    groups = {each: of == each for each in sorted(set(categories))} | {ALL: np.full(len(of), True)}
-    return [
-        Row(
-            settings.order,
-            settings.num_retrieved,
-            settings.num_chunks,
-            category,
-            int(members.sum()),
-            summary({name: values[members] for name, values in rows.items()}, metrics)
-            | {name: mean(values[members]) for name, values in verdicts.items()},
+    settings: EvaluationSettings,
+    categories: Sequence[str],
+    measured: SampleValues,
+    judged: SampleValues,
+    metrics: Sequence[str],
+) -> list[TableRow]:
+    """Return a row for each category, in alphabetical order, and one for all samples.
+
+    categories: the category of each sample.
+    """
+    category_of_sample = np.array(categories)
+    groups = {category: category_of_sample == category for category in sorted(set(categories))}
+    groups[ALL_CATEGORIES] = np.full(len(categories), True)
+    rows = []
+    for category, members in groups.items():
+        figures = summary({name: values[members] for name, values in measured.items()}, metrics)
+        verdicts = {name: mean(values[members]) for name, values in judged.items()}
+        rows.append(
+            TableRow(
+                order=settings.order,
+                num_retrieved=settings.num_retrieved,
+                num_chunks=settings.num_chunks,
+                category=category,
+                num_samples=int(members.sum()),
+                values=figures | verdicts,
+            )
         )
-        for category, members in groups.items()
-    ]
+    return rows
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+def _joined(batches: Sequence[SampleValues]) -> SampleValues:
+    """Return the values of all batches, one after the other."""
+    joined = {}
+    for name in batches[0] if batches else ():
+        joined[name] = np.concatenate([batch[name] for batch in batches])
+    return joined

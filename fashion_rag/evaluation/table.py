@@ -9,8 +9,11 @@ from fashion_rag.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of a group of samples. values: by metric; None where the group has nothing to measure."""
+class TableRow:
+    """The figures of a group of samples, with the settings that they were edited with.
+
+    values: the figure of each metric; None where the group has nothing to measure.
+    """
 
     order: str
     num_retrieved: int
@@ -20,15 +23,17 @@ class Row:
     values: dict[str, float | None]
 
 
-def markdown(rows: Sequence[Row], note: str = "") -> str:
+def markdown(rows: Sequence[TableRow], note: str = "") -> str:
     """Return the rows as a Markdown table, with the note below it."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    heads = ["order", "garments", "chunks", "category", "samples", *(METRICS.get(name, name) for name in names)]
-    lines = [heads, ["---"] * len(heads)]
+    headings = ["order", "garments", "chunks", "category", "samples", *(METRICS.get(name, name) for name in names)]
+    lines = [headings, ["---"] * len(headings)]
     for row in rows:
-        figures = (row.values.get(name) for name in names)
-        shown = ("-" if value is None else f"{value:.3f}" for value in figures)
         settings = (row.order, row.num_retrieved, row.num_chunks, row.category, row.num_samples)
-        lines.append([*map(str, settings), *shown])
+        lines.append([*map(str, settings), *(_figure(row.values.get(name)) for name in names)])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + (f"\n{note}\n" if note else "")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,6 +1,6 @@
-"""Garment pictures to pseudo-words: the CLIP vision tower and the inversion adapter.
+"""The networks that turn garment pictures into pseudo-words: the CLIP vision tower and the inversion adapter.
 
-The pipeline and the garment-encoding replica call `GarmentEncoder`; training reaches into `InversionAdapter`.
+The pipeline and the garment-encoding replica call `GarmentEncoder`, and the training calls `InversionAdapter`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from fashion_rag.data.image import vision_pixels
 
 
 class InversionAdapter(nn.Module):
-    """A garment's patch features to pseudo-word token embeddings; parameter names as in the released file."""
+    """The network from a garment's patch features to the token embeddings of its pseudo-words.
+
+    Its parameters have the names of the released file.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class InversionAdapter(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        # A layer on its own must be told its attention; otherwise it warns and takes the slow one.
+        # Without this setting, a layer that is used on its own warns and takes the slow attention.
         config = CLIPVisionConfig.from_dict(vision_config.to_dict(), attn_implementation="sdpa")
         width = config.hidden_size
         self.num_pseudo_words = num_pseudo_words
@@ -45,9 +48,9 @@ class InversionAdapter(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return pseudo-words [N, num_pseudo_words, text_width] of the vision tower's hidden states [N, T, D].
+        """Return the pseudo-words [N, num_pseudo_words, text_width] for the vision tower's hidden states [N, T, D].
 
-        `hidden` is the last encoder layer's output, class token first, before the tower's own post layer norm.
+        hidden: output of the last encoder layer, class token first, before the tower's own post layer norm.
         """
         for layer in self.encoder_layers:
             hidden = layer(hidden, None)
@@ -57,7 +60,7 @@ class InversionAdapter(nn.Module):
 
 
 class GarmentNetwork(nn.Module):
-    """The vision tower and the adapter, one after the other."""
+    """A network that runs the vision tower and then the adapter."""
 
     def __init__(self, vision_encoder: CLIPVisionModel, adapter: InversionAdapter) -> None:
         super().__init__()
@@ -65,17 +68,18 @@ class GarmentNetwork(nn.Module):
         self.adapter = adapter
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop], moved to the
-        weights.
+        """Return the pseudo-words [N, num_pseudo_words, text_width] for garment pixels [N, 3, crop, crop].
+
+        The pixels may be on any device.
         """
-        # `last_hidden_state` is what comes before `post_layernorm`, which only the pooled output passes.
+        # Only the pooled output passes through `post_layernorm`; `last_hidden_state` comes before it.
         hidden = self.vision_encoder(pixel_values=pixels.to(self.vision_encoder.device)).last_hidden_state
         words: Tensor = self.adapter(hidden)
         return words
 
 
 class GarmentEncoder(nn.Module):
-    """Garment pictures to pseudo-words. A compiled module may be put in the place of `network`."""
+    """The encoder of garment pictures into pseudo-words. A compiled module may replace `network`."""
 
     def __init__(
         self,
@@ -99,6 +103,6 @@ class GarmentEncoder(nn.Module):
         return torch.stack([vision_pixels(image, *rule) for image in images])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return pseudo-words [N, num_pseudo_words, text_width] of garment pixels [N, 3, crop, crop]."""
+        """Return the pseudo-words [N, num_pseudo_words, text_width] for garment pixels [N, 3, crop, crop]."""
         words: Tensor = self.network(pixels)
         return words

@@ -1,6 +1,7 @@
-"""The VAE between pictures and latents. The person-encoding and the decoding stage each use one half.
+"""The VAE between pictures and latents. The stages that encode persons and decode pictures use one half each.
 
-Also the map from latents to colours that shows an edit while it runs; `bundle` fits it once and keeps it.
+This module also fits the map from latents to colours that shows an edit while it runs. `bundle` fits it once and stores
+it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A preview is fitted on so many pictures; so many cells along each side, in turn, colour their backgrounds. Colours are
-# local, so that pictures of more latents along a side would only take longer.
+# The random pictures on which the preview's map is fitted: their number, their largest side in latents, the numbers of
+# background cells along a side, which take turns, and the number of coloured patches in each. A latent depends on the
+# pixels near it, so larger pictures would only take longer.
 PREVIEW_PICTURES = 24
 PREVIEW_MAX_LATENTS = 24
 PREVIEW_CELLS = (1, 2, 4)
@@ -21,7 +23,7 @@ PREVIEW_PATCHES = 6
 
 
 class VAEEncoder(nn.Module):
-    """The half that looks at a picture."""
+    """The half of the VAE that encodes a picture."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class VAEEncoder(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """The half that paints a picture."""
+    """The half of the VAE that decodes a picture."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class VAEDecoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Pictures to scaled latents and back. A compiled module may be put in the place of `encoder` or `decoder`."""
+    """The VAE from pictures to scaled latents and back. Compiled modules may replace `encoder` and `decoder`."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -59,10 +61,11 @@ class VAE(nn.Module):
         self.downsampling: int = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
 
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
-        """Return the scaled latents [B, 4, h, w]: the posterior's sample that `noise` [B, 4, h, w], unit normal, picks.
+        """Return scaled latents [B, 4, h, w]: the sample of the posterior that the noise selects.
 
-        `image` is [B, 3, H, W] in [-1, 1], contiguous NCHW: GroupNorm on the CPU loses digits on other strides.
+        image: [B, 3, H, W] in [-1, 1]. noise: unit normal, [B, 4, h, w].
         """
+        # GroupNorm on the CPU is less exact on tensors that are not contiguous.
         mean, logvar = self.encoder(image.contiguous()).chunk(2, dim=1)
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         latents: Tensor = self.scaling_factor * (mean + std * noise)
@@ -76,11 +79,10 @@ class VAE(nn.Module):
 
 @torch.inference_mode()
 def fit_preview(vae: VAE, image_size: tuple[int, int]) -> tuple[tuple[float, float, float], ...]:
-    """Return the linear map from scaled latents to colours in [-1, 1]: a row for each of the four channels, then the
-    bias.
+    """Return the linear map from scaled latents to colours in [-1, 1]: a row for each of four channels, then the bias.
 
-    Least squares on random pictures, always the same ones of `image_size` or a part of it: what a latent says of the
-    mean colour of the pixels that it stands for. The VAE must be on the CPU.
+    It maps a latent to the mean colour of the pixels that it stands for, and is fitted by least squares on random
+    pictures, which are always the same for an `image_size` (height, width). The VAE must be on the CPU.
     """
     height, width = (min(side, PREVIEW_MAX_LATENTS * vae.downsampling) for side in image_size)
     latents, colours = [], []
@@ -88,14 +90,15 @@ def fit_preview(vae: VAE, image_size: tuple[int, int]) -> tuple[tuple[float, flo
         mean, _ = vae.encoder(picture).chunk(2, dim=1)
         latents.append(vae.scaling_factor * mean)
         colours.append(functional.avg_pool2d(picture, vae.downsampling))
-    known, wanted = (torch.cat(rows).double().movedim(1, -1).flatten(0, 2) for rows in (latents, colours))
-    known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
-    rows = torch.linalg.lstsq(known, wanted).solution.tolist()
+    inputs = torch.cat(latents).double().movedim(1, -1).flatten(0, 2)
+    inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+    targets = torch.cat(colours).double().movedim(1, -1).flatten(0, 2)
+    rows = torch.linalg.lstsq(inputs, targets).solution.tolist()
     return tuple((round(red, 6), round(green, 6), round(blue, 6)) for red, green, blue in rows)
 
 
 def _preview_pictures(height: int, width: int) -> Iterator[Tensor]:
-    """Pictures [1, 3, H, W] in [-1, 1] in tones as of shop photos: light smooth fields, flat patches of any colour."""
+    """Yield pictures [1, 3, H, W] in [-1, 1] like shop photos: flat patches of any colour on light backgrounds."""
     generator = torch.Generator().manual_seed(0)
     for number in range(PREVIEW_PICTURES):
         cells = PREVIEW_CELLS[number % len(PREVIEW_CELLS)]

@@ -1,6 +1,6 @@
-"""The prompt: its wording, its tokens, and the text encoder that reads words and pseudo-words alike.
+"""The wording of prompts, their tokens, and the text encoder for words and pseudo-words.
 
-The pipeline and the garment-encoding replica call `PromptEncoder`; training and export reach into `TextEncoder`.
+The pipeline and the garment-encoding replica call `PromptEncoder`; training and export call `TextEncoder`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ GARMENT_WORDS = {
     "upper_body": "an upper body garment",
     "lower_body": "a lower body garment",
 }
-# Spaces keep the dollars apart: "$$" without one between is a single, different token.
+# Spaces keep the dollars apart, because "$$" is a single token of its own.
 PLACEHOLDER = " $ "
 PLACEHOLDER_ID = 259
-# Stable Diffusion 2 pads with "!", not with the end token, and no mask hides the padding from the UNet.
+# Stable Diffusion 2 pads with "!" in place of the end token, and no mask hides the padding from the UNet.
 PAD_ID = 0
 MAX_TOKENS = 77
 
@@ -31,9 +31,9 @@ MAX_TOKENS = 77
 def prompt_text(template: Template, category: str, caption: str, num_garments: int, num_pseudo_words: int) -> str:
     """Return the prompt of an edit, with `num_garments * num_pseudo_words` placeholders for pseudo-words.
 
-    The default template says nothing of the caption: with garments retrieved, the text has only chosen them.
+    The default template leaves the caption out where garments were retrieved, because the caption has chosen them.
     """
-    # A dollar of the caption's own would be taken for a placeholder.
+    # A dollar in the caption would be taken for a placeholder.
     caption = caption.replace("$", " ").strip()
     placeholders = PLACEHOLDER * (num_garments * num_pseudo_words)
     if template is Template.CAPTION_AND_GARMENTS and num_garments:
@@ -44,9 +44,9 @@ def prompt_text(template: Template, category: str, caption: str, num_garments: i
 
 
 def insert_pseudo_words(token_embeds: Tensor, token_ids: Tensor, pseudo_words: Tensor) -> Tensor:
-    """Return `token_embeds` [B, 77, D] with `pseudo_words` [P, D], row after row, in the places of the placeholders.
+    """Return a copy of the token embeddings in which pseudo-words replace the placeholders, row after row.
 
-    `token_ids` [B, 77] must hold P placeholders in all.
+    token_embeds: [B, 77, D]. token_ids: [B, 77], with P placeholders in all. pseudo_words: [P, D].
     """
     filled = token_embeds.clone()
     filled[token_ids == PLACEHOLDER_ID] = pseudo_words.to(token_embeds)
@@ -54,7 +54,7 @@ def insert_pseudo_words(token_embeds: Tensor, token_ids: Tensor, pseudo_words: T
 
 
 class TextEncoder(nn.Module):
-    """The CLIP text encoder entered after its token lookup, so that pseudo-words can take part."""
+    """The CLIP text encoder without its token lookup, so that pseudo-words can take the place of token embeddings."""
 
     def __init__(self, text_model: CLIPTextModel) -> None:
         super().__init__()
@@ -74,7 +74,10 @@ class TextEncoder(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Prompts and pseudo-words to what the UNet attends to. `text_encoder` may be replaced by a compiled module."""
+    """The encoder of prompts and pseudo-words into the embeddings that the UNet attends to.
+
+    A compiled module may replace `text_encoder`.
+    """
 
     def __init__(self, tokenizer: Any, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -83,35 +86,36 @@ class PromptEncoder(nn.Module):
         self.text_encoder: nn.Module = TextEncoder(text_encoder)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return the token ids [B, 77] int64 on the CPU, padded with id 0.
+        """Return the token ids of the texts, int64 [B, 77] on the CPU, padded with PAD_ID.
 
-        A prompt too long loses the last words of its caption, never a placeholder. Raises InvalidRequest if the
-        placeholders do not fit even so.
+        A text that is too long loses the last words of its caption, but no placeholder. Raises InvalidRequest if the
+        placeholders do not fit in any case.
         """
         return torch.tensor([self._token_ids(text) for text in texts])
 
     def _token_ids(self, text: str) -> list[int]:
-        start = text.find(PLACEHOLDER)
-        words, placeholders = (text, "") if start < 0 else (text[:start], text[start:])
+        """Return the 77 token ids of a text."""
+        words, first_placeholder, further_placeholders = text.partition(PLACEHOLDER)
+        placeholders = first_placeholder + further_placeholders
         word_ids = self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
         num_placeholders = placeholders.count(PLACEHOLDER)
         room = MAX_TOKENS - 2 - num_placeholders
         if len(word_ids) > room:
-            # Only a caption may be cut; before placeholders, one ends with the full stop that `prompt_text` sets.
+            # Only a caption may be cut. Before placeholders, a caption ends with the full stop of `prompt_text`.
             if room < 1 or (placeholders and not words.rstrip().endswith(".")):
                 needed = len(word_ids) + num_placeholders + 2
                 raise InvalidRequest("num_garments", text, f"needs {needed} text positions of {MAX_TOKENS}; use fewer")
+            # The full stop is kept.
             word_ids = word_ids[: room - 1] + word_ids[-1:] if placeholders else word_ids[:room]
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         ids = [begin, *word_ids, *[PLACEHOLDER_ID] * num_placeholders, end]
         return ids + [PAD_ID] * (MAX_TOKENS - len(ids))
 
     def forward(self, texts: Sequence[str], pseudo_words: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Return the prompt embeddings [B, 77, D] of `texts`, whose placeholders stand for `pseudo_words`, a [P, D] for
-        each text.
+        """Return the prompt embeddings [B, 77, D] of the texts, with pseudo-words in the place of their placeholders.
 
-        P may differ from text to text. A text must hold P placeholders, or none: then its pseudo-words are ignored.
-        Raises InvalidRequest otherwise.
+        pseudo_words: for each text [P, D], or None for none; P may differ between texts. A text must hold P
+        placeholders, or none, in which case its pseudo-words are ignored. Raises InvalidRequest otherwise.
         """
         token_ids = self.tokenize(texts)
         counts = (token_ids == PLACEHOLDER_ID).sum(dim=1).tolist()

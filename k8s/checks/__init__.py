@@ -1,4 +1,4 @@
-"""Checks of the manifests that need no cluster: `make k8s-check`, or `python -m k8s.checks`.
+"""Checks of the manifests that need no cluster; `make k8s-check` and `python -m k8s.checks` run them.
 
-Each module has a `check` that returns faults, one line each. What only a cluster can tell is in k8s/README.md.
+Each module has a function `check` that returns faults, one line each. k8s/README.md lists what only a cluster can show.
 """

@@ -1,6 +1,6 @@
-"""Checks all that `kubectl apply -k` is meant for, and the command lines in all pages of documentation.
+"""The checks of all folders that `kubectl apply -k` applies, and of the command lines in all pages of documentation.
 
-Prints a line a folder or page, its faults below it, and exits with their number.
+The program prints a line for each folder and page with its faults below it, and exits with the number of faults.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ REPOSITORY = ROOT.parent
 
 
 def main() -> None:
-    """Check everything, print what is found, and exit with the number of faults."""
-    found = [(folder, list(faults_of(folder))) for folder in folders()]
-    found += [(page, commands.check_page(page.read_text("utf-8"))) for page in commands.pages(REPOSITORY)]
-    for path, faults in found:
-        print(f"{path.relative_to(REPOSITORY)}: {'ok' if not faults else f'{len(faults)} faults'}")
+    """Check everything, print the faults, and exit with their number, at most 100."""
+    results = [(folder, list(faults_of(folder))) for folder in folders()]
+    results += [(page, commands.check_page(page.read_text("utf-8"))) for page in commands.pages(REPOSITORY)]
+    for path, faults in results:
+        outcome = f"{len(faults)} faults" if faults else "ok"
+        print(f"{path.relative_to(REPOSITORY)}: {outcome}")
         for fault in faults:
             print(f"  {fault}")
-    sys.exit(min(sum(len(faults) for _, faults in found), 100))
+    sys.exit(min(sum(len(faults) for _, faults in results), 100))
 
 
 def folders() -> list[Path]:
-    """Return what is applied: the overlays, what lies below them, and the loader."""
-    return [*sorted(path.parent for path in (ROOT / "overlays").rglob("kustomization.yaml")), ROOT / "jobs/loader"]
+    """Return the folders that are applied: the overlays, the kustomizations inside them, and the loader."""
+    overlays = sorted(path.parent for path in (ROOT / "overlays").rglob("kustomization.yaml"))
+    return [*overlays, ROOT / "jobs/loader"]
 
 
 def faults_of(folder: Path) -> Iterator[str]:
-    """Yield what all checks find in a folder."""
+    """Yield the faults that all checks find in a folder."""
     try:
         overlay = Overlay.render(folder)
-        # Jobs and the loader work for an overlay: the one that they lie in, or any.
-        above = folder.parent if (folder.parent / "kustomization.yaml").exists() else ROOT / "overlays/gpu"
-        parents = [] if overlay.ray_services else Overlay.render(above).documents
+        parents = [] if overlay.ray_services else Overlay.render(_overlay_of(folder)).documents
     except ValueError as error:
         yield str(error)
         return
@@ -54,10 +54,19 @@ def faults_of(folder: Path) -> Iterator[str]:
     yield from monitoring.check(overlay.documents, dashboards(overlay), runbook)
 
 
+def _overlay_of(folder: Path) -> Path:
+    """Return the overlay that the jobs in a folder work for: the one that it lies in, or any for the loader."""
+    if (folder.parent / "kustomization.yaml").exists():
+        return folder.parent
+    return ROOT / "overlays/gpu"
+
+
 def dashboards(overlay: Overlay) -> list[dict[str, Any]]:
     """Return the Grafana dashboards in an overlay's ConfigMaps."""
-    maps = overlay.of_kind("ConfigMap")
-    return [json.loads(text) for one in maps for name, text in one.get("data", {}).items() if name.endswith(".json")]
+    files: list[tuple[str, str]] = []
+    for config_map in overlay.of_kind("ConfigMap"):
+        files += config_map.get("data", {}).items()
+    return [json.loads(text) for name, text in files if name.endswith(".json")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether what the graph asks of Ray fits on what the worker groups offer."""
+"""The check that the worker groups have room for the replicas of the graph."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from k8s.checks.overlay import Group, Overlay, groups_of, sound_graph_of
+from k8s.checks.overlay import Overlay, WorkerGroup, groups_of, sound_graph_of
 from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import Graph
 
-# Ray counts in ten-thousandths.
+# Ray counts CPUs and GPUs in ten-thousandths.
 TINY = 1e-4
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a replica of a deployment asks of Ray, and how many replicas there are."""
+class ReplicaNeed:
+    """The resources that a replica of a deployment needs from Ray, and the number of its replicas."""
 
     deployment: str
     cpus: float
@@ -31,8 +31,8 @@ class Ask:
     min_replicas: int
     max_replicas: int
 
-    def fits(self, group: Group) -> bool:
-        """Return whether a pod of the group has room for a replica."""
+    def fits(self, group: WorkerGroup) -> bool:
+        """Return whether an empty pod of the group has room for a replica."""
         return (
             self.labels.items() <= group.labels.items()
             and self.cpus <= group.cpus + TINY
@@ -40,8 +40,8 @@ class Ask:
             and self.memory_bytes <= group.memory_bytes
         )
 
-    def taken_from(self, group: Group) -> Group:
-        """Return what a replica leaves of a pod."""
+    def taken_from(self, group: WorkerGroup) -> WorkerGroup:
+        """Return the group with the resources that a pod still offers beside a replica."""
         return replace(
             group,
             cpus=group.cpus - self.cpus,
@@ -51,92 +51,99 @@ class Ask:
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Return the deployments without a place, and pools that are too small for the fewest or the most replicas."""
+    """Return a fault for each deployment that no worker group can run, or can run only with too few replicas."""
     faults = []
     for service in overlay.ray_services:
         if (graph := sound_graph_of(service)) is None:
             continue
         try:
-            asks = asks_of(graph)
+            needs = needs_of(graph)
         except ValidationError as error:
             faults.append(f"autoscaling_config: {error}")
             continue
         groups = groups_of(service)
-        for ask in asks:
-            if not any(ask.fits(group) for group in groups):
-                faults.append(f"{ask.deployment}: no worker group has {_describe(ask)}")
+        for need in needs:
+            if not any(need.fits(group) for group in groups):
+                faults.append(f"{need.deployment}: no worker group has {_describe(need)}")
         usable = [replace(group, memory_bytes=group.memory_bytes - group.object_store_bytes) for group in groups]
-        for word, pods, replicas in (
-            ("warm minimum", [group.min_pods for group in usable], [ask.min_replicas for ask in asks]),
-            ("maximum", [group.max_pods for group in usable], [ask.max_replicas for ask in asks]),
+        fewest_pods: list[WorkerGroup] = []
+        most_pods: list[WorkerGroup] = []
+        for group in usable:
+            fewest_pods += [group] * group.min_pods
+            most_pods += [group] * group.max_pods
+        fewest_replicas = [(need, need.min_replicas) for need in needs]
+        most_replicas = [(need, need.max_replicas) for need in needs]
+        for word, replicas, pods in (
+            ("warm minimum", fewest_replicas, fewest_pods),
+            ("maximum", most_replicas, most_pods),
         ):
-            left = without_place(asks, replicas, usable, pods)
-            faults += [f"{name}: {number} of its {word} of replicas find no place" for name, number in left.items()]
+            for name, number in without_place(replicas, pods).items():
+                faults.append(f"{name}: {number} of its {word} of replicas find no place")
     return faults
 
 
-def asks_of(graph: Graph) -> list[Ask]:
-    """Return what each deployment asks, as Serve puts it together: the file's word goes before the code's.
+def needs_of(graph: Graph) -> list[ReplicaNeed]:
+    """Return what each deployment needs. As in Serve, an option in the file replaces the one in the code.
 
     Raises pydantic's ValidationError for an autoscaling_config that Serve would refuse.
     """
-    told = {deployment["name"]: deployment for deployment in graph.deployments}
-    asks = []
+    file_options = {deployment["name"]: deployment for deployment in graph.deployments}
+    needs = []
     for deployment in deployments_of(graph):
-        own = told.get(deployment.name, {})
-        actor = own.get("ray_actor_options", deployment.ray_actor_options or {})
-        scaling: Any = own.get("autoscaling_config", deployment._deployment_config.autoscaling_config)
+        options = file_options.get(deployment.name, {})
+        actor = options.get("ray_actor_options", deployment.ray_actor_options or {})
+        scaling: Any = options.get("autoscaling_config", deployment._deployment_config.autoscaling_config)
         if isinstance(scaling, dict):
             scaling = AutoscalingConfig(**scaling)
-        number = own.get("num_replicas", deployment.num_replicas) or 1
-        lowest, highest = (scaling.min_replicas, scaling.max_replicas) if scaling else (number, number)
-        asks.append(
-            Ask(
-                deployment.name,
-                actor.get("num_cpus", 1),
-                actor.get("num_gpus", 0) or 0,
-                actor.get("memory", 0) or 0,
-                actor.get("label_selector") or {},
-                lowest,
-                highest,
+        fewest = most = options.get("num_replicas", deployment.num_replicas) or 1
+        if scaling:
+            fewest, most = scaling.min_replicas, scaling.max_replicas
+        needs.append(
+            ReplicaNeed(
+                deployment=deployment.name,
+                cpus=actor.get("num_cpus", 1),
+                gpus=actor.get("num_gpus", 0) or 0,
+                memory_bytes=actor.get("memory", 0) or 0,
+                labels=actor.get("label_selector") or {},
+                min_replicas=fewest,
+                max_replicas=most,
             )
         )
-    return asks
+    return needs
 
 
 def deployments_of(graph: Graph) -> list[Any]:
     """Return the deployments that the graph's builder binds."""
     pending: list[Any] = [build(ServeConfig.from_args(graph.args))]
-    found: dict[str, Any] = {}
+    deployments: dict[str, Any] = {}
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
             pending += node.values()
         elif isinstance(node, Application):
-            found[node._bound_deployment.name] = node._bound_deployment
+            deployments[node._bound_deployment.name] = node._bound_deployment
             pending += node._bound_deployment.init_args
-    return list(found.values())
+    return list(deployments.values())
 
 
-def without_place(
-    asks: Sequence[Ask], replicas: Sequence[int], groups: Sequence[Group], pods: Sequence[int]
-) -> dict[str, int]:
-    """Return how many replicas of which deployments are left when all others have been put into pods, the largest
-    first.
+def without_place(replicas: Sequence[tuple[ReplicaNeed, int]], pods: Sequence[WorkerGroup]) -> dict[str, int]:
+    """Return by deployment how many replicas find no room in any pod, where there are such.
+
+    replicas: what a replica of each deployment needs, and the number of its replicas. pods: the group of each pod.
+    The replicas that need the most GPU and then the most memory are placed first, each in the first pod with room.
     """
-    room = [group for group, number in zip(groups, pods, strict=True) for _ in range(number)]
+    room = list(pods)
     left: dict[str, int] = {}
-    order = sorted(zip(asks, replicas, strict=True), key=lambda pair: (-pair[0].gpus, -pair[0].memory_bytes))
-    for ask, number in order:
+    for need, number in sorted(replicas, key=lambda replica: (-replica[0].gpus, -replica[0].memory_bytes)):
         for _ in range(number):
-            place = next((index for index, pod in enumerate(room) if ask.fits(pod)), None)
+            place = next((index for index, pod in enumerate(room) if need.fits(pod)), None)
             if place is None:
-                left[ask.deployment] = left.get(ask.deployment, 0) + 1
+                left[need.deployment] = left.get(need.deployment, 0) + 1
             else:
-                room[place] = ask.taken_from(room[place])
+                room[place] = need.taken_from(room[place])
     return left
 
 
-def _describe(ask: Ask) -> str:
-    words = [f"{ask.cpus:g} CPUs", f"{ask.gpus:g} GPUs", f"{ask.memory_bytes / 1024**3:.1f} GiB"]
-    return ", ".join(words) + (f" and labels {ask.labels}" if ask.labels else "")
+def _describe(need: ReplicaNeed) -> str:
+    words = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs", f"{need.memory_bytes / 1024**3:.1f} GiB"]
+    return ", ".join(words) + (f" and labels {need.labels}" if need.labels else "")

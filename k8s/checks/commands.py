@@ -1,7 +1,7 @@
-"""Whether every `fashion-rag ...` command line, in a manifest or a page of the documentation, is one that would run.
+"""The check that every `fashion-rag ...` command line in a manifest or a page of the documentation would run.
 
-Each is parsed by the program's own parser, which finds unknown commands, unknown options, missing options, missing or
-superfluous arguments, and values of the wrong type. Nothing is run, and no file need exist.
+The program's own parser reads each command line. It finds unknown commands and options, missing options, missing or
+superfluous arguments, and values of the wrong type. Nothing is run, and the files that are named need not exist.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from fashion_rag.cli import app
 from k8s.checks.overlay import Overlay
 
 PROGRAM = "fashion-rag"
-# Folders of a checkout whose pages are not the repository's own, beside hidden ones.
+# Folders whose pages are not part of the repository, like those of hidden folders.
 FOREIGN = {"out", "shared"}
 SHELL_FENCES = ("", "bash", "sh", "shell", "console")
 FENCE = re.compile(r"^[ \t]*```(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
-SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")  # a span may go on in the next line
-# What may stand before a program's name: words of the shell, and programs that start the one that follows.
+# A span of code may go on in the next line.
+SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+# Words that may stand before a program's name: keywords of the shell, and programs that start another one.
 BEFORE = {"!", "{", "do", "else", "exec", "if", "nohup", "then", "time", "until", "while"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
-# Quoted text and escaped characters (kept), and what is no part of a command's words: comments and redirections.
+# Comments and redirections, which are not words of a command. Quoted text and escaped characters are matched first, so
+# that nothing inside them is taken for one; they are kept.
 NO_WORDS = re.compile(
     r"""('[^']*'|"(?:\\.|[^"\\])*"|\\.)"""
     r"""|(?<![^\s;&|()])\#[^\n]*"""
@@ -35,7 +37,7 @@ NO_WORDS = re.compile(
     re.DOTALL,
 )
 SEPARATORS = ";&|()"
-# In a page it stands for arguments that are left out.
+# In a page, these stand for arguments that are left out.
 ELISION = {"...", "…"}
 
 
@@ -50,14 +52,15 @@ def check(overlay: Overlay) -> list[str]:
 
 def pages(root: Path) -> list[Path]:
     """Return the pages of documentation below `root`."""
-    found = sorted(root.rglob("*.md"))
-    return [page for page in found if not any(_is_foreign(part) for part in page.relative_to(root).parts)]
+    paths = sorted(root.rglob("*.md"))
+    return [path for path in paths if not any(map(_is_foreign, path.relative_to(root).parts))]
 
 
 def check_page(text: str) -> list[str]:
-    """Return the faults of the command lines in a Markdown page: in its blocks of shell commands and its code spans.
+    """Return the faults of the command lines in a Markdown page.
 
-    A code span that only names a command, such as `fashion-rag serve`, has no fault if there is such a command.
+    Blocks of shell commands and code spans are looked at. A code span may also name a command alone, such as
+    `fashion-rag serve`.
     """
     faults: list[str] = []
     for language, block in FENCE.findall(text):
@@ -70,17 +73,23 @@ def check_page(text: str) -> list[str]:
 
 
 def check_script(script: str, mention: bool = False) -> list[str]:
-    """Return the faults of the command lines in a shell script. mention: it may name a command without arguments."""
+    """Return the faults of the command lines in a shell script.
+
+    mention: the script may also name a command without its arguments.
+    """
     try:
         lines = list(command_lines(script))
     except ValueError as error:
         return [f"not a shell script: {error}: {script.strip()}"] if PROGRAM in script else []
-    faults = [(words, fault_of(words, mention)) for words in lines]
-    return [f"{shlex.join([PROGRAM, *words])}: {fault}" for words, fault in faults if fault]
+    faults = []
+    for arguments in lines:
+        if fault := fault_of(arguments, mention):
+            faults.append(f"{shlex.join([PROGRAM, *arguments])}: {fault}")
+    return faults
 
 
 def command_lines(script: str) -> Iterator[list[str]]:
-    """Yield the arguments of each call of the program in a shell script, variables as they are written.
+    """Yield the arguments of each call of the program in a shell script, without replacing variables.
 
     Raises ValueError for a script with a quotation that does not end.
     """
@@ -92,16 +101,16 @@ def command_lines(script: str) -> Iterator[list[str]]:
             if start < len(words) and PurePosixPath(words[start]).name == PROGRAM:
                 yield words[start + 1 :]
                 break
+        # A shell may be called with a script, as in sh -ec SCRIPT.
         for option, script_inside in pairwise(words):
-            # As in sh -ec SCRIPT.
             if re.fullmatch(r"-[a-z]*c", option) and PROGRAM in script_inside:
                 yield from command_lines(script_inside)
 
 
 def fault_of(arguments: Sequence[str], mention: bool = False) -> str | None:
-    """Return what the program would say of these arguments before it runs anything, None if it would run them.
+    """Return the error that the program would print for these arguments, None if it would run them.
 
-    mention: no arguments at all behind a command's name are no fault.
+    mention: it is no fault if a command's name stands without arguments.
     """
     command: Any = typer.main.get_command(app)
     words = list(arguments)
@@ -116,9 +125,9 @@ def fault_of(arguments: Sequence[str], mention: bool = False) -> str | None:
         command = command.commands[name]
     if (mention and not words) or "--help" in words:
         return None
-    elided = bool(ELISION & set(words))
+    has_elision = bool(ELISION & set(words))
     for parameter in command.params:
-        parameter.required = parameter.required and not elided
+        parameter.required = parameter.required and not has_elision
         parameter.process_value = _unless_variable(parameter.process_value)
     try:
         command.make_context(command.name, [word for word in words if word not in ELISION])
@@ -128,7 +137,7 @@ def fault_of(arguments: Sequence[str], mention: bool = False) -> str | None:
 
 
 def _unless_variable(process: Any) -> Any:
-    """Return a parser of an option's value that takes a shell variable for any value."""
+    """Return the parser `process` of an option's value, changed so that it accepts a shell variable as any value."""
     return lambda context, value: value if "$" in str(value) else process(context, value)
 
 
@@ -137,7 +146,7 @@ def _is_foreign(part: str) -> bool:
 
 
 def _in_document(part: Any) -> Iterator[str]:
-    """Yield the faults of the command lines anywhere in a document: command with args, and scripts for a shell."""
+    """Yield the faults of the command lines in a part of a document: commands with their args, and shell scripts."""
     if isinstance(part, list):
         for item in part:
             yield from _in_document(item)
@@ -152,13 +161,18 @@ def _in_document(part: Any) -> Iterator[str]:
 
 
 def _has_words(part: dict[str, Any]) -> bool:
-    lists = [part[key] for key in ("command", "args") if part.get(key)]
-    return bool(lists) and all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in lists)
+    """Return whether a part of a document has a command or args, and these are lists of strings."""
+    values = [part[key] for key in ("command", "args") if part.get(key)]
+    return bool(values) and all(map(_is_list_of_strings, values))
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _simple_commands(script: str) -> Iterator[list[str]]:
-    """Yield the words of each simple command: what stands between line ends, pipes, semicolons, ands and ors."""
-    script = NO_WORDS.sub(lambda found: found[1] or "", script.replace("\\\n", " "))
+    """Yield the words of each simple command in a script. Line ends, pipes, semicolons, ands and ors separate them."""
+    script = NO_WORDS.sub(lambda match: match[1] or "", script.replace("\\\n", " "))
     lexer = shlex.shlex(script, posix=True, punctuation_chars=f"{SEPARATORS}\n")
     lexer.commenters = ""
     lexer.whitespace = " \t\r"

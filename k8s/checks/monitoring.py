@@ -1,6 +1,6 @@
-"""What is wrong with alerts, pod monitors and dashboards, before a cluster has them. The tests call `check`.
+"""The check of alerts, pod monitors and dashboards, which needs no cluster.
 
-Expressions are parsed, and all that they name is looked up: our metrics in `serve.metrics`, Ray's in a list.
+Expressions are parsed, and everything that they name is looked up: our metrics in `serve.metrics`, Ray's in a list.
 """
 
 import itertools
@@ -20,14 +20,17 @@ RUNBOOK = "k8s/README.md"
 SEVERITIES = {"page", "ticket"}
 ALERT_ANNOTATIONS = ("summary", "description", "runbook")
 
-# What Ray appends to a name. The `_sum` of its histograms adds up the middles of buckets, so no expression may use it.
+# What Ray appends to the name of a metric. The `_sum` of histograms is missing, so that no expression can use it: Ray
+# adds up the middles of buckets in it.
 SUFFIXES = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_count")}
-# Added by Ray Serve to our metrics, and by the Prometheus operator and our pod monitors to all.
+# The labels that Ray Serve adds to our metrics, and those that all metrics get from the Prometheus operator and our pod
+# monitors.
 RAY_LABELS = {"application", "deployment", "replica"}
 TARGET_LABELS = {"namespace", "pod", "container", "endpoint", "instance", "job", "ray_io_cluster"}
 
-# As Ray 2.60 exports them. Serve's: ray/serve/_private/{deployment_state,application_state}.py; the nodes':
-# ray/dashboard/modules/reporter/reporter_agent.py. `up` is Prometheus' own.
+# The names under which Ray 2.60 exports its metrics. Those of Serve are in
+# ray/serve/_private/{deployment_state,application_state}.py, and those of nodes in
+# ray/dashboard/modules/reporter/reporter_agent.py. `up` is a metric of Prometheus itself.
 RAY_METRICS = {
     "up",
     "ray_serve_application_status",
@@ -44,7 +47,8 @@ RAY_METRICS = {
     "ray_node_mem_used",
 }
 
-# What KubeRay puts on its pods (None: any value), and the ports that their containers name, by ray.io/node-type.
+# The labels that KubeRay gives its pods, with their values (None for any), and the ports that the containers name, by
+# ray.io/node-type.
 POD_LABELS: dict[str, set[str] | None] = {
     "ray.io/cluster": None,
     "ray.io/group": None,
@@ -54,7 +58,7 @@ POD_LABELS: dict[str, set[str] | None] = {
 PORTS = {"head": {"metrics", "as-metrics", "dash-metrics"}, "worker": {"metrics"}}
 META_LABEL = "__meta_kubernetes_pod_label_"
 
-# The fields of monitoring.coreos.com/v1 that may stand at each place; deeper ones are not looked at.
+# The fields that monitoring.coreos.com/v1 allows at each place. Fields below these are not checked.
 FIELDS = {
     "PodMonitor": {
         "spec": {"attachMetadata", "jobLabel", "namespaceSelector", "podMetricsEndpoints", "podTargetLabels"}
@@ -75,46 +79,51 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Series:
-    """What the series of one name may have: labels, and as `le` the bounds of buckets, as Ray writes them."""
+class MetricSeries:
+    """The labels that the series of a metric may have, and the bounds of its buckets, as Ray writes them in `le`."""
 
     labels: frozenset[str]
     bounds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Names:
-    """What expressions may name: series of ours, of which labels and buckets are known, and others, by name alone."""
+class MetricNames:
+    """The metrics that expressions may name: ours, with their labels and buckets, and the names of others."""
 
-    ours: Mapping[str, Series]
+    ours: Mapping[str, MetricSeries]
     others: set[str]
 
 
-def our_series() -> dict[str, Series]:
-    """Return what `serve.metrics` exports, by the names that Prometheus reads."""
-    found = {}
+def our_series() -> dict[str, MetricSeries]:
+    """Return the series of the metrics in `serve.metrics`, by the names that Prometheus reads."""
+    series = {}
     for make in vars(metrics).values():
         kind = getattr(make, "__annotations__", {}).get("return")
         if kind not in SUFFIXES:
             continue
         metric = make()
+        name = f"ray_{metric.info['name']}"
         labels = frozenset({*metric.info["tag_keys"], *RAY_LABELS, *TARGET_LABELS})
         for suffix in SUFFIXES[kind]:
-            bounds = {floatToGoString(bound) for bound in metric.boundaries} | {"+Inf"} if suffix == "_bucket" else ()
-            le = {"le"} if bounds else set()
-            found[f"ray_{metric.info['name']}{suffix}"] = Series(labels | le, frozenset(bounds))
-    return found
+            if suffix == "_bucket":
+                bounds = frozenset({*map(floatToGoString, metric.boundaries), "+Inf"})
+                series[name + suffix] = MetricSeries(labels | {"le"}, bounds)
+            else:
+                series[name + suffix] = MetricSeries(labels)
+    return series
 
 
 def check(documents: Sequence[dict[str, Any]], dashboards: Sequence[dict[str, Any]], runbook: str) -> list[str]:
-    """Return the faults, one line each, of rendered Kubernetes documents and Grafana dashboards.
+    """Return the faults of rendered Kubernetes documents and Grafana dashboards, one line each.
 
-    runbook: the text of k8s/README.md, with a heading for each alert.
+    runbook: the text of k8s/README.md, which must have a heading for each alert.
     """
     rules = [rule for document in documents for rule in _rules(document)]
-    names = Names(our_series(), RAY_METRICS | {rule["record"] for rule in rules if "record" in rule})
+    names = MetricNames(our_series(), RAY_METRICS | {rule["record"] for rule in rules if "record" in rule})
     headings = {heading.strip().lower() for heading in re.findall(r"^#+ (.+)$", runbook, re.MULTILINE)}
-    faults = [fault for document in documents for fault in _unknown_fields(document, document.get("kind", ""))]
+    faults: list[str] = []
+    for document in documents:
+        faults += _unknown_fields(document, document.get("kind", ""))
     for document in documents:
         if document.get("kind") == "PodMonitor":
             faults += _monitor_faults(document)
@@ -131,6 +140,7 @@ def check(documents: Sequence[dict[str, Any]], dashboards: Sequence[dict[str, An
 
 
 def _rules(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rules of a document, if it is a PrometheusRule."""
     if document.get("kind") != "PrometheusRule":
         return []
     return [rule for group in document["spec"].get("groups", []) for rule in group.get("rules", [])]
@@ -141,6 +151,7 @@ def _rule_name(rule: Mapping[str, Any]) -> str:
 
 
 def _unknown_fields(document: dict[str, Any], kind: str) -> Iterator[str]:
+    """Yield the fields of a document that its kind does not have."""
     allowed = FIELDS.get(kind, {})
 
     def below(node: Any, path: str) -> Iterator[str]:
@@ -157,6 +168,7 @@ def _unknown_fields(document: dict[str, Any], kind: str) -> Iterator[str]:
 
 
 def _monitor_faults(document: dict[str, Any]) -> Iterator[str]:
+    """Yield the labels and ports of a pod monitor that the pods of KubeRay do not have."""
     name, spec = f"PodMonitor {document['metadata']['name']}", document["spec"]
     selected = spec["selector"].get("matchLabels", {})
     for label, value in selected.items():
@@ -164,7 +176,7 @@ def _monitor_faults(document: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: KubeRay gives pods no label {label!r}"
         elif (values := POD_LABELS[label]) is not None and value not in values:
             yield f"{name}: the label {label!r} is never {value!r}"
-    # Without a node type, the ports that all pods have.
+    # Without a node type, the monitor may use only the ports that all pods have.
     ports = PORTS.get(selected.get("ray.io/node-type"), set.intersection(*PORTS.values()))
     meta_labels = {META_LABEL + re.sub(r"\W", "_", label) for label in POD_LABELS}
     for endpoint in spec.get("podMetricsEndpoints", []):
@@ -177,6 +189,7 @@ def _monitor_faults(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _rule_faults(rule: Mapping[str, Any], headings: set[str]) -> Iterator[str]:
+    """Yield the faults in the severity, annotations and runbook entry of a rule."""
     name = _rule_name(rule)
     if ("alert" in rule) == ("record" in rule):
         yield f"{name}: a rule has either alert or record"
@@ -195,7 +208,8 @@ def _rule_faults(rule: Mapping[str, Any], headings: set[str]) -> Iterator[str]:
         yield f"{name}: {RUNBOOK} has no heading for it"
 
 
-def _expression_faults(where: str, text: str, names: Names) -> Iterator[str]:
+def _expression_faults(where: str, text: str, names: MetricNames) -> Iterator[str]:
+    """Yield the faults of an expression. where: names the rule or panel that has it."""
     try:
         expression = promql_parser.parse(text)
     except ValueError as error:
@@ -203,20 +217,24 @@ def _expression_faults(where: str, text: str, names: Names) -> Iterator[str]:
         return
     for node in _nodes(expression):
         if isinstance(node, VectorSelector):
-            yield from (f"{where}: {fault}" for fault in _selector_faults(node, names))
+            for fault in _selector_faults(node, names):
+                yield f"{where}: {fault}"
         elif isinstance(node, AggregateExpr):
-            yield from (f"{where}: {fault}" for fault in _grouping_faults(node, names.ours))
+            for fault in _grouping_faults(node, names.ours):
+                yield f"{where}: {fault}"
         elif isinstance(node, Call) and node.func.name == "histogram_quantile" and not _keeps_le(node.args[1]):
             yield f"{where}: histogram_quantile of an aggregation without le: {text}"
 
 
 def _nodes(expression: Expr) -> list[Any]:
-    found: list[Any] = []
-    promql_parser.walk(expression, found.append)
-    return found
+    """Return the parts of an expression, itself included."""
+    nodes: list[Any] = []
+    promql_parser.walk(expression, nodes.append)
+    return nodes
 
 
-def _selector_faults(selector: VectorSelector, names: Names) -> Iterator[str]:
+def _selector_faults(selector: VectorSelector, names: MetricNames) -> Iterator[str]:
+    """Yield the metric, labels and buckets of a selector that do not exist."""
     name = selector.name or ""
     if name not in names.ours:
         if name not in names.others:
@@ -230,9 +248,10 @@ def _selector_faults(selector: VectorSelector, names: Names) -> Iterator[str]:
             yield f"{name} has no bucket {matcher}"
 
 
-def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, Series]) -> Iterator[str]:
-    named = [node.name or "" for node in _nodes(aggregate.expr) if isinstance(node, VectorSelector)]
-    names = [name for name in named if name in ours]
+def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, MetricSeries]) -> Iterator[str]:
+    """Yield the labels of an aggregation that none of its metrics has, as far as they are ours."""
+    selectors = [node for node in _nodes(aggregate.expr) if isinstance(node, VectorSelector)]
+    names = [selector.name for selector in selectors if selector.name and selector.name in ours]
     if names and aggregate.modifier is not None:
         known = frozenset().union(*(ours[name].labels for name in names))
         for label in aggregate.modifier.labels:
@@ -241,6 +260,7 @@ def _grouping_faults(aggregate: AggregateExpr, ours: Mapping[str, Series]) -> It
 
 
 def _keeps_le(expression: Expr) -> bool:
+    """Return whether all aggregations in an expression keep the label `le`."""
     for node in _nodes(expression):
         if isinstance(node, AggregateExpr):
             modifier = node.modifier
@@ -251,29 +271,37 @@ def _keeps_le(expression: Expr) -> bool:
 
 
 def _without_variables(expression: str) -> str:
-    """Return the expression with Grafana's variables replaced by a duration in brackets and a number elsewhere."""
+    """Return the expression with a duration for each Grafana variable in brackets, and a number for any other."""
     return re.sub(r"\$\w+", "1", re.sub(r"\[\$\w+\]", "[5m]", expression))
 
 
 def _panels(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [each for panel in dashboard["panels"] for each in (panel, *panel.get("panels", []))]
+    """Return the panels of a dashboard, with those inside rows."""
+    panels = []
+    for panel in dashboard["panels"]:
+        panels += [panel, *panel.get("panels", [])]
+    return panels
 
 
 def _layout_faults(dashboard: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the faults in the uid and the variables of a dashboard, and in the ids and places of its panels."""
     name = f"dashboard {dashboard.get('title')!r}"
     if not dashboard.get("uid"):
         yield f"{name}: no uid"
-    if "datasource" not in {each["type"] for each in dashboard.get("templating", {}).get("list", [])}:
+    variables = dashboard.get("templating", {}).get("list", [])
+    if "datasource" not in {variable["type"] for variable in variables}:
         yield f"{name}: no variable for the datasource"
-    for one, other in itertools.combinations(_panels(dashboard), 2):
-        if one["id"] == other["id"]:
-            yield f"{name}: {one['title']!r} and {other['title']!r} have the same id"
-        if _overlap(one["gridPos"], other["gridPos"]):
-            yield f"{name}: {one['title']!r} and {other['title']!r} overlap"
+    for first, second in itertools.combinations(_panels(dashboard), 2):
+        titles = f"{first['title']!r} and {second['title']!r}"
+        if first["id"] == second["id"]:
+            yield f"{name}: {titles} have the same id"
+        if _overlap(first["gridPos"], second["gridPos"]):
+            yield f"{name}: {titles} overlap"
 
 
-def _overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+def _overlap(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
+    """Return whether two places on a dashboard's grid share a part."""
     return all(
-        one[start] < other[start] + other[size] and other[start] < one[start] + one[size]
+        first[start] < second[start] + second[size] and second[start] < first[start] + first[size]
         for start, size in (("x", "w"), ("y", "h"))
     )

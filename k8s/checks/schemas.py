@@ -1,7 +1,7 @@
-"""Whether documents have the form that Kubernetes and KubeRay want: every field known, of its type.
+"""The check that documents have the form that Kubernetes and KubeRay want: all fields are known and of their type.
 
-The schema of RayService v1 is KubeRay's own, of version 1.7.0 (Apache-2.0), out of its custom resource definition and
-without descriptions. Rules that it has in CEL, and what the operator checks in Go, are not looked at.
+The schema of RayService v1 is taken from the custom resource definition of KubeRay 1.7.0 (Apache-2.0), without its
+descriptions. The definition's rules in CEL and the operator's checks in Go are not applied.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from k8s.checks.overlay import Document, Overlay
 
 KUBERNETES = "1.32"
 RAY_SERVICE_SCHEMA = Path(__file__).with_name("rayservice-1.7.0.json.gz")
-# Custom resources whose form another module knows.
+# The custom resources whose form `monitoring` checks.
 ELSEWHERE = ("PodMonitor", "PrometheusRule")
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Return the documents of a form, or a kind, that nobody knows."""
+    """Return the faults in the form of the documents, and the documents of an unknown kind."""
     faults = []
     for document in overlay.documents:
         kind, name = document["kind"], document["metadata"]["name"]
@@ -36,7 +36,7 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def core_faults(document: Document) -> list[str]:
-    """Return what kubernetes-validate says first of a document; nothing if all is well."""
+    """Return the first fault that kubernetes-validate finds in a document, if any."""
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -47,14 +47,14 @@ def core_faults(document: Document) -> list[str]:
 
 
 def ray_service_faults(document: Document) -> list[str]:
-    """Return all that KubeRay's schema finds, with its defaults filled in."""
+    """Return all faults of a RayService by KubeRay's schema, after filling in the defaults."""
     filled = _filled(document, _schema())
     errors = jsonschema.Draft202012Validator(_schema()).iter_errors(filled)
     return [f"{_path(error)}: {error.message}" for error in errors]
 
 
 def stored() -> dict[str, Any]:
-    """Return the kubeRay's schema, as it is."""
+    """Return KubeRay's schema as it is stored."""
     schema: dict[str, Any] = json.loads(gzip.decompress(RAY_SERVICE_SCHEMA.read_bytes()))
     return schema
 
@@ -67,9 +67,7 @@ def _schema() -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """Return the schema with unknown fields refused, and what Kubernetes says in words of its own in those of JSON
-    Schema.
-    """
+    """Return the schema in JSON Schema without the extensions of Kubernetes, and with unknown fields forbidden."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -84,19 +82,19 @@ def _closed(schema: Any) -> Any:
 
 
 def _filled(value: Any, schema: dict[str, Any]) -> Any:
-    """Return the value as the API server keeps it: without nulls, and with the defaults of what is left out."""
+    """Return the value as the API server stores it: without nulls, and with defaults for missing fields."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):
         return value
     properties = schema.get("properties", {})
-    other = schema.get("additionalProperties")
-    inside = {
-        key: _filled(item, properties.get(key, other if isinstance(other, dict) else {}))
-        for key, item in value.items()
-        if item is not None
+    additional = schema.get("additionalProperties")
+    schema_of_others = additional if isinstance(additional, dict) else {}
+    defaults = {key: part["default"] for key, part in properties.items() if "default" in part}
+    given = {
+        key: _filled(item, properties.get(key, schema_of_others)) for key, item in value.items() if item is not None
     }
-    return {key: part["default"] for key, part in properties.items() if "default" in part} | inside
+    return defaults | given
 
 
 def _path(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whether pods may do no more than they must, and nothing reaches them but what is named."""
+"""The check that pods have no rights that they do not need, and that nothing unnamed can reach them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from k8s.checks.overlay import Document, Overlay
 
+# The fields of a pod that would give it the networks and processes of its node.
 FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC")
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Return the pods with rights that they do not need, and a namespace that is open."""
+    """Return a fault for each right that a pod does not need, and for a namespace without a closed network."""
     faults = [f"{pod.where}: {fault}" for pod in overlay.pods for fault in _pod(pod.spec)]
     for service in overlay.ray_services:
         sidecar = service["spec"]["rayClusterConfig"].get("autoscalerOptions", {})
@@ -24,20 +25,23 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def _pod(spec: Document) -> Iterator[str]:
+    """Yield the rights of a pod that it does not need."""
     if spec.get("automountServiceAccountToken") is not False:
         yield "automountServiceAccountToken: must be false"
-    yield from (f"{field}: must not be set" for field in FORBIDDEN if spec.get(field))
-    yield from (
-        f"volume {volume['name']}: must not be of the host"
-        for volume in spec.get("volumes", [])
-        if "hostPath" in volume
-    )
+    for field in FORBIDDEN:
+        if spec.get(field):
+            yield f"{field}: must not be set"
+    for volume in spec.get("volumes", []):
+        if "hostPath" in volume:
+            yield f"volume {volume['name']}: must not be of the host"
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
-        yield from (f"{container['name']}: {fault}" for fault in _container(container, spec.get("securityContext", {})))
+        for fault in _container(container, spec.get("securityContext", {})):
+            yield f"{container['name']}: {fault}"
 
 
-def _container(container: dict[str, Any], of_pod: dict[str, Any]) -> Iterator[str]:
-    context = of_pod | container.get("securityContext", {})
+def _container(container: dict[str, Any], pod_context: dict[str, Any]) -> Iterator[str]:
+    """Yield the rights of a container that it does not need. pod_context: the securityContext of its pod."""
+    context = pod_context | container.get("securityContext", {})
     for field, value in (
         ("allowPrivilegeEscalation", False),
         ("readOnlyRootFilesystem", True),
@@ -52,6 +56,7 @@ def _container(container: dict[str, Any], of_pod: dict[str, Any]) -> Iterator[st
 
 
 def _denies_all(policy: Document) -> bool:
+    """Return whether a NetworkPolicy denies all pods all traffic that no other policy allows."""
     spec = policy["spec"]
     return (
         spec["podSelector"] == {}

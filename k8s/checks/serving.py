@@ -1,4 +1,4 @@
-"""Whether the RayService serves our graph, as Serve reads it, and lasts through upgrades, drains and deaths."""
+"""The check that a RayService serves our graph as Serve reads it, and survives upgrades, drains and lost pods."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from serve.app import RAY_DEFAULTS
 from serve.config import ServeConfig
 from serve.config_file import Graph
 
+# The longest name of a RayService.
 MAX_NAME = 47
-# The settings that each deployment reads in its `reconfigure`, by its name.
+# The settings in ServeConfig that each deployment reads in its `reconfigure`.
 SETTINGS = {name: name.lower() for name in ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE")}
 
 
 def check(overlay: Overlay) -> list[str]:
-    """Return the faults in what is served, where, and in how pods come and go."""
+    """Return the faults in the graph that is served, in its cluster, and in the times and limits of stopping pods."""
     faults = []
     for service in overlay.ray_services:
         name = service["metadata"]["name"]
@@ -37,11 +38,11 @@ def check(overlay: Overlay) -> list[str]:
 
 
 def _graph_faults(graph: Graph) -> list[str]:
-    """Return the graph is really built, as Serve's controller builds it."""
+    """Return the faults of a graph, which is built in the way in which Serve's controller builds it."""
     faults = []
     bound = {deployment.name for deployment in deployments_of(graph)}
-    for told in graph.deployments:
-        name, settings = told["name"], told.get("user_config", {})
+    for options in graph.deployments:
+        name, settings = options["name"], options.get("user_config", {})
         if name not in bound:
             faults.append(f"deployment {name}: is not in the graph, which has {', '.join(sorted(bound))}")
             continue
@@ -49,7 +50,7 @@ def _graph_faults(graph: Graph) -> list[str]:
             type(getattr(ServeConfig.from_args(graph.args), SETTINGS[name])).from_args(settings)
         except ValidationError as error:
             faults.append(f"deployment {name}: user_config: {error}")
-        scaling = told.get("autoscaling_config", {})
+        scaling = options.get("autoscaling_config", {})
         policy = scaling.get("policy", {}).get("policy_function")
         if name == "Denoiser" and scaling and policy != "serve.autoscaling:LoadPolicy":
             faults.append("deployment Denoiser: autoscaling_config: must have the policy serve.autoscaling:LoadPolicy")
@@ -57,7 +58,11 @@ def _graph_faults(graph: Graph) -> list[str]:
 
 
 def _time_faults(service: Document, graph: Graph) -> list[str]:
-    """Return a replica's drain < the pod's preStop < its grace; and an old cluster outlasts the drain."""
+    """Return the times that are too short.
+
+    A pod's preStop must last longer than the drain of a replica, and its grace period longer than preStop. An old
+    cluster must last longer than the drain.
+    """
     faults = []
     drain_s = ServeConfig.from_args(graph.args).drain_s
     for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
@@ -75,34 +80,33 @@ def _time_faults(service: Document, graph: Graph) -> list[str]:
 
 
 def _cluster_faults(service: Document) -> list[str]:
+    """Return the faults in the head, in the way of upgrading, and in the environment of the pods."""
     cluster = service["spec"]["rayClusterConfig"]
     start = cluster["headGroupSpec"].get("rayStartParams", {})
     faults = []
-    if (start.get("num-cpus"), start.get("num-gpus")) != ("0", "0") or not service["spec"][
-        "excludeHeadPodFromServeSvc"
-    ]:
-        faults.append("head: must offer no CPU and no GPU to replicas, and be no way in")
+    offers_nothing = (start.get("num-cpus"), start.get("num-gpus")) == ("0", "0")
+    if not (offers_nothing and service["spec"]["excludeHeadPodFromServeSvc"]):
+        faults.append("head: must offer no CPU and no GPU to replicas, and must not take requests")
     strategy = service["spec"].get("upgradeStrategy", {}).get("type")
     if strategy == "NewClusterWithIncrementalUpgrade" and not cluster.get("enableInTreeAutoscaling"):
         faults.append("upgradeStrategy: an incremental upgrade needs enableInTreeAutoscaling")
     for pod in pods_of(service):
-        told: dict[str, Any] = {entry["name"]: entry.get("value") for entry in pod.spec["containers"][0]["env"]}
-        faults += [
-            f"{pod.where}: env {variable}: got {told.get(variable)!r}; must be {value!r}, as everywhere"
-            for variable, value in RAY_DEFAULTS.items()
-            if told.get(variable) != value
-        ]
+        environment: dict[str, Any] = {entry["name"]: entry.get("value") for entry in pod.spec["containers"][0]["env"]}
+        for variable, value in RAY_DEFAULTS.items():
+            if environment.get(variable) != value:
+                got = f"got {environment.get(variable)!r}"
+                faults.append(f"{pod.where}: env {variable}: {got}; must be {value!r}, as everywhere")
     return faults
 
 
 def _disruption_faults(overlay: Overlay, service: Document) -> list[str]:
-    """Return a budget that can never be kept to stops every drain of a node."""
+    """Return the disruption budgets that leave no pod to spare, and so stop every drain of a node."""
     faults = []
-    least = {group.name: group.min_pods for group in groups_of(service)}
+    min_pods = {group.name: group.min_pods for group in groups_of(service)}
     for budget in overlay.of_kind("PodDisruptionBudget"):
         group = budget["spec"]["selector"]["matchLabels"].get("ray.io/group")
-        stays = budget["spec"].get("minAvailable")
-        if not isinstance(stays, int) or stays >= least.get(group, 0):
-            rule = f"must be a number below minReplicas of its group, {least.get(group)}"
-            faults.append(f"PodDisruptionBudget {budget['metadata']['name']}: minAvailable: got {stays}; {rule}")
+        available = budget["spec"].get("minAvailable")
+        if not isinstance(available, int) or available >= min_pods.get(group, 0):
+            rule = f"must be a number below minReplicas of its group, {min_pods.get(group)}"
+            faults.append(f"PodDisruptionBudget {budget['metadata']['name']}: minAvailable: got {available}; {rule}")
     return faults

@@ -13,7 +13,7 @@ import yaml
 from export.runtime import Runtime
 from fashion_rag.artifacts import write_json
 from fashion_rag.manifest import DEMO_BUNDLE
-from k8s.checks.overlay import ROOT, Group, Overlay, graph_of, groups_of
+from k8s.checks.overlay import ROOT, Overlay, WorkerGroup, graph_of, groups_of
 from serve.app import RAY_DEFAULTS
 from serve.config_file import Graph
 from serve.showcase import ensure_demo_world
@@ -45,8 +45,8 @@ def make_folders(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
-def read(overlay: str) -> tuple[Graph, list[Group]]:
-    """Return the graph of an overlay, and its worker groups."""
+def read(overlay: str) -> tuple[Graph, list[WorkerGroup]]:
+    """The graph of an overlay, and its worker groups."""
     (service,) = Overlay.render(ROOT / "overlays" / overlay).ray_services
     return graph_of(service), groups_of(service)
 
@@ -67,8 +67,8 @@ def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int, tar
     return Graph(args, deployments)
 
 
-def add_node(cluster: Cluster, name: str, group: Group) -> Node:
-    """Return a node with what a pod of the group offers."""
+def add_node(cluster: Cluster, name: str, group: WorkerGroup) -> Node:
+    """A node with what a pod of the group offers."""
     labels = ",".join(f"{key}={value}" for key, value in group.labels.items())
     numbers = {"--num-cpus": group.cpus, "--num-gpus": group.gpus, "--memory": group.memory_bytes}
     options = [word for option, number in numbers.items() for word in (option, str(round(number)))]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode, Garment, garments
+from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode, InShopGarment, garments
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 CHUNKS = {"10": ["red top", "long sleeves", "Cotton"], "11": ["blue top", "a neckline", "wool"]}
@@ -171,14 +171,14 @@ def test_garments_are_listed_once_with_caption_and_picture(root):
     pairs.write_text(pairs.read_text() + "12_0.jpg 10_1.jpg\n")
     write_json(root / "coarse_captions.json", {})
     assert list(garments(root, categories=["upper_body", "dresses"])) == [
-        Garment("20", "dresses", "", root / "dresses/images/20_1.jpg"),
-        Garment(
+        InShopGarment("20", "dresses", "", root / "dresses/images/20_1.jpg"),
+        InShopGarment(
             "10",
             "upper_body",
             "Cotton, long sleeves, red top",
             root / "upper_body/cleaned_inshop_imgs/10_1_cleaned.jpg",
         ),
-        Garment("11", "upper_body", "a neckline, blue top, wool", root / "upper_body/images/11_1.jpg"),
+        InShopGarment("11", "upper_body", "a neckline, blue top, wool", root / "upper_body/images/11_1.jpg"),
     ]
     (root / "dresses/images/20_1.jpg").unlink()
     with pytest.raises(ArtifactError, match=r"20_1_cleaned\.jpg: no such garment picture"):

@@ -8,14 +8,14 @@ from PIL import Image
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.evaluation.editors import Edited
-from fashion_rag.evaluation.edits import Settings
+from fashion_rag.evaluation.edits import EvaluationSettings
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
 from tests.tiny import MANIFEST
 
 
 class Painter:
-    """An editor that paints masks in one colour and remembers what it was asked."""
+    """An editor that paints masks in one colour, and remembers the requests that it got."""
 
     def __init__(self, colour: str = "red") -> None:
         self.colour = np.array(Image.new("RGB", (1, 1), colour))[0, 0]
@@ -44,12 +44,12 @@ def manifest() -> Manifest:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three drawn pairs of each category, in the size of the tiny bundle. Shared: copy it before changing it."""
+    """Return a folder with three drawn pairs of each category, in the tiny bundle's size. Copy it before a change."""
     root = tmp_path_factory.mktemp("evaluation") / "world"
     write_dresscode(root, 3, seed=1, size=MANIFEST.image_size)
     return root
 
 
 @pytest.fixture
-def settings(world: Path) -> Settings:
-    return Settings(str(world), "painter", steps=2)
+def settings(world: Path) -> EvaluationSettings:
+    return EvaluationSettings(str(world), "painter", steps=2)

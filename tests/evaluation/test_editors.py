@@ -1,4 +1,4 @@
-"""The pipeline and a server as editors: a batch is what its edits are alone."""
+"""The pipeline and a server as editors: the edits of a batch equal the same edits made alone."""
 
 import base64
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.editors import Edited, PipelineEditor, ServerEditor
-from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
@@ -32,14 +32,14 @@ def pipeline(tiny_bundle: Path, tiny_catalogue: Path) -> Pipeline:
 
 
 @pytest.fixture
-def requests(tmp_path: Path, settings: Settings, manifest: Manifest) -> list[EditRequest]:
-    edits = Edits(tmp_path / "out", settings, manifest, limit=1)
+def requests(tmp_path: Path, settings: EvaluationSettings, manifest: Manifest) -> list[EditRequest]:
+    edits = EditFolder(tmp_path / "out", settings, manifest, limit=1)
     return [edits.request(edits.data[number], edits.mask(edits.data[number])) for number in edits.numbers]
 
 
 @contextmanager
 def stub(pipeline: Pipeline, busy: int = 0) -> Iterator[TestClient]:
-    """A server whose first `busy` answers are that it has no room; it reads forms as the real one does."""
+    """Yield a client of a server that reads forms as the real one does and answers 503 to its first `busy` requests."""
     refusals = iter(range(busy))
 
     async def edit(http: Request) -> Response:
@@ -69,15 +69,15 @@ def png_base64(pixels: np.ndarray) -> str:
 
 
 def check(edited: list[Edited], pipeline: Pipeline, requests: list[EditRequest]) -> None:
-    for one, request in zip(edited, requests, strict=True):
+    for edit, request in zip(edited, requests, strict=True):
         alone = pipeline(request)
-        assert one.garment_ids == alone.garment_ids
-        assert int(np.abs(one.picture.astype(int) - alone.image).max()) <= 1
+        assert edit.garment_ids == alone.garment_ids
+        assert int(np.abs(edit.picture.astype(int) - alone.image).max()) <= 1
 
 
 def test_the_pipelines_batch_is_what_its_edits_are_alone(pipeline: Pipeline, requests: list[EditRequest]) -> None:
     edited = PipelineEditor(pipeline).edit(requests, None)
-    assert [len(one.garment_ids) for one in edited] == [1, 1, 1]
+    assert [len(edit.garment_ids) for edit in edited] == [1, 1, 1]
     check(edited, pipeline, requests)
 
 

@@ -1,4 +1,4 @@
-"""Edits in a folder: what is asked for, what is kept, and that a run goes on where it stood."""
+"""Edits in a folder: what is asked of the editor, what is kept, and that a second run makes only what is missing."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ from PIL import Image
 
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL
 from fashion_rag.errors import ArtifactError, InvalidRequest
-from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import Template
 from tests.evaluation.conftest import Painter
 
 
-def make(edits: Edits, painter: Painter, batch_size: int = 2) -> list[tuple[int, int]]:
+def make(edits: EditFolder, painter: Painter, batch_size: int = 2) -> list[tuple[int, int]]:
     calls: list[tuple[int, int]] = []
     edits.make(painter, batch_size, lambda done, total: calls.append((done, total)))
     return calls
@@ -27,8 +27,10 @@ def pictures(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
-def test_every_sample_gets_a_picture_in_its_category(tmp_path: Path, settings: Settings, manifest: Manifest) -> None:
-    calls = make(Edits(tmp_path / "out", replace(settings, order="unpaired"), manifest), Painter())
+def test_every_sample_gets_a_picture_in_its_category(
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
+) -> None:
+    calls = make(EditFolder(tmp_path / "out", replace(settings, order="unpaired"), manifest), Painter())
     assert calls == [(0, 9), (2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
     names = ["dresses/000000_000001.png", "dresses/000001_000002.png", "dresses/000002_000000.png"]
     assert pictures(tmp_path / "out")[:3] == names
@@ -36,11 +38,11 @@ def test_every_sample_gets_a_picture_in_its_category(tmp_path: Path, settings: S
 
 
 def test_what_is_asked_follows_the_sample_and_the_settings(
-    tmp_path: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
     settings = replace(settings, num_retrieved=2, num_chunks=1, guidance_scale=3.0, template=Template.GARMENTS)
     painter = Painter()
-    edits = Edits(tmp_path / "out", settings, manifest)
+    edits = EditFolder(tmp_path / "out", settings, manifest)
     make(edits, painter)
     for request, sample in zip(painter.asked, edits.data, strict=True):
         assert (request.prompt, request.category) == (sample.caption, sample.category)
@@ -53,11 +55,11 @@ def test_what_is_asked_follows_the_sample_and_the_settings(
 
 
 def test_a_seed_depends_on_the_sample_and_the_settings_seed_alone(
-    tmp_path: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
     def seeds(name: str, batch_size: int = 2, **changes: object) -> dict[bytes, int]:
         painter = Painter()
-        make(Edits(tmp_path / name, replace(settings, **changes), manifest), painter, batch_size)  # type: ignore[arg-type]
+        make(EditFolder(tmp_path / name, replace(settings, **changes), manifest), painter, batch_size)  # type: ignore[arg-type]
         return {request.image.tobytes(): request.seed for request in painter.asked}
 
     first = seeds("first")
@@ -66,13 +68,13 @@ def test_a_seed_depends_on_the_sample_and_the_settings_seed_alone(
     assert not set(seeds("other", seed=1).values()) & set(first.values())
 
 
-def test_only_what_is_missing_is_made(tmp_path: Path, settings: Settings, manifest: Manifest) -> None:
-    make(Edits(tmp_path / "out", settings, manifest), Painter())
+def test_only_what_is_missing_is_made(tmp_path: Path, settings: EvaluationSettings, manifest: Manifest) -> None:
+    make(EditFolder(tmp_path / "out", settings, manifest), Painter())
     kept = tmp_path / "out/dresses/000000_000000.png"
     before = kept.stat().st_mtime_ns
     (tmp_path / "out/lower_body/000004_000004.png").unlink()
     painter = Painter()
-    edits = Edits(tmp_path / "out", settings, manifest)
+    edits = EditFolder(tmp_path / "out", settings, manifest)
     assert make(edits, painter) == [(8, 9), (9, 9)]
     assert [request.category for request in painter.asked] == ["lower_body"]
     assert kept.stat().st_mtime_ns == before
@@ -80,7 +82,7 @@ def test_only_what_is_missing_is_made(tmp_path: Path, settings: Settings, manife
 
 
 def test_what_is_half_written_is_no_picture(
-    tmp_path: Path, settings: Settings, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(path: Path, target: Path) -> Path:
         if path.name.endswith(".png.part"):
@@ -88,66 +90,69 @@ def test_what_is_half_written_is_no_picture(
         return rename(path, target)
 
     rename = Path.replace
-    edits = Edits(tmp_path / "out", settings, manifest)
+    edits = EditFolder(tmp_path / "out", settings, manifest)
     monkeypatch.setattr(Path, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         make(edits, Painter())
     assert edits.made() == []
 
 
-def test_edits_of_other_settings_are_refused(tmp_path: Path, settings: Settings, manifest: Manifest) -> None:
-    Edits(tmp_path / "out", settings, manifest)
+def test_edits_of_other_settings_are_refused(tmp_path: Path, settings: EvaluationSettings, manifest: Manifest) -> None:
+    EditFolder(tmp_path / "out", settings, manifest)
     with pytest.raises(InvalidRequest, match=r"out: .* same settings; model is 'painter' there, steps is 2 there"):
-        Edits(tmp_path / "out", replace(settings, steps=50, model="another"), manifest)
+        EditFolder(tmp_path / "out", replace(settings, steps=50, model="another"), manifest)
 
 
 def test_more_categories_and_a_higher_limit_go_on_in_the_same_folder(
-    tmp_path: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
-    make(Edits(tmp_path / "out", settings, manifest, ["upper_body"], limit=1), Painter())
+    make(EditFolder(tmp_path / "out", settings, manifest, ["upper_body"], limit=1), Painter())
     assert pictures(tmp_path / "out") == ["upper_body/000006_000006.png"]
     painter = Painter()
-    make(Edits(tmp_path / "out", settings, manifest, ["upper_body", "dresses"], limit=2), painter)
+    make(EditFolder(tmp_path / "out", settings, manifest, ["upper_body", "dresses"], limit=2), painter)
     assert [request.category for request in painter.asked] == ["dresses", "dresses", "upper_body"]
 
 
 def test_an_outcome_has_the_sample_its_mask_the_picture_and_the_garments(
-    tmp_path: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
     painter = Painter()
-    edits = Edits(tmp_path / "out", replace(settings, num_retrieved=2), manifest, ["dresses"])
+    edits = EditFolder(tmp_path / "out", replace(settings, num_retrieved=2), manifest, ["dresses"])
     make(edits, painter)
-    outcome = edits.outcome(edits.made()[1], painter)
-    assert (outcome.sample.person_id, outcome.picture.mode) == ("000001", "RGB")
-    np.testing.assert_array_equal(outcome.mask, painter.asked[1].mask)
-    assert (np.asarray(outcome.picture)[outcome.mask > 0] == (255, 0, 0)).all()
-    assert [garment.getpixel((0, 0)) for garment in outcome.garments] == [(255, 0, 0), (0, 128, 0)]
+    edited = edits.edited_sample(edits.made()[1], painter)
+    assert (edited.sample.person_id, edited.picture.mode) == ("000001", "RGB")
+    np.testing.assert_array_equal(edited.mask, painter.asked[1].mask)
+    assert (np.asarray(edited.picture)[edited.mask > 0] == (255, 0, 0)).all()
+    assert [garment.getpixel((0, 0)) for garment in edited.garments] == [(255, 0, 0), (0, 128, 0)]
 
 
-def test_a_picture_that_is_none_of_ours_is_named(tmp_path: Path, settings: Settings, manifest: Manifest) -> None:
-    edits = Edits(tmp_path / "out", settings, manifest, ["dresses"], limit=1)
+def test_a_picture_that_is_none_of_ours_is_named(
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
+) -> None:
+    edits = EditFolder(tmp_path / "out", settings, manifest, ["dresses"], limit=1)
     make(edits, Painter())
     Image.new("RGB", (48, 64)).save(tmp_path / "out/dresses/000000_000000.png")
     with pytest.raises(ArtifactError, match=r"000000_000000\.png: not an edit of an evaluation"):
-        edits.outcome(edits.made()[0], Painter())
+        edits.edited_sample(edits.made()[0], Painter())
 
 
 def test_a_sample_whose_garment_is_not_in_the_photo_gets_no_picture(
-    tmp_path: Path, world: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, world: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
     root = tmp_path / "world"
     shutil.copytree(world, root)
     Image.new("L", (48, 64)).save(root / "lower_body/label_maps/000003_4.png")
-    edits = Edits(tmp_path / "out", replace(settings, root=str(root)), manifest, ["lower_body"])
+    edits = EditFolder(tmp_path / "out", replace(settings, root=str(root)), manifest, ["lower_body"])
     assert make(edits, Painter(), batch_size=1)[-1] == (3, 3)
     assert edits.made() == [1, 2]
 
 
 def test_garments_come_from_the_retrieval_files_where_there_are_any(
-    tmp_path: Path, world: Path, settings: Settings, manifest: Manifest
+    tmp_path: Path, world: Path, settings: EvaluationSettings, manifest: Manifest
 ) -> None:
     captions = {
-        sample.garment_id: sample.caption for sample in Edits(tmp_path / "any", settings, manifest, ["dresses"]).data
+        sample.garment_id: sample.caption
+        for sample in EditFolder(tmp_path / "any", settings, manifest, ["dresses"]).data
     }
     listed = [f"dresses/cleaned_inshop_imgs/{name}_1_cleaned.jpg" for name in ("000002", "000001")]
     path = tmp_path / "retrieval" / RETRIEVAL_MODEL / "test_dresses_triplet.json"
@@ -155,19 +160,19 @@ def test_garments_come_from_the_retrieval_files_where_there_are_any(
     path.write_text(json.dumps({"pred_files": dict.fromkeys(captions.values(), listed)}))
     settings = replace(settings, retrieval=str(tmp_path / "retrieval"), num_retrieved=2)
     painter = Painter()
-    edits = Edits(tmp_path / "out", settings, manifest, ["dresses"])
+    edits = EditFolder(tmp_path / "out", settings, manifest, ["dresses"])
     make(edits, painter)
     assert [[garment.id for garment in row] for row in painter.garments] == [["000002", "000001"]] * 3
-    shown = edits.outcome(0, painter).garments
+    shown = edits.edited_sample(0, painter).garments
     assert [np.asarray(one).tobytes() for one in shown] == [
         np.asarray(Image.open(world / f"dresses/images/{name}_1.jpg")).tobytes() for name in ("000002", "000001")
     ]
 
 
-def test_settings_that_do_not_fit_are_refused(settings: Settings, tmp_path: Path, manifest: Manifest) -> None:
+def test_settings_that_do_not_fit_are_refused(settings: EvaluationSettings, tmp_path: Path, manifest: Manifest) -> None:
     with pytest.raises(InvalidRequest, match="num_retrieved: got 4; must be from 0 to 3"):
         replace(settings, num_retrieved=4)
     with pytest.raises(InvalidRequest, match="num_retrieved: got 1; must be 0 with the template caption"):
         replace(settings, template=Template.CAPTION)
     with pytest.raises(InvalidRequest, match=r"categories: .* must be upper_body in the layout vitonhd"):
-        Edits(tmp_path / "out", replace(settings, layout="vitonhd"), manifest)
+        EditFolder(tmp_path / "out", replace(settings, layout="vitonhd"), manifest)

@@ -1,4 +1,4 @@
-"""Metrics against their definitions."""
+"""The metrics agree with their definitions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.evaluation.edits import Edits, Outcome, Settings
+from fashion_rag.evaluation.edits import EditedSample, EditFolder, EvaluationSettings
 from fashion_rag.evaluation.metrics import (
     METRICS,
     available,
@@ -39,16 +39,16 @@ def networks(tiny_bundle: Path) -> Networks:
 
 
 @pytest.fixture
-def outcomes(tmp_path: Path, settings: Settings, manifest: Manifest) -> list[Outcome]:
-    """Red edits with two retrieved garments each, one a category."""
+def edited_samples(tmp_path: Path, settings: EvaluationSettings, manifest: Manifest) -> list[EditedSample]:
+    """Return a sample of each category, edited in red, with two retrieved garments."""
     painter = Painter()
-    edits = Edits(tmp_path / "out", replace(settings, num_retrieved=2), manifest, limit=1)
+    edits = EditFolder(tmp_path / "out", replace(settings, num_retrieved=2), manifest, limit=1)
     edits.make(painter, 4, lambda done, total: None)
-    return [edits.outcome(number, painter) for number in edits.made()]
+    return [edits.edited_sample(number, painter) for number in edits.made()]
 
 
 class Means(nn.Module):
-    """In place of Inception: the mean colour."""
+    """A network in place of Inception that returns the mean colour of a picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,43 +111,47 @@ def test_clip_distance_by_hand() -> None:
     assert clip_distance(a, b) == pytest.approx(1000 * (2 - 2 * np.exp(-2 / 200)))
 
 
-def test_ssim_and_distances_are_of_edited_picture_and_photo(networks: Networks, outcomes: list[Outcome]) -> None:
+def test_ssim_and_distances_are_of_edited_picture_and_photo(
+    networks: Networks, edited_samples: list[EditedSample]
+) -> None:
     with_inception = replace(networks, inception=Means())
-    rows = measure(with_inception, ["fid", "ssim"], outcomes, paired=True)
+    rows = measure(with_inception, ["fid", "ssim"], edited_samples, paired=True)
     assert set(rows) == {"inception_made", "inception_real", "ssim"}
-    made, real = (np.stack([np.asarray(one) for one in each]) for each in zip(*pairs(outcomes), strict=True))
+    made, real = (np.stack([np.asarray(one) for one in each]) for each in zip(*pairs(edited_samples), strict=True))
     np.testing.assert_allclose(rows["inception_made"], made.mean(axis=(1, 2)) / 255, atol=1e-5)
     np.testing.assert_allclose(rows["inception_real"], real.mean(axis=(1, 2)) / 255, atol=1e-5)
     assert ((rows["ssim"] > 0) & (rows["ssim"] < 1)).all()
-    true = [replace(outcome, picture=outcome.sample.image) for outcome in outcomes]
+    true = [replace(edited, picture=edited.sample.image) for edited in edited_samples]
     np.testing.assert_allclose(measure(networks, ["ssim"], true, paired=True)["ssim"], 1, atol=1e-9)
 
 
-def pairs(outcomes: list[Outcome]) -> list[tuple[Image.Image, Image.Image]]:
-    return [(outcome.picture, outcome.sample.image) for outcome in outcomes]
+def pairs(edited_samples: list[EditedSample]) -> list[tuple[Image.Image, Image.Image]]:
+    return [(edited.picture, edited.sample.image) for edited in edited_samples]
 
 
-def test_ssim_by_hand(networks: Networks, outcomes: list[Outcome]) -> None:
-    # Of two plain pictures only the first factor is not 1.
+def test_ssim_by_hand(networks: Networks, edited_samples: list[EditedSample]) -> None:
+    # For two plain pictures, the first factor of SSIM is the only one that differs from 1.
     grey, lighter = (Image.new("RGB", (48, 64), (level,) * 3) for level in (102, 153))
-    plain = replace(outcomes[0], picture=lighter, sample=replace(outcomes[0].sample, image=grey))
+    plain = replace(edited_samples[0], picture=lighter, sample=replace(edited_samples[0].sample, image=grey))
     expected = (2 * 0.4 * 0.6 + 1e-4) / (0.4**2 + 0.6**2 + 1e-4)
     assert measure(networks, ["ssim"], [plain], paired=True)["ssim"][0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_needs_the_truth_is_left_out_of_the_unpaired_order(networks: Networks, outcomes: list[Outcome]) -> None:
-    rows = measure(networks, ["ssim", "clip_score"], outcomes, paired=False)
+def test_what_needs_the_truth_is_left_out_of_the_unpaired_order(
+    networks: Networks, edited_samples: list[EditedSample]
+) -> None:
+    rows = measure(networks, ["ssim", "clip_score"], edited_samples, paired=False)
     assert "ssim" not in rows
     assert summary(rows, ["ssim", "clip_score"])["ssim"] is None
 
 
-def test_clip_scores_are_cosines_of_the_repainted_part(networks: Networks, outcomes: list[Outcome]) -> None:
-    rows = measure(networks, CLIP_METRICS, outcomes, paired=False)
-    for row, outcome in enumerate(outcomes):
-        part = networks.clip.encode_images([cut_out(np.asarray(outcome.picture), outcome.mask > 0)])[0]
-        caption = networks.clip.encode_texts([outcome.sample.caption])[0]
+def test_clip_scores_are_cosines_of_the_repainted_part(networks: Networks, edited_samples: list[EditedSample]) -> None:
+    rows = measure(networks, CLIP_METRICS, edited_samples, paired=False)
+    for row, edited in enumerate(edited_samples):
+        part = networks.clip.encode_images([cut_out(np.asarray(edited.picture), edited.mask > 0)])[0]
+        caption = networks.clip.encode_texts([edited.sample.caption])[0]
         assert rows["clip_score"][row] == pytest.approx(100 * max(float(part @ caption), 0), abs=1e-3)
-        garments = networks.clip.encode_images(outcome.garments)
+        garments = networks.clip.encode_images(edited.garments)
         assert rows["clip_i"][row] == pytest.approx(float((garments @ part).mean()), abs=1e-5)
     np.testing.assert_allclose(np.linalg.norm(rows["clip_made"], axis=1), 1, atol=1e-5)
     values = summary(rows, CLIP_METRICS)
@@ -155,21 +159,23 @@ def test_clip_scores_are_cosines_of_the_repainted_part(networks: Networks, outco
     assert values["cmmd"] == pytest.approx(clip_distance(rows["clip_real"], rows["clip_made"]))
 
 
-def test_where_nothing_was_retrieved_there_is_no_likeness(networks: Networks, outcomes: list[Outcome]) -> None:
-    some = [replace(outcomes[0], garments=()), *outcomes[1:]]
+def test_where_nothing_was_retrieved_there_is_no_likeness(
+    networks: Networks, edited_samples: list[EditedSample]
+) -> None:
+    some = [replace(edited_samples[0], garments=()), *edited_samples[1:]]
     rows = measure(networks, ["clip_i"], some, paired=False)
     assert np.isnan(rows["clip_i"]).tolist() == [True, False, False]
     assert summary(rows, ["clip_i"])["clip_i"] == pytest.approx(rows["clip_i"][1:].mean())
     assert summary({"clip_i": np.array([np.nan])}, ["clip_i"]) == {"clip_i": None}
 
 
-def test_one_sample_makes_no_distance(networks: Networks, outcomes: list[Outcome]) -> None:
-    assert summary(measure(networks, ["cmmd"], outcomes[:1], paired=False), ["cmmd"]) == {"cmmd": None}
+def test_one_sample_makes_no_distance(networks: Networks, edited_samples: list[EditedSample]) -> None:
+    assert summary(measure(networks, ["cmmd"], edited_samples[:1], paired=False), ["cmmd"]) == {"cmmd": None}
 
 
 def test_metrics_without_weights_are_left_out_and_said_so(networks: Networks) -> None:
-    found, note = available(networks)
-    assert found == ["ssim", "clip_score", "clip_i", "cmmd"]
+    names, note = available(networks)
+    assert names == ["ssim", "clip_score", "clip_i", "cmmd"]
     assert note == (
         "Left out, as these need files of weights: fid (--inception-weights FILE), kid (--inception-weights FILE), "
         "lpips (--lpips-weights FILE)."

@@ -1,4 +1,4 @@
-"""Networks from local files of random weights; nothing is fetched, and nothing but tensors is read."""
+"""Networks are loaded from local files of random weights: nothing is downloaded, and only tensors are read."""
 
 import pickle
 import urllib.request

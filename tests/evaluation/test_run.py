@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.evaluation.edits import Outcome, Settings
+from fashion_rag.evaluation.edits import EditedSample, EvaluationSettings
 from fashion_rag.evaluation.networks import Networks
-from fashion_rag.evaluation.run import Plan, evaluate
-from fashion_rag.evaluation.table import Row, markdown
+from fashion_rag.evaluation.run import EvaluationPlan, evaluate
+from fashion_rag.evaluation.table import TableRow, markdown
 from fashion_rag.manifest import Manifest
 from tests.evaluation.conftest import Painter
 
@@ -22,16 +22,16 @@ def networks(tiny_bundle: Path) -> Networks:
     return Networks.load(tiny_bundle / "retrieval")
 
 
-def judge(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    """Whether a dress was edited."""
-    return {"is a dress": [float(outcome.sample.category == "dresses") for outcome in outcomes]}
+def judge(edited_samples: Sequence[EditedSample]) -> dict[str, list[float]]:
+    """Return for each sample 1 if a dress was edited, otherwise 0."""
+    return {"is a dress": [float(edited.sample.category == "dresses") for edited in edited_samples]}
 
 
 def test_every_settings_has_a_row_a_category_and_one_for_all(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, networks: Networks
 ) -> None:
     runs = [settings, replace(settings, order="unpaired", num_retrieved=0, num_chunks=1)]
-    plan = Plan(runs, ["dresses", "upper_body"], limit=2, batch_size=3)
+    plan = EvaluationPlan(runs, ["dresses", "upper_body"], limit=2, batch_size=3)
     phases: list[tuple[str, int, int]] = []
     table = evaluate(tmp_path, plan, manifest, Painter(), networks, judge, lambda *progress: phases.append(progress))
     assert (tmp_path / "table.md").read_text() == table
@@ -53,9 +53,9 @@ def test_every_settings_has_a_row_a_category_and_one_for_all(
 
 
 def test_the_result_says_where_it_is_from_and_what_is_left_out(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, networks: Networks
 ) -> None:
-    table = evaluate(tmp_path, Plan([settings], ["dresses"]), manifest, Painter(), networks)
+    table = evaluate(tmp_path, EvaluationPlan([settings], ["dresses"]), manifest, Painter(), networks)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["from"]["packages"]["torch"]
     assert result["settings"][0]["root"] == settings.root
@@ -63,9 +63,9 @@ def test_the_result_says_where_it_is_from_and_what_is_left_out(
 
 
 def test_a_second_run_edits_nothing_and_says_the_same(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, networks: Networks
 ) -> None:
-    plan = Plan([settings], ["dresses"])
+    plan = EvaluationPlan([settings], ["dresses"])
     first = evaluate(tmp_path, plan, manifest, Painter(), networks)
     again = Painter()
     assert evaluate(tmp_path, plan, manifest, again, networks) == first
@@ -73,43 +73,47 @@ def test_a_second_run_edits_nothing_and_says_the_same(
 
 
 def test_batches_do_not_change_the_figures(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, networks: Networks
 ) -> None:
     tables = [
-        evaluate(tmp_path / str(size), Plan([settings], batch_size=size), manifest, Painter(), networks)
+        evaluate(tmp_path / str(size), EvaluationPlan([settings], batch_size=size), manifest, Painter(), networks)
         for size in (1, 5)
     ]
     assert tables[0] == tables[1]
 
 
 def test_the_contact_sheet_shows_rows_from_all_over(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    settings: EvaluationSettings,
+    manifest: Manifest,
+    networks: Networks,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[str] = []
 
-    def sheet(outcomes: Sequence[Outcome]) -> Image.Image:
-        shown.extend(outcome.sample.person_id for outcome in outcomes)
+    def sheet(edited_samples: Sequence[EditedSample]) -> Image.Image:
+        shown.extend(edited.sample.person_id for edited in edited_samples)
         return Image.new("RGB", (4, 4))
 
     monkeypatch.setattr("fashion_rag.evaluation.run.contact_sheet", sheet)
-    evaluate(tmp_path, Plan([settings], sheet_rows=3, batch_size=4), manifest, Painter(), networks)
+    evaluate(tmp_path, EvaluationPlan([settings], sheet_rows=3, batch_size=4), manifest, Painter(), networks)
     assert shown == ["000000", "000004", "000008"]
     assert (tmp_path / settings.name / "contact_sheet.png").is_file()
 
 
 def test_nothing_is_edited_for_a_metric_that_cannot_be_had(
-    tmp_path: Path, settings: Settings, manifest: Manifest, networks: Networks
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, networks: Networks
 ) -> None:
     painter = Painter()
     with pytest.raises(InvalidRequest, match="metrics: got 'fid'"):
-        evaluate(tmp_path, Plan([settings], metrics=["fid"]), manifest, painter, networks)
+        evaluate(tmp_path, EvaluationPlan([settings], metrics=["fid"]), manifest, painter, networks)
     assert painter.asked == []
 
 
 def test_a_table_has_a_dash_where_there_is_no_figure() -> None:
     rows = [
-        Row("paired", 1, 3, "dresses", 2, {"ssim": 0.5, "own": None}),
-        Row("unpaired", 1, 3, "all", 4, {"ssim": None, "own": 0.25}),
+        TableRow("paired", 1, 3, "dresses", 2, {"ssim": 0.5, "own": None}),
+        TableRow("unpaired", 1, 3, "all", 4, {"ssim": None, "own": 0.25}),
     ]
     assert markdown(rows).splitlines() == [
         "| order | garments | chunks | category | samples | SSIM ↑ | own |",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from fashion_rag.evaluation.edits import Edits, Settings
+from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import condition, encode_person, invert, prepare
 from tests.evaluation.conftest import Painter
@@ -14,7 +14,7 @@ from tests.golden.golden import Golden, difference
 def test_requests_garments_and_masks_are_the_published_ones(golden: Golden, tmp_path: Path) -> None:
     case, about = golden.tensors("case8_evaluation"), golden.case("8_evaluation")
     root = golden.dresscode
-    settings = Settings(
+    settings = EvaluationSettings(
         str(root),
         "painter",
         num_retrieved=about["n_retrieved"],
@@ -22,7 +22,7 @@ def test_requests_garments_and_masks_are_the_published_ones(golden: Golden, tmp_
         steps=about["steps"],
     )
     manifest = Manifest("golden", image_size=golden.picture_size, num_pseudo_words=golden.num_pseudo_words)
-    edits, painter = Edits(tmp_path, settings, manifest), Painter()
+    edits, painter = EditFolder(tmp_path, settings, manifest), Painter()
     edits.make(painter, 4, lambda done, total: None)
     persons = [pair.person_id for pair in edits.data.pairs]
     for row, name in enumerate(about["samples"]):

@@ -26,7 +26,7 @@ def rendered(name: str) -> Overlay:
 
 
 def broken(name: str, change: Break) -> Overlay:
-    """A copy of an overlay, changed."""
+    """Return a copy of an overlay, changed by `change`."""
     overlay = replace(rendered(name), documents=copy.deepcopy(rendered(name).documents))
     change(overlay)
     return overlay
@@ -37,27 +37,27 @@ def service(overlay: Overlay) -> dict[str, Any]:
 
 
 def cluster(overlay: Overlay) -> dict[str, Any]:
-    found: dict[str, Any] = service(overlay)["spec"]["rayClusterConfig"]
-    return found
+    config: dict[str, Any] = service(overlay)["spec"]["rayClusterConfig"]
+    return config
 
 
 def worker(overlay: Overlay) -> dict[str, Any]:
-    found: dict[str, Any] = cluster(overlay)["workerGroupSpecs"][0]
-    return found
+    group: dict[str, Any] = cluster(overlay)["workerGroupSpecs"][0]
+    return group
 
 
 def container(overlay: Overlay) -> dict[str, Any]:
-    found: dict[str, Any] = worker(overlay)["template"]["spec"]["containers"][0]
-    return found
+    first: dict[str, Any] = worker(overlay)["template"]["spec"]["containers"][0]
+    return first
 
 
 def named(overlay: Overlay, kind: str, name: str) -> dict[str, Any]:
-    (found,) = [one for one in overlay.of_kind(kind) if one["metadata"]["name"] == name]
-    return found
+    (document,) = [document for document in overlay.of_kind(kind) if document["metadata"]["name"] == name]
+    return document
 
 
 def graph(change: Callable[[dict[str, Any]], None]) -> Break:
-    """Changes the Serve config in a RayService."""
+    """Return a change to the application in the Serve config of a RayService."""
 
     def apply(overlay: Overlay) -> None:
         content = yaml.safe_load(service(overlay)["spec"]["serveConfigV2"])
@@ -68,12 +68,12 @@ def graph(change: Callable[[dict[str, Any]], None]) -> Break:
 
 
 def deployment(name: str, **changes: Any) -> Break:
-    """Changes a deployment in the Serve config."""
+    """Return a change to the options of a deployment in the Serve config."""
 
     def change(application: dict[str, Any]) -> None:
-        (told,) = [one for one in application["deployments"] if one["name"] == name]
+        (options,) = [options for options in application["deployments"] if options["name"] == name]
         for key, value in changes.items():
-            told[key] = told.get(key, {}) | value
+            options[key] = options.get(key, {}) | value
 
     return graph(change)
 
@@ -343,8 +343,8 @@ def test_a_broken_graph_is_left_to_serving() -> None:
 
 
 def pod(overlay: Overlay) -> dict[str, Any]:
-    found: dict[str, Any] = worker(overlay)["template"]["spec"]
-    return found
+    spec: dict[str, Any] = worker(overlay)["template"]["spec"]
+    return spec
 
 
 SECURITY_FAULTS: dict[str, tuple[Break, str]] = {

@@ -1,4 +1,4 @@
-"""The image's recipe fits the repository. It has not been built where these tests run: there is no Docker."""
+"""The Dockerfile fits the repository. The tests do not build the image, because they run without Docker."""
 
 import re
 import subprocess

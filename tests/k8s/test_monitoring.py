@@ -1,4 +1,4 @@
-"""The alerts, pod monitors and dashboard as they are, and each kind of fault that one could bring into them."""
+"""The alerts, pod monitors and dashboard have no fault, and each kind of fault is found in a broken copy of them."""
 
 import copy
 import json
@@ -18,12 +18,12 @@ FOLDER = ROOT / "k8s/components/monitoring"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yaml"
 ALERTS, MONITORS, DASHBOARD = "alerts.yaml", "pod-monitors.yaml", "dashboard.json"
 QUEUE = "sum by (le) (rate(ray_fashion_rag_queue_seconds_bucket[10m]))"
-# A heading for each alert, whatever the real runbook says.
+# This runbook has a heading for each alert, even if the real one does not.
 RUNBOOK = "\n".join(f"### {name}" for name in re.findall(r"alert: (\w+)", (FOLDER / ALERTS).read_text()))
 
 
 def faults(changed: str = "", old: str = "", new: str = "", runbook: str = RUNBOOK) -> list[str]:
-    """Those of the real files with `old` in the file `changed` replaced by `new`."""
+    """Return the faults of the real files after replacing `old` by `new` in the file `changed`."""
     texts = {name: (FOLDER / name).read_text() for name in (ALERTS, MONITORS, DASHBOARD)}
     if changed:
         assert old in texts[changed]
@@ -58,7 +58,7 @@ def test_our_series_have_the_names_labels_and_bounds_that_ray_exports() -> None:
             "ray_fashion_rag_wait_seconds_bucket",
             "no metric 'ray_fashion_rag_wait",
         ),
-        # A counter, a gauge and a histogram with the names of others.
+        # A counter, a gauge and a histogram get suffixes of other kinds of metrics.
         ("ray_fashion_rag_retries_total", "ray_fashion_rag_retries", "no metric 'ray_fashion_rag_retries'"),
         (
             "ray_fashion_rag_rows_in_flight",

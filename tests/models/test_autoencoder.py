@@ -7,7 +7,7 @@ from tests.models import toy
 
 
 class FixedMoments(nn.Module):
-    """Stands in for an encoder, as a compiled one does."""
+    """A module in place of an encoder, as a compiled one would be, that returns fixed moments."""
 
     def __init__(self, mean: float, logvar: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_a_stand_in_encoder_is_used_and_its_log_variance_clamped(vae: VAE, logva
 
 
 class MeanColours(nn.Module):
-    """Stands in for an encoder whose latents are the blocks' mean colours, a half added, and something else."""
+    """An encoder whose latents are the mean colours of blocks plus a half, and a product of two of them."""
 
     def forward(self, image: Tensor) -> Tensor:
         colours = nn.functional.avg_pool2d(image, 4)

@@ -23,7 +23,7 @@ def ids_of(encoder: PromptEncoder, template: Template, caption: str, num_garment
 
 
 def pseudo_words(num_garments: int) -> Tensor:
-    """Random ones [P, D]."""
+    """Return random pseudo-words [P, D]."""
     generator = torch.Generator().manual_seed(num_garments)
     return torch.randn(num_garments * NUM_PSEUDO_WORDS, toy.TEXT_WIDTH, generator=generator)
 
@@ -95,7 +95,7 @@ def test_pseudo_words_replace_embeddings_from_the_first_placeholder_on(encoder: 
     shift = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
     shift[0] = 0
     changed = encoder([text], [words + shift])
-    # The first pseudo-word is the old one, and the mask is causal: what stands up to it has not seen the others.
+    # The first pseudo-word is the old one, and the mask is causal: the positions up to it do not depend on the others.
     first = token_ids[0].tolist().index(PLACEHOLDER_ID)
     torch.testing.assert_close(changed[:, : first + 1], plain[:, : first + 1])
     assert (changed[:, first + 1 :] - plain[:, first + 1 :]).abs().amax(dim=2).min() > 1e-3
@@ -123,7 +123,7 @@ def test_rows_with_different_numbers_of_pseudo_words_are_what_they_are_alone(enc
 def test_a_wrong_number_of_pseudo_words_is_refused(encoder: PromptEncoder, num_words: int) -> None:
     text = prompt_text(Template.GARMENTS, "dresses", "", 1, NUM_PSEUDO_WORDS)
     words = torch.zeros(num_words, toy.TEXT_WIDTH) if num_words else None
-    # The others make up the number, in all.
+    # With these, the batch as a whole has as many pseudo-words as placeholders.
     others = torch.zeros(NUM_PSEUDO_WORDS * 2 - num_words, toy.TEXT_WIDTH)
     for texts, given in (([text], [words]), ([text, text], [words, others])):
         with pytest.raises(InvalidRequest, match=f"prompt: .*12 placeholders for {num_words} pseudo-words"):

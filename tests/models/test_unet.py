@@ -50,7 +50,7 @@ def test_half_weights_still_give_float32() -> None:
     torch.testing.assert_close(half, full, atol=0.05, rtol=0)
 
 
-# Like the demo's, like Stable Diffusion's, and with blocks that do not look at the text.
+# UNets like that of the demo, like that of Stable Diffusion, and with blocks that do not attend to the text.
 KINDS: dict[str, dict[str, Any]] = {
     "two levels": {"block_out_channels": (8, 16), "layers_per_block": 1},
     "three levels": {"block_out_channels": (8, 16, 24), "layers_per_block": 2},

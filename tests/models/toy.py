@@ -1,4 +1,4 @@
-"""Networks of a few thousand random weights, made in milliseconds."""
+"""Networks with a few thousand random weights, which are made in milliseconds."""
 
 from pathlib import Path
 

@@ -1,15 +1,17 @@
-"""Training cases of the paper-doll world, drawn once and kept as memory-mapped arrays. Called by `train`.
+"""Training cases of the paper-doll world, drawn once and kept in files. `train` calls it.
 
-A case is a dressed person with the mask over one garment, and three in-shop pictures: the garment worn, a sibling (same
-colours and pattern, another cut) and a cousin (same kind, other colours or pattern).
+A case is a dressed person, a mask over one of their garments, and three in-shop pictures: the garment itself, a sibling
+(the same colours and pattern, another cut) and a cousin (the same kind, other colours or another pattern).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -18,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.data.masks import repaint_mask_for
+from fashion_rag.data.masks import MaskType, repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import (
     KINDS,
     PALETTE,
     PATTERNS,
-    Garment,
+    DollGarment,
     chunks,
     kind_caption,
     sample_garment,
@@ -35,7 +37,9 @@ from fashion_rag.request import CATEGORIES
 
 CHUNK = 500
 MASK_RULE_SIZE = (512, 384)
-WORN, SIBLING, COUSIN = range(3)  # the garments of a case
+# The order of the garments of a case.
+WORN, SIBLING, COUSIN = range(3)
+# The attributes that are stored as class numbers.
 ATTRIBUTES = ("kind", "colour", "pattern", "second_colour")
 _VALUES = {
     "kind": tuple(KINDS),
@@ -46,44 +50,50 @@ _VALUES = {
 NUM_VALUES = {name: len(values) for name, values in _VALUES.items()}
 
 
-def held_out(garment: Garment) -> bool:
-    """Return whether this kind in these colours and this pattern is never seen in training; about one in ten is."""
+def held_out(garment: DollGarment) -> bool:
+    """Return whether the garment's combination of kind, colours and pattern is kept out of training.
+
+    About one combination in ten is.
+    """
     combination = (garment.kind, garment.colour, garment.pattern, garment.second_colour)
     return zlib.crc32(repr(combination).encode()) % 10 == 0
 
 
-def sample_split(rng: np.random.Generator, category: str, test: bool) -> Garment:
-    """Return a random garment of `category`: held out for `test`, otherwise one that training may see."""
+def sample_split(rng: np.random.Generator, category: str, test: bool) -> DollGarment:
+    """Return a random garment of `category`: a held-out one for `test`, otherwise one that training may see."""
     while True:
         garment = sample_garment(rng, category)
         if held_out(garment) == test:
             return garment
 
 
-def _sibling(rng: np.random.Generator, garment: Garment) -> Garment:
+def _sibling(rng: np.random.Generator, garment: DollGarment) -> DollGarment:
+    """Return a random garment in the same colours and pattern, on the same side of the split."""
     while True:
-        other = sample_garment(rng, garment.category)
-        same = replace(other, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
-        if held_out(same) == held_out(garment):
-            return same
+        cut = sample_garment(rng, garment.category)
+        sibling = replace(cut, colour=garment.colour, pattern=garment.pattern, second_colour=garment.second_colour)
+        if held_out(sibling) == held_out(garment):
+            return sibling
 
 
-def _cousin(rng: np.random.Generator, garment: Garment) -> Garment:
+def _cousin(rng: np.random.Generator, garment: DollGarment) -> DollGarment:
+    """Return a garment of the same kind and cut in random colours or pattern, on the same side of the split."""
     while True:
-        other = sample_garment(rng, garment.category)
-        cousin = replace(garment, colour=other.colour, pattern=other.pattern, second_colour=other.second_colour)
+        look = sample_garment(rng, garment.category)
+        cousin = replace(garment, colour=look.colour, pattern=look.pattern, second_colour=look.second_colour)
         if rng.random() < 0.5 and (cousin.pattern == "plain") == (garment.pattern == "plain"):
             cousin = replace(cousin, colour=garment.colour, second_colour=garment.second_colour)
         if cousin != garment and held_out(cousin) == held_out(garment):
             return cousin
 
 
-def attribute_ids(garment: Garment) -> list[int]:
-    """Return the garment's ATTRIBUTES as class numbers."""
+def attribute_ids(garment: DollGarment) -> list[int]:
+    """Return the garment's attributes as class numbers, in the order of ATTRIBUTES."""
     return [_VALUES[name].index(getattr(garment, name)) for name in ATTRIBUTES]
 
 
 def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, length: int, number: int) -> None:
+    """Draw the cases of one chunk, and write them to a file in `folder`."""
     images, masks, garments, keypoints, attributes = [], [], [], [], []
     texts: list[dict[str, str]] = []
     for index in range(number * length, (number + 1) * length):
@@ -93,20 +103,17 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
         person = sample_person(rng, category, garment)
         drawn = render(person, size)
         frame = scale_keypoints(drawn.keypoints, size, KEYPOINT_FRAME)
-        mask_type = "mask" if rng.random() < 0.3 else "bounding_box"
-        trio = (garment, _sibling(rng, garment), _cousin(rng, garment))
+        mask_type: MaskType = "mask" if rng.random() < 0.3 else "bounding_box"
+        case_garments = (garment, _sibling(rng, garment), _cousin(rng, garment))
         images.append(drawn.image)
-        masks.append(repaint_mask_for(drawn.label_map, frame, category, mask_type, size, MASK_RULE_SIZE))  # type: ignore[arg-type]
-        garments.append(np.stack([render_garment(one, size) for one in trio]))
-        keypoints.append(drawn.keypoints)
-        attributes.append([attribute_ids(one) for one in trio])
-        texts.append(
-            {
-                "category": category,
-                "kind": kind_caption(garment),
-                **{f"caption_{i}": ", ".join(chunks(one)) for i, one in enumerate(trio)},
-            }
+        masks.append(
+            repaint_mask_for(drawn.label_map, frame, category, mask_type=mask_type, size=size, rule_size=MASK_RULE_SIZE)
         )
+        garments.append(np.stack([render_garment(case_garment, size) for case_garment in case_garments]))
+        keypoints.append(drawn.keypoints)
+        attributes.append([attribute_ids(case_garment) for case_garment in case_garments])
+        captions = {f"caption_{i}": ", ".join(chunks(case_garment)) for i, case_garment in enumerate(case_garments)}
+        texts.append({"category": category, "kind": kind_caption(garment)} | captions)
     partial_file = folder / f"{number:04d}.partial.npz"
     np.savez(
         partial_file,
@@ -120,11 +127,14 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
     partial_file.rename(folder / f"{number:04d}.npz")
 
 
-@dataclass(frozen=True)
-class Cases:
-    """N cases. images uint8 [N, H, W, 3]; masks uint8 [N, H, W]; garments uint8 [N, 3, H, W, 3] (worn, sibling,
-    cousin); keypoints float64 [N, 18, 2] in pixels; attributes int64 [N, 3, 4], see ATTRIBUTES; texts: category,
-    kind, and the captions of the three garments.
+@dataclass(frozen=True, eq=False)
+class TrainingCases:
+    """The arrays of N training cases.
+
+    images: the persons, uint8 [N, H, W, 3]. masks: uint8 [N, H, W]. garments: the in-shop pictures of the garment worn,
+    the sibling and the cousin, uint8 [N, 3, H, W, 3]. keypoints: float64 [N, 18, 2] in pixels. attributes: those of the
+    three garments in the order of ATTRIBUTES, int64 [N, 3, 4]. texts: for each case its category, the kind of the
+    garment worn, and the captions of the three garments (caption_0 to caption_2).
     """
 
     images: NDArray[np.uint8]
@@ -146,22 +156,26 @@ def draw_cases(
     test: bool = False,
     num_workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Cases:
-    """Return the first `num_cases` cases (a multiple of CHUNK) of `seed`, drawn where `cache` does not hold
-    them yet.
+) -> TrainingCases:
+    """Return the first `num_cases` cases of `seed`, after drawing those that `cache` does not hold yet.
+
+    num_cases: rounded up to a multiple of CHUNK. size: (height, width) of the pictures. test: draw held-out garments.
+    progress: takes how many chunks have been drawn, and how many have to be.
     """
-    name = f"cases-{size[0]}x{size[1]}-seed{seed}-{'test' if test else 'train'}"
-    folder = cache / name
+    split = "test" if test else "train"
+    folder = cache / f"cases-{size[0]}x{size[1]}-seed{seed}-{split}"
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = range(-(-num_cases // CHUNK))
+    numbers = range(math.ceil(num_cases / CHUNK))
     missing = [number for number in numbers if not (folder / f"{number:04d}.npz").exists()]
     draw = partial(_draw_chunk, folder, size, seed, test, CHUNK)
-    # Not forked: PyTorch's threads would hang in a copy of this process.
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn")) if num_workers > 1 and missing else None
-    for done, _ in enumerate((pool.map if pool else map)(draw, missing), 1):
-        progress(done, len(missing))
-    if pool:
-        pool.shutdown()
+    # The processes are spawned, because PyTorch's threads would hang in a forked copy of this process.
+    with ExitStack() as stack:
+        drawn: Iterable[None] = map(draw, missing)
+        if num_workers > 1 and missing:
+            pool = stack.enter_context(ProcessPoolExecutor(num_workers, get_context("spawn")))
+            drawn = pool.map(draw, missing)
+        for done, _ in enumerate(drawn, 1):
+            progress(done, len(missing))
     arrays: dict[str, list[NDArray[np.generic]]] = {}
     texts: list[dict[str, str]] = []
     for number in numbers:
@@ -169,4 +183,4 @@ def draw_cases(
             texts += json.loads(chunk["texts"].tobytes())
             for key in ("images", "masks", "garments", "keypoints", "attributes"):
                 arrays.setdefault(key, []).append(chunk[key])
-    return Cases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)
+    return TrainingCases(**{key: np.concatenate(parts) for key, parts in arrays.items()}, texts=texts)

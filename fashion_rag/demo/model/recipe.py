@@ -1,4 +1,4 @@
-"""What the demo bundle is made of: the configuration of each small network. Called by `train` and nobody else."""
+"""The configuration of each small network of the demo bundle. Only `train` and `stages` use it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MANIFEST = Manifest(
     licence="Apache-2.0; trained from scratch on the project's own paper-doll pictures",
 )
 
-# Zero terminal SNR with v-prediction: a small model otherwise keeps the mean brightness of the noise.
+# The last step has a signal-to-noise ratio of zero, which needs v-prediction: without it, a small model keeps the mean
+# brightness of the noise.
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -66,7 +67,7 @@ CLIP: dict[str, Any] = {
         "hf_tokenizer_name": "tokenizer",
     },
 }
-# The retrieval encoder sees the whole garment, squeezed into a square.
+# The retrieval encoder sees the whole picture of a garment, squeezed into a square.
 PREPROCESS: dict[str, Any] = {
     "size": [VISION_IMAGE, VISION_IMAGE],
     "mode": "RGB",
@@ -78,12 +79,12 @@ PREPROCESS: dict[str, Any] = {
 
 
 def make_clip() -> open_clip.CLIP:
-    """Return the retrieval encoder, untrained. Its towers are also the text and the vision encoder."""
+    """Return the untrained retrieval encoder. Its two towers are also the bundle's text and vision encoder."""
     return open_clip.CLIP(**CLIP)
 
 
 def make_vae() -> AutoencoderKL:
-    """Return the autoencoder, untrained: 4 times smaller each way, 4 channels."""
+    """Return the untrained autoencoder. Its latents have 4 channels and are 4 times smaller along each side."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -96,7 +97,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Return the denoiser, untrained: two levels, attention on both."""
+    """Return the untrained denoiser. It has two levels, both with attention."""
     return UNet2DConditionModel(
         sample_size=24,
         in_channels=IN_CHANNELS,
@@ -105,7 +106,7 @@ def make_unet() -> UNet2DConditionModel:
         use_linear_projection=True,
         block_out_channels=(64, 112),
         layers_per_block=1,
-        # diffusers' name for the number of heads
+        # In diffusers this is, in spite of its name, the number of heads.
         attention_head_dim=(2, 4),
         norm_num_groups=16,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -114,14 +115,14 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_adapter() -> InversionAdapter:
-    """Return the inversion adapter, untrained."""
+    """Return the untrained inversion adapter."""
     return InversionAdapter(
         vision_config(), hidden_dim=192, text_width=TEXT_WIDTH, num_pseudo_words=MANIFEST.num_pseudo_words, dropout=0.1
     )
 
 
 def vision_config() -> CLIPVisionConfig:
-    """Return the vision tower as transformers describes it."""
+    """Return the vision tower's configuration for transformers."""
     cfg = CLIP["vision_cfg"]
     return CLIPVisionConfig(
         hidden_size=cfg["width"],
@@ -136,7 +137,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def text_config() -> CLIPTextConfig:
-    """Return the text tower as transformers describes it."""
+    """Return the text tower's configuration for transformers."""
     cfg = CLIP["text_cfg"]
     return CLIPTextConfig(
         vocab_size=cfg["vocab_size"],
@@ -154,22 +155,22 @@ def text_config() -> CLIPTextConfig:
 
 
 def _block(state: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
-    """Return one transformer block of OpenCLIP under transformers' names."""
-    out = {}
+    """Return the weights of a transformer block of OpenCLIP, under the names that transformers gives them."""
+    weights = {}
     for kind in ("weight", "bias"):
         parts = state[f"{source}.attn.in_proj_{kind}"].chunk(3)
         for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            out[f"{target}.self_attn.{name}.{kind}"] = part
-        out[f"{target}.self_attn.out_proj.{kind}"] = state[f"{source}.attn.out_proj.{kind}"]
-        out[f"{target}.layer_norm1.{kind}"] = state[f"{source}.ln_1.{kind}"]
-        out[f"{target}.layer_norm2.{kind}"] = state[f"{source}.ln_2.{kind}"]
-        out[f"{target}.mlp.fc1.{kind}"] = state[f"{source}.mlp.c_fc.{kind}"]
-        out[f"{target}.mlp.fc2.{kind}"] = state[f"{source}.mlp.c_proj.{kind}"]
-    return out
+            weights[f"{target}.self_attn.{name}.{kind}"] = part
+        weights[f"{target}.self_attn.out_proj.{kind}"] = state[f"{source}.attn.out_proj.{kind}"]
+        weights[f"{target}.layer_norm1.{kind}"] = state[f"{source}.ln_1.{kind}"]
+        weights[f"{target}.layer_norm2.{kind}"] = state[f"{source}.ln_2.{kind}"]
+        weights[f"{target}.mlp.fc1.{kind}"] = state[f"{source}.mlp.c_fc.{kind}"]
+        weights[f"{target}.mlp.fc2.{kind}"] = state[f"{source}.mlp.c_proj.{kind}"]
+    return weights
 
 
 def text_encoder_of(clip: open_clip.CLIP) -> CLIPTextModel:
-    """Return the text tower of `clip` as a transformers model, frozen."""
+    """Return the text tower of `clip` as a frozen transformers model."""
     state = clip.state_dict()
     converted = {
         "embeddings.token_embedding.weight": state["token_embedding.weight"],
@@ -185,7 +186,7 @@ def text_encoder_of(clip: open_clip.CLIP) -> CLIPTextModel:
 
 
 def vision_encoder_of(clip: open_clip.CLIP) -> CLIPVisionModel:
-    """Return the vision tower of `clip` as a transformers model, frozen."""
+    """Return the vision tower of `clip` as a frozen transformers model."""
     state = clip.visual.state_dict()
     converted = {
         "embeddings.class_embedding": state["class_embedding"],

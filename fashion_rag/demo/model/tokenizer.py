@@ -1,6 +1,6 @@
-"""Writes a cut CLIP tokenizer: the real byte-pair merges, only the first of them, so that the token table stays small.
+"""A CLIP tokenizer with a small vocabulary, which keeps the token table of a small model small.
 
-Called by the training of the demo bundle and by the tests' toy bundle.
+It has the real byte-pair merges of CLIP, but only the first of them. The training of the demo bundle calls it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from fashion_rag.artifacts import write_json
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 MAX_LENGTH = 77
-NUM_BYTE_SYMBOLS = 512  # 256 byte symbols, and the same again as the end of a word
+# There are 256 byte symbols, and as many for a byte at the end of a word.
+NUM_BYTE_SYMBOLS = 512
 FULL_VOCAB_SIZE = 49408
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """Return `folder`, now holding a CLIP tokenizer of `vocab_size` tokens in the layout that transformers reads.
+    """Write a CLIP tokenizer of `vocab_size` tokens to `folder`, in the layout that transformers reads, and return it.
 
-    Ids 0 to 511 are the byte symbols ("$" alone is 259, as in the full vocabulary), then come the first
-    `vocab_size - 514` merges, then the start and the end token. Padding is "!" (id 0), as in Stable Diffusion 2.
+    Ids 0 to 511 are the byte symbols; "$" alone is 259, as in the full vocabulary. Then come the first
+    `vocab_size - 514` merges, the start token and the end token. Padding is "!" (id 0), as in Stable Diffusion 2.
     Raises ValueError for a size outside 514 to 49408.
     """
     if not NUM_BYTE_SYMBOLS + 2 <= vocab_size <= FULL_VOCAB_SIZE:

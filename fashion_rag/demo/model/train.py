@@ -1,8 +1,9 @@
-"""Trains the demo bundle from nothing: draws the cases, then CLIP, VAE, adapter and UNet in turn, then writes it.
+"""The training of the demo bundle from nothing: draw the cases, train the networks in turn, and write the bundle.
 
-Called by `fashion-rag demo train`. All work lies in one folder and is resumed from there. On a CPU two processes of one
-thread each run far faster than one of two threads, so a stage is spread over processes and their gradients averaged.
-The UNet's stage is that of `fashion_rag.training`, on cases instead of a data set's photos.
+`fashion-rag demo train` calls it. Everything that it makes lies in one folder, so that a later run can go on from
+there. On a CPU, two processes with a thread each are far faster than one process with two threads. A stage therefore
+runs in several processes, whose gradients are averaged. The stage of the UNet is that of `fashion_rag.training`, with
+the cases in place of a data set's photos.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo.model import recipe
-from fashion_rag.demo.model.cases import Cases, draw_cases
+from fashion_rag.demo.model.cases import TrainingCases, draw_cases
 from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
@@ -63,26 +64,36 @@ def train(
     seed: int = 0,
     report: Report = silent,
 ) -> None:
-    """Run `stages` in `work`, going on from the checkpoints found there. A GPU is used if there is one.
+    """Run `stages` in the folder `work`, starting from the checkpoints in it. A GPU is used if there is one.
 
-    num_steps: replaces a stage's number of steps. `report(stage, step, of, loss)` is called about once a second.
-    Raises InvalidRequest for an unknown stage, ArtifactError if a stage lacks the result of an earlier one.
+    num_steps: by stage, a number of steps in place of the plan's. num_processes: by default 1 on a GPU, on a CPU as
+    many as share a batch evenly. report: called about once a second with the stage, the step, the number of steps and
+    the loss. Raises InvalidRequest for an unknown stage, and ArtifactError if a stage needs one that was not trained.
     """
     for stage in stages:
         if stage not in STAGES:
             raise InvalidRequest("stage", stage, f"must be one of {', '.join(STAGES)}")
     work.mkdir(parents=True, exist_ok=True)
-    world = num_processes or (1 if torch.cuda.is_available() else even_share(PLANS["unet"], os.cpu_count() or 1))
-    drawing = partial(draw_cases, work, num_cases, recipe.MANIFEST.image_size, seed)
-    drawing(num_workers=os.cpu_count() or 1, progress=lambda done, total: report("cases", done, total, 0.0))
-    plans = {
-        name: dataclasses.replace(PLANS[name], num_steps=(num_steps or {}).get(name, PLANS[name].num_steps))
-        for name in stages
-    }
-    run_processes(partial(_run, work, plans, num_cases, seed), world, work, report)
+    num_cpus = os.cpu_count() or 1
+    if not num_processes:
+        num_processes = 1 if torch.cuda.is_available() else even_share(PLANS["unet"], num_cpus)
+    draw_cases(
+        work,
+        num_cases,
+        recipe.MANIFEST.image_size,
+        seed,
+        num_workers=num_cpus,
+        progress=lambda done, total: report("cases", done, total, 0.0),
+    )
+    plans = {name: PLANS[name] for name in stages}
+    for name, count in (num_steps or {}).items():
+        if name in plans:
+            plans[name] = dataclasses.replace(plans[name], num_steps=count)
+    run_processes(partial(_run, work, plans, num_cases, seed), num_processes, work, report)
 
 
 def _run(work: Path, plans: Mapping[str, Plan], num_cases: int, seed: int, report: Report) -> None:
+    """Train the stages of the plans in one of the processes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
     trainer = _Trainer(work, cases, device)
@@ -92,27 +103,32 @@ def _run(work: Path, plans: Mapping[str, Plan], num_cases: int, seed: int, repor
 
 
 class _Trainer:
-    """Builds a stage from the results of the earlier ones in `work`."""
+    """A builder of stages from the results of the earlier ones in `work`."""
 
-    def __init__(self, work: Path, cases: Cases, device: torch.device) -> None:
+    def __init__(self, work: Path, cases: TrainingCases, device: torch.device) -> None:
         self.work, self.cases, self.device = work, cases, device
         self.rank, self.world = rank_and_world()
 
     def stage(self, name: str) -> Any:
+        """Return the stage `name`, ready to be trained."""
         match name:
             case "vae":
                 return VaeStage(self.cases, self.device)
             case "clip":
                 return self._clip()
             case "adapter":
-                clip = self._trained(self._clip())
-                return AdapterStage(self.cases, self._hidden(clip), clip, self._prompts(clip), self.device)
+                return self._adapter(self._trained(self._clip()))
         clip = self._trained(self._clip())
-        hidden, prompts = self._hidden(clip), self._prompts(clip)
-        adapter = self._trained(AdapterStage(self.cases, hidden, clip, prompts, self.device)).network
-        network = networks(UNet(recipe.make_unet()), adapter)
-        sampler = NoiseSchedule.from_diffusers(recipe.SCHEDULER)
-        return EditStage(network, self._training_set(hidden), prompts, sampler, MIX, self.device, PRECISION)
+        adapter_stage = self._trained(self._adapter(clip))
+        return EditStage(
+            networks(UNet(recipe.make_unet()), adapter_stage.network),
+            self._training_set(adapter_stage.hidden),
+            adapter_stage.prompts,
+            NoiseSchedule.from_diffusers(recipe.SCHEDULER),
+            MIX,
+            self.device,
+            PRECISION,
+        )
 
     def _tokenizer(self) -> Any:
         folder = self.work / "tokenizer"
@@ -124,12 +140,21 @@ class _Trainer:
     def _clip(self) -> ClipStage:
         return ClipStage(self.cases, self._tokenizer(), self.device)
 
+    def _adapter(self, clip: ClipStage) -> AdapterStage:
+        return AdapterStage(
+            self.cases,
+            hidden=self._hidden(clip),
+            clip_stage=clip,
+            prompts=self._prompts(clip),
+            device=self.device,
+        )
+
     def _prompts(self, clip: ClipStage) -> PromptEncoder:
         prompts = PromptEncoder(self._tokenizer(), recipe.text_encoder_of(clip.clip))
         return prompts.to(self.device)
 
     def _trained(self, stage: Any) -> Any:
-        """Return `stage` with the averaged weights of its checkpoint."""
+        """Load the averaged weights of the stage's checkpoint into its network, and return the stage."""
         stage.network.load_state_dict(_average(self.work, stage.name))
         stage.network.eval()
         return stage
@@ -141,15 +166,16 @@ class _Trainer:
 
         def rows(start: int) -> NDArray[np.float16]:
             garments = self.cases.garments[start : start + BATCH]
-            flat = [Image.fromarray(one) for trio in garments for one in trio]
-            args = (size, recipe.VISION_IMAGE, recipe.CLIP_MEAN, recipe.CLIP_STD)
-            pixels = torch.stack([vision_pixels(one, *args) for one in flat]).to(self.device)
+            images = [Image.fromarray(garment) for garment in garments.reshape(-1, *garments.shape[2:])]
+            rule = (size, recipe.VISION_IMAGE, recipe.CLIP_MEAN, recipe.CLIP_STD)
+            pixels = torch.stack([vision_pixels(image, *rule) for image in images]).to(self.device)
             hidden = vision(pixel_values=pixels).last_hidden_state.unflatten(0, (len(garments), 3))
             return hidden.half().cpu().numpy()  # type: ignore[no-any-return]
 
         return self._computed("hidden", "clip", rows)
 
     def _training_set(self, hidden: NDArray[np.float16]) -> TrainingSet:
+        """Return the cases as the UNet's stage needs them."""
         vae = VAE(self._trained(VaeStage(self.cases, self.device)).network)
         size = recipe.MANIFEST.image_size
         latent_size = (size[0] // vae.downsampling, size[1] // vae.downsampling)
@@ -163,7 +189,7 @@ class _Trainer:
 
         def pose(start: int) -> NDArray[np.float16]:
             points = self.cases.keypoints[start : start + BATCH]
-            maps = torch.stack([heat_maps(one, size, recipe.MANIFEST.pose_sigma) for one in points])
+            maps = torch.stack([heat_maps(person, size, recipe.MANIFEST.pose_sigma) for person in points])
             return to_latent(maps, latent_size).half().numpy()
 
         plain = self._computed("moments", "vae", lambda start: moments(start, masked=False))
@@ -175,7 +201,7 @@ class _Trainer:
             mask=self.cases.masks[:, None, :: vae.downsampling, :: vae.downsampling],
             pose=self._computed("pose", None, pose),
             hidden=hidden.reshape(-1, *shape),
-            # A case's garments lie in the order that is wanted: worn, sibling, cousin.
+            # TrainingSet wants the garments in the order worn, sibling, cousin, which is that of a case.
             garments=np.arange(num_cases * num_garments).reshape(num_cases, num_garments),
             categories=[words["category"] for words in texts],
             captions=[(words["kind"],) * 2 + (words["caption_0"],) * 3 for words in texts],
@@ -186,13 +212,17 @@ class _Trainer:
     def _computed(
         self, name: str, source: str | None, rows: Callable[[int], NDArray[np.float16]]
     ) -> NDArray[np.float16]:
-        """Return what `rows` gives for every case, computed once for the checkpoint `source` it was made with."""
+        """Return the results of `rows` for all cases, from a file that is written where there is none yet.
+
+        source: the stage on whose checkpoint the results depend, None for no stage. rows: takes the number of the first
+        case, and returns the results of the next BATCH cases. The processes share the work.
+        """
         stamp = (self.work / f"{source}.pt").stat().st_mtime_ns if source else 0
         path = self.work / f"{name}-{len(self.cases)}-{stamp}.npy"
         starts = range(0, len(self.cases), BATCH)
         if not path.exists():
-            mine = {str(start): rows(start) for start in starts[self.rank :: self.world]}
-            np.savez(self.work / f"{name}.part{self.rank}.npz", allow_pickle=False, **mine)
+            own_rows = {str(start): rows(start) for start in starts[self.rank :: self.world]}
+            np.savez(self.work / f"{name}.part{self.rank}.npz", allow_pickle=False, **own_rows)
             barrier()
             if self.rank == 0:
                 self._join(name, path)
@@ -200,7 +230,7 @@ class _Trainer:
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
     def _join(self, name: str, path: Path) -> None:
-        """Make `path`, in place of an older one of this name, from what each process has computed."""
+        """Write what the processes have computed to `path`, and remove older results of this name."""
         parts: dict[int, NDArray[np.float16]] = {}
         for file in sorted(self.work.glob(f"{name}.part*.npz")):
             with np.load(file) as content:
@@ -213,7 +243,7 @@ class _Trainer:
 
 
 def package(work: Path, out: Path) -> Bundle:
-    """Return the bundle in `out`, made of the stages trained in `work`; weights stored as float16."""
+    """Write the bundle of the stages trained in `work` to `out`, with float16 weights, and return it."""
     with tempfile.TemporaryDirectory() as scratch:
         clip, vae = recipe.make_clip(), recipe.make_vae()
         clip.load_state_dict(_average(work, "clip", "clip."))
@@ -244,14 +274,14 @@ def package(work: Path, out: Path) -> Bundle:
 
 
 def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return the averaged weights of a stage's checkpoint whose names begin with `prefix`, without it."""
+    """Return the averaged weights of a stage whose names begin with `prefix`, under the rest of their names."""
     path = work / f"{stage}.pt"
     if not path.exists():
-        raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet")
+        raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet; train it first")
     saved = torch.load(path, weights_only=True, map_location="cpu")["average"]
     return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
 
 
 def scaling_factor(moments: NDArray[np.float16]) -> float:
-    """Return what brings the VAE's latents to unit spread, from moments [N, 8, h, w]."""
+    """Return the factor that gives the VAE's latents a standard deviation of 1, from moments [N, 8, h, w]."""
     return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)

@@ -1,6 +1,6 @@
-"""What a garment and a person of the paper-doll world are, how they are sampled and how a shopper words a garment.
+"""The attributes of garments and persons in the paper-doll world, their sampling, and the captions of garments.
 
-Owns attributes only: `figure` turns them into shapes, `draw` into pixels, `layout` writes them to disk.
+`figure` and `clothes` turn attributes into shapes, `draw` turns them into pixels, and `layout` writes them to disk.
 """
 
 import zlib
@@ -41,7 +41,7 @@ SKINS: tuple[Colour, ...] = (
 HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail", "curly", "twin_tails")
 HAIR_COLOURS: tuple[Colour, ...] = ((58, 38, 30), (104, 66, 42), (150, 84, 46), (222, 186, 116), (176, 170, 168))
 SHOE_COLOURS: tuple[Colour, ...] = ((92, 74, 66), (150, 108, 78), (80, 84, 108), (196, 176, 158))
-# (wall, floor)
+# The colours of the wall and the floor.
 BACKGROUNDS: tuple[tuple[Colour, Colour], ...] = (
     ((206, 224, 236), (176, 200, 216)),
     ((236, 212, 210), (216, 186, 184)),
@@ -51,12 +51,13 @@ BACKGROUNDS: tuple[tuple[Colour, Colour], ...] = (
     ((206, 228, 222), (178, 206, 198)),
 )
 
+# The least distance in CIE Lab between the two colours of a garment.
 MIN_SECOND_COLOUR_DISTANCE = 45.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of garment: its category and the attribute values it may take ("" where one does not apply)."""
+    """A kind of garment: its category and the values that its attributes may take ("" where one does not apply)."""
 
     category: str
     nouns: tuple[str, ...]
@@ -89,8 +90,11 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Garment:
-    """One garment; `second_colour` is None exactly where `pattern` is plain; `sleeve` to `neckline` as in `KINDS`."""
+class DollGarment:
+    """A garment of the paper-doll world.
+
+    second_colour: None for a plain garment, and only for that. sleeve, length, neckline: values as in `KINDS`.
+    """
 
     category: str
     kind: str
@@ -104,7 +108,10 @@ class Garment:
 
 @dataclass(frozen=True)
 class Body:
-    """Build and place: `width` and `height` are factors, `shift` moves sideways in 96ths of the picture height."""
+    """The build of a person and their place in the picture.
+
+    width, height: factors on the usual size. shift: movement to the right, in 96ths of the picture height.
+    """
 
     width: float
     height: float
@@ -113,7 +120,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Arm:
-    """Angles in degrees from hanging straight down, positive away from the body."""
+    """The angles of an arm in degrees: 0 hangs straight down, and positive angles point away from the body."""
 
     upper: float
     fore: float
@@ -121,7 +128,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pose:
-    """Both arms and how far each ankle stands out, in 96ths of the picture height."""
+    """The posture of a person.
+
+    right_stance, left_stance: how far each ankle stands out, in 96ths of the picture height.
+    """
 
     right_arm: Arm
     left_arm: Arm
@@ -131,15 +141,19 @@ class Pose:
 
 @dataclass(frozen=True)
 class Hair:
-    """A style of `HAIR_STYLES` and a colour."""
+    """The hair of a person, in a style of `HAIR_STYLES`."""
 
     style: str
     colour: Colour
 
 
 @dataclass(frozen=True)
-class Person:
-    """A dressed figure. `outfit` is (lower, upper) or (dress,), in painting order; `background` is (wall, floor)."""
+class DollPerson:
+    """A dressed person in front of a background.
+
+    background: the colours of the wall and the floor. outfit: in the order of painting, the garment of the lower body
+    and that of the upper body, or a dress alone.
+    """
 
     body: Body
     pose: Pose
@@ -147,10 +161,10 @@ class Person:
     hair: Hair
     shoes: Colour
     background: tuple[Colour, Colour]
-    outfit: tuple[Garment, ...]
+    outfit: tuple[DollGarment, ...]
 
-    def worn(self, category: str) -> Garment:
-        """Return the garment of `category` in the outfit; raises KeyError where it has none."""
+    def worn(self, category: str) -> DollGarment:
+        """Return the garment of `category` in the outfit. Raises KeyError if there is none."""
         for garment in self.outfit:
             if garment.category == category:
                 return garment
@@ -158,9 +172,9 @@ class Person:
 
 
 def lab(colour: ArrayLike) -> NDArray[np.float64]:
-    """Return CIE Lab (D65) of sRGB colours in 0..255: float64 [..., 3] of [..., 3]."""
-    c = np.asarray(colour, dtype=np.float64) / 255
-    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    """Return the CIE Lab values (D65), float64 [..., 3], of sRGB colours [..., 3] in 0..255."""
+    srgb = np.asarray(colour, dtype=np.float64) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.moveaxis(linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883]), -1, 0)
     fx, fy, fz = (np.where(v > 216 / 24389, np.cbrt(v), (24389 / 27 * v + 16) / 116) for v in (x, y, z))
@@ -168,29 +182,40 @@ def lab(colour: ArrayLike) -> NDArray[np.float64]:
 
 
 def lab_distance(a: Colour, b: Colour) -> float:
-    """Return the Euclidean distance of two sRGB colours in CIE Lab (CIE 1976)."""
+    """Return the Euclidean distance between two sRGB colours in CIE Lab (CIE 1976)."""
     return float(np.linalg.norm(lab(a) - lab(b)))
 
 
-SECOND_COLOURS: dict[str, tuple[str, ...]] = {
-    name: tuple(n for n, rgb in PALETTE.items() if lab_distance(rgb, PALETTE[name]) >= MIN_SECOND_COLOUR_DISTANCE)
-    for name in PALETTE
-}
+def _second_colours(colour: Colour) -> tuple[str, ...]:
+    """Return the names of the colours that differ enough from a garment's first colour."""
+    return tuple(name for name, rgb in PALETTE.items() if lab_distance(rgb, colour) >= MIN_SECOND_COLOUR_DISTANCE)
+
+
+# The second colours that a garment may have, by its first colour.
+SECOND_COLOURS: dict[str, tuple[str, ...]] = {name: _second_colours(colour) for name, colour in PALETTE.items()}
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def sample_garment(rng: np.random.Generator, category: str) -> Garment:
-    """Return a random garment of `category`; one in three is plain."""
+def sample_garment(rng: np.random.Generator, category: str) -> DollGarment:
+    """Return a random garment of `category`. One in three is plain."""
     name = _pick(rng, [name for name, kind in KINDS.items() if kind.category == category])
     kind = KINDS[name]
     colour = _pick(rng, tuple(PALETTE))
     pattern = "plain" if rng.random() < 1 / 3 else _pick(rng, PATTERNS[1:])
     second_colour = None if pattern == "plain" else _pick(rng, SECOND_COLOURS[colour])
-    shape = [_pick(rng, options) for options in (kind.sleeves, kind.lengths, kind.necklines)]
-    return Garment(category, name, colour, pattern, second_colour, *shape)
+    return DollGarment(
+        category=category,
+        kind=name,
+        colour=colour,
+        pattern=pattern,
+        second_colour=second_colour,
+        sleeve=_pick(rng, kind.sleeves),
+        length=_pick(rng, kind.lengths),
+        neckline=_pick(rng, kind.necklines),
+    )
 
 
 def num_garments(category: str) -> int:
@@ -202,31 +227,51 @@ def num_garments(category: str) -> int:
 
 
 def _sample_arm(rng: np.random.Generator) -> Arm:
+    """Return an arm that hangs down, is held out, or has its hand on the hip."""
     style = rng.random()
-    if style < 0.5:  # hanging
+    if style < 0.5:
         return Arm(rng.uniform(8, 18), rng.uniform(-2, 10))
-    if style < 0.8:  # held out
+    if style < 0.8:
         return Arm(rng.uniform(22, 38), rng.uniform(8, 34))
-    return Arm(rng.uniform(40, 46), rng.uniform(-50, -42))  # hand on the hip
+    return Arm(rng.uniform(40, 46), rng.uniform(-50, -42))
 
 
-def sample_person(rng: np.random.Generator, category: str, garment: Garment | None = None) -> Person:
-    """Return a random person who wears `garment` (or a random one) of `category`; what else they wear is plain."""
+def sample_person(rng: np.random.Generator, category: str, garment: DollGarment | None = None) -> DollPerson:
+    """Return a random person who wears `garment`, or a random garment of `category`.
+
+    Where the outfit needs a second garment, that one is plain.
+    """
     body = Body(rng.uniform(0.93, 1.08), rng.uniform(0.93, 1.0), rng.uniform(-2.5, 2.5))
     pose = Pose(_sample_arm(rng), _sample_arm(rng), rng.uniform(0, 3), rng.uniform(0, 3))
-    target = garment or sample_garment(rng, category)
-    outfit: tuple[Garment, ...] = (target,)
-    if category != "dresses":
-        other = sample_garment(rng, "lower_body" if category == "upper_body" else "upper_body")
-        other = replace(other, pattern="plain", second_colour=None)
-        outfit = (other, target) if category == "upper_body" else (target, other)
+    garment = garment or sample_garment(rng, category)
+    outfit: tuple[DollGarment, ...]
+    match category:
+        case "upper_body":
+            outfit = (_sample_plain(rng, "lower_body"), garment)
+        case "lower_body":
+            outfit = (garment, _sample_plain(rng, "upper_body"))
+        case _:
+            outfit = (garment,)
     hair = Hair(_pick(rng, HAIR_STYLES), _pick(rng, HAIR_COLOURS))
-    return Person(body, pose, _pick(rng, SKINS), hair, _pick(rng, SHOE_COLOURS), _pick(rng, BACKGROUNDS), outfit)
+    return DollPerson(
+        body=body,
+        pose=pose,
+        skin=_pick(rng, SKINS),
+        hair=hair,
+        shoes=_pick(rng, SHOE_COLOURS),
+        background=_pick(rng, BACKGROUNDS),
+        outfit=outfit,
+    )
 
 
-def dressed(person: Person, garment: Garment) -> Person:
-    """Return the same person with the garment of that category exchanged; raises KeyError where they wear
-    none of it.
+def _sample_plain(rng: np.random.Generator, category: str) -> DollGarment:
+    return replace(sample_garment(rng, category), pattern="plain", second_colour=None)
+
+
+def dressed(person: DollPerson, garment: DollGarment) -> DollPerson:
+    """Return the same person with `garment` in the place of their garment of its category.
+
+    Raises KeyError if they wear no garment of this category.
     """
     old = person.worn(garment.category)
     return replace(person, outfit=tuple(garment if worn is old else worn for worn in person.outfit))
@@ -272,15 +317,16 @@ _NECKLINE_CHUNKS = {
 }
 
 
-def chunks(garment: Garment) -> tuple[str, str, str]:
-    """Return three lower-case noun chunks: colours and pattern, cut, kind.
+def chunks(garment: DollGarment) -> tuple[str, str, str]:
+    """Return the caption of a garment as three lower-case noun chunks: colours and pattern, cut, and kind.
 
-    The same garment always gives the same words.
+    Several words may fit a garment; the same garment always gets the same ones.
     """
-    choice = zlib.crc32(repr(astuple(garment)).encode())
+    # Each choice of words takes other bits of this number.
+    bits = zlib.crc32(repr(astuple(garment)).encode())
 
     def word(options: Sequence[str], turn: int) -> str:
-        return options[(choice >> (5 * turn)) % len(options)]
+        return options[(bits >> (5 * turn)) % len(options)]
 
     kind = KINDS[garment.kind]
     colours = word(_PATTERN_CHUNKS[garment.pattern], 0).format(garment.colour, garment.second_colour)
@@ -294,6 +340,6 @@ def chunks(garment: Garment) -> tuple[str, str, str]:
     return colours, " and ".join(cut), noun
 
 
-def kind_caption(garment: Garment) -> str:
-    """Return the kind alone, without colour or pattern: "a t-shirt", "trousers"."""
+def kind_caption(garment: DollGarment) -> str:
+    """Return the kind of a garment without its colours and pattern, such as "a t-shirt" or "trousers"."""
     return garment.kind if garment.kind in ("trousers", "shorts") else f"a {garment.kind}"

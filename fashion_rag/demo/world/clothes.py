@@ -1,16 +1,16 @@
-"""The garments of a paper doll: layers of polygons on a skeleton, worn or in the shop; called by `draw`."""
+"""The garments of a paper doll as layers of polygons on a skeleton, worn or in the shop. `draw` calls it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from fashion_rag.demo.world.attributes import PALETTE, Colour, Garment
+from fashion_rag.demo.world.attributes import PALETTE, Colour, DollGarment
 from fashion_rag.demo.world.figure import LABELS, Cloth, Layer, Points, Skeleton, ellipse, limb, moved, shade
 
 WAIST_Y, SHOULDER_Y = 46.0, 26.0
-# The row of the hem.
+# The row of the hem for each length.
 LENGTHS = {"thigh": 64.0, "knee": 69.0, "cropped": 79.0, "ankle": 83.0, "full": 85.0}
-# Left half of the body of each kind from the collar to the hem, as (dx, y).
+# The left half of the bodice of each kind as points (dx, y), from the collar to the hem.
 BODICES: dict[str, list[tuple[float, float]]] = {
     "t-shirt": [(-3.4, 25.0), (-11.4, 26.4), (-10.4, 34), (-9.4, 42), (-10.4, 50.5)],
     "tank top": [(-4.4, 25.4), (-7.6, 25.8), (-8.2, 31), (-10.0, 34), (-8.8, 42), (-10.2, 50.5)],
@@ -24,28 +24,33 @@ BODICES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def garment_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms: Sequence[Layer] = ()) -> list[Layer]:
-    """Return the layers of one garment, back to front.
+def garment_layers(
+    skeleton: Skeleton, garment: DollGarment, neck: Layer | None, arms: Sequence[Layer] = ()
+) -> list[Layer]:
+    """Return the layers of a garment from back to front.
 
-    `neck` shows in the neck opening and `arms` between bodice and sleeves; neither is there in the shop.
+    neck: the layer that shows in the neck opening; None in the shop. arms: the layers between the bodice and the
+    sleeves; empty in the shop.
     """
     if garment.category == "lower_body":
         return _lower_layers(skeleton, garment)
     return _upper_layers(skeleton, garment, neck, arms)
 
 
-def _lower_layers(skeleton: Skeleton, garment: Garment) -> list[Layer]:
+def _lower_layers(skeleton: Skeleton, garment: DollGarment) -> list[Layer]:
+    """Return the layers of trousers, shorts or a skirt."""
     bottom = LENGTHS[garment.length]
     if garment.kind in ("trousers", "shorts"):
         hips = skeleton.outline([(-8.6, WAIST_Y), (-9.8, 50.5), (-9.8, 54), (-1, 57)])
-        polygons = (hips, *(p for side in (-1, 1) for p in _trouser_leg(skeleton, garment, side)))
+        polygons = [hips, *_trouser_leg(skeleton, garment, -1), *_trouser_leg(skeleton, garment, 1)]
     else:
         hem = 15.5 if garment.length == "knee" else 14.5
-        polygons = (skeleton.outline([(-8.6, WAIST_Y), (-10.4, 51), (-hem, bottom), (-hem / 2, bottom + 1)]),)
-    return [_fabric(skeleton, garment, polygons, WAIST_Y, bottom)]
+        polygons = [skeleton.outline([(-8.6, WAIST_Y), (-10.4, 51), (-hem, bottom), (-hem / 2, bottom + 1)])]
+    return [_fabric(skeleton, garment, tuple(polygons), WAIST_Y, bottom)]
 
 
-def _trouser_leg(skeleton: Skeleton, garment: Garment, side: int) -> list[Points]:
+def _trouser_leg(skeleton: Skeleton, garment: DollGarment, side: int) -> list[Points]:
+    """Return the polygons of one leg of trousers or shorts."""
     hip, knee, ankle = skeleton.leg(side)
     if garment.length == "thigh":
         end = moved(hip + 0.74 * (knee - hip), side, 0)
@@ -55,12 +60,13 @@ def _trouser_leg(skeleton: Skeleton, garment: Garment, side: int) -> list[Points
 
 
 def _tube(a: Points, b: Points, ra: float, rb: float) -> Points:
-    """Return a limb cut square at both ends."""
+    """Return a polygon round the segment a-b with square ends of half-width `ra` and `rb`."""
     across = (b - a)[::-1] * (-1, 1) / np.linalg.norm(b - a)
     return np.stack([a + ra * across, b + rb * across, b - rb * across, a - ra * across])
 
 
-def _upper_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms: Sequence[Layer]) -> list[Layer]:
+def _upper_layers(skeleton: Skeleton, garment: DollGarment, neck: Layer | None, arms: Sequence[Layer]) -> list[Layer]:
+    """Return the layers of a top or a dress."""
     bodice = BODICES.get(f"{garment.kind}, {garment.sleeve} sleeves", BODICES[garment.kind])
     top, bottom = bodice[0][1], bodice[-1][1]
     anchor = SHOULDER_Y if top < 30 else top
@@ -76,17 +82,19 @@ def _upper_layers(skeleton: Skeleton, garment: Garment, neck: Layer | None, arms
     return layers + _details(skeleton, garment, bottom)
 
 
-def _sleeve(skeleton: Skeleton, garment: Garment, side: int) -> tuple[Points, ...]:
+def _sleeve(skeleton: Skeleton, garment: DollGarment, side: int) -> tuple[Points, ...]:
+    """Return the polygons of one sleeve."""
     shoulder, elbow, wrist = skeleton.arm(side)
-    wide = 0.7 if garment.kind in ("sweater", "hoodie") else 0.0
+    extra_width = 0.7 if garment.kind in ("sweater", "hoodie") else 0.0
     if garment.sleeve == "short":
         return (limb(shoulder, shoulder, 3.5, 3.5), _tube(shoulder, shoulder + 0.72 * (elbow - shoulder), 3.5, 4.2))
     cuff = elbow + 0.88 * (wrist - elbow)
-    return (limb(shoulder, elbow, 3.5 + wide, 3.0 + wide), _tube(elbow, cuff, 3.0 + wide, 2.7 + wide))
+    upper = limb(shoulder, elbow, 3.5 + extra_width, 3.0 + extra_width)
+    return (upper, _tube(elbow, cuff, 3.0 + extra_width, 2.7 + extra_width))
 
 
-def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[Layer]:
-    """Return the opening of the neck: skin when worn, the inside of the back in the shop."""
+def _neckline(skeleton: Skeleton, garment: DollGarment, neck: Layer | None) -> list[Layer]:
+    """Return the neck opening. It shows the skin when the garment is worn, and the inside of its back in the shop."""
     colour = PALETTE[garment.colour]
     if garment.kind == "tank top" and garment.neckline == "round":
         opening = ellipse(skeleton.at(0, 25.4), 5.4, 5.4, 0, 180)
@@ -105,8 +113,8 @@ def _neckline(skeleton: Skeleton, garment: Garment, neck: Layer | None) -> list[
     return [Layer((opening,), neck.fill, neck.label, shade(colour)), neck]
 
 
-def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]:
-    """Return the collar, buttons, hood, pocket and ribbing: what tells the kinds apart at a glance."""
+def _details(skeleton: Skeleton, garment: DollGarment, bottom: float) -> list[Layer]:
+    """Return the collar, buttons, hood, pocket or ribbing, by which the kinds can be told apart."""
     colour = PALETTE[garment.colour]
     dark = shade(colour, 0.86)
     label = LABELS[garment.category]
@@ -115,12 +123,12 @@ def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]
         return np.stack([skeleton.at(dx, y) for dx, y in points])
 
     if garment.neckline == "collar":
-        collars = tuple(quad((s * 3.0, 23.8), (s * 6.2, 26.4), (s * 4.0, 31.0), (0, 28.6)) for s in (-1, 1))
+        collars = tuple(quad((side * 3.0, 23.8), (side * 6.2, 26.4), (side * 4.0, 31.0), (0, 28.6)) for side in (-1, 1))
         buttons = tuple(ellipse(skeleton.at(0, y), 0.95, 0.95) for y in (33.5, 38.5, 43.5, 48.5))
         placket = quad((-0.3, 29), (0.3, 29), (0.3, bottom - 0.5), (-0.3, bottom - 0.5))
         return [Layer((placket, *buttons), shade(colour, 0.55), label), Layer(collars, colour, label, dark)]
     if garment.neckline == "hood":
-        hood = tuple(limb(skeleton.at(s * 5.8, 24.4), skeleton.at(s * 1.6, 29.6), 2.3, 1.6) for s in (-1, 1))
+        hood = tuple(limb(skeleton.at(side * 5.8, 24.4), skeleton.at(side * 1.6, 29.6), 2.3, 1.6) for side in (-1, 1))
         pocket = quad((-4.0, 43.5), (4.0, 43.5), (6.6, 49.5), (-6.6, 49.5))
         strings = tuple(limb(skeleton.at(dx, 30.5), skeleton.at(dx, 36), 0.5, 0.5) for dx in (-1.8, 1.8))
         line = shade(colour, 0.6)
@@ -137,7 +145,8 @@ def _details(skeleton: Skeleton, garment: Garment, bottom: float) -> list[Layer]
     return []
 
 
-def _fabric(skeleton: Skeleton, garment: Garment, polygons: tuple[Points, ...], top: float, bottom: float) -> Layer:
+def _fabric(skeleton: Skeleton, garment: DollGarment, polygons: tuple[Points, ...], top: float, bottom: float) -> Layer:
+    """Return the layer of a piece of cloth whose pattern spans the rows from `top` to `bottom`."""
     top_row, bottom_row = skeleton.row(top), skeleton.row(bottom)
     cloth = Cloth(garment, skeleton.centre, top_row, (top_row + bottom_row) / 2)
     colour: Colour = PALETTE[garment.colour]

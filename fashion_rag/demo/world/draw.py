@@ -1,7 +1,7 @@
 """The renderer of the paper-doll world: pure functions from attributes to pixels.
 
-Called by `layout`, which writes the pictures to disk, and by whoever measures colour and pattern from pixels.
-Every function takes `size`, the (height, width) of a 4:3 portrait picture in pixels.
+`layout` calls it to write the pictures to disk, and the evaluations call it to compare edited pictures with.
+The argument `size` is everywhere the (height, width) of a 4:3 portrait picture in pixels.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, Garment, Person
+from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, DollGarment, DollPerson
 from fashion_rag.demo.world.clothes import garment_layers
 from fashion_rag.demo.world.figure import (
     FLOOR_Y,
@@ -36,15 +36,16 @@ DEFAULT_SIZE = (96, 72)
 STRIPE_PERIOD, CHECK_SIZE, DOT_RADIUS = 9.6, 5.0, 2.9
 OUTLINE_WIDTH = 0.65
 WHITE: Colour = (255, 255, 255)
+# The share of an in-shop picture's height or width that the garment fills.
 SHOP_FILL = 0.84
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendering:
-    """One picture of a person.
+    """A picture of a person with its label map and key points.
 
-    image: uint8 [H, W, 3]; label_map: uint8 [H, W] with Dress Code's classes 0 to 17;
-    keypoints: float64 [18, 2], OpenPose order, (x, y) in pixels.
+    image: uint8 [H, W, 3]. label_map: Dress Code's classes 0 to 17, uint8 [H, W]. keypoints: (x, y) in pixels in the
+    order of OpenPose, float64 [18, 2].
     """
 
     image: NDArray[np.uint8]
@@ -52,7 +53,7 @@ class Rendering:
     keypoints: Points
 
 
-def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
+def render(person: DollPerson, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
     """Return the picture of a person with its label map and key points."""
     skeleton = Skeleton(person.body, person.pose)
     layers = _person_layers(skeleton, person)
@@ -61,20 +62,20 @@ def render(person: Person, size: tuple[int, int] = DEFAULT_SIZE) -> Rendering:
     return Rendering(canvas, _label_map(layers, size), keypoints(skeleton) * scale)
 
 
-def render_garment(garment: Garment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
-    """Return the in-shop picture of a garment, large on white: uint8 [H, W, 3]."""
+def render_garment(garment: DollGarment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
+    """Return the in-shop picture of a garment, uint8 [H, W, 3]. The garment is large and on white."""
     return _paint(_shop_layers(garment), size)
 
 
 def pattern_maps(
-    person: Person, category: str, size: tuple[int, int] = DEFAULT_SIZE
+    person: DollPerson, category: str, size: tuple[int, int] = DEFAULT_SIZE
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Return where the garment of `category` shows, and where a second colour would be: coverage and one map a pattern.
+    """Return where the garment of `category` shows, and where each pattern would have its second colour.
 
-    coverage: float64 [H, W], the share 0..1 of each pixel that is visible fabric, without what lies over it.
-    The maps, one for each pattern but plain: float64 [H, W], the share of the pixel that would be fabric in the
+    The first result is the coverage, float64 [H, W]: the share 0..1 of each pixel that shows the garment's fabric. The
+    second holds a map for each pattern but plain, float64 [H, W]: the share of the pixel that would be fabric in the
     second colour, at most the coverage. A pixel of `render` with coverage 1 and share s has the colour
-    (1 - s) * colour + s * second colour. Raises KeyError where the person wears no garment of `category`.
+    (1 - s) * colour + s * second colour. Raises KeyError if the person wears no garment of `category`.
     """
     garment = person.worn(category)
     skeleton = Skeleton(person.body, person.pose)
@@ -86,10 +87,11 @@ def pattern_maps(
     for layer in _person_layers(skeleton, person):
         if layer.outline is not None:
             _draw_outline(draw, layer, 0, scale)
-        mine = layer.cloth is not None and layer.cloth.garment is garment
-        worn = layer.cloth if mine else worn
+        is_garment = layer.cloth is not None and layer.cloth.garment is garment
+        if is_garment:
+            worn = layer.cloth
         for polygon in layer.polygons:
-            draw.polygon(_flat(polygon, scale), fill=255 if mine else 0)
+            draw.polygon(_flat(polygon, scale), fill=255 if is_garment else 0)
     assert worn is not None
     maps = {}
     mask = np.asarray(visible)
@@ -100,11 +102,12 @@ def pattern_maps(
 
 
 def _shares(mask: Image.Image, factor: int) -> NDArray[np.float64]:
+    """Return the share of each pixel that a mask of `factor` times the size covers, in 0..1."""
     return np.asarray(mask.reduce(factor), dtype=np.float64) / 255
 
 
-def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
-    """Return everything in front of the background, back to front."""
+def _person_layers(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
+    """Return the layers in front of the background, from back to front."""
     layers = hair_behind(skeleton, person.hair)
     for side in (-1, 1):
         layers += leg_layers(skeleton, side, person)
@@ -116,8 +119,8 @@ def _person_layers(skeleton: Skeleton, person: Person) -> list[Layer]:
     return layers + head_layers(skeleton, person)
 
 
-def _background(skeleton: Skeleton, person: Person) -> list[Layer]:
-    """Return the wall, floor and the shadow under the feet."""
+def _background(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
+    """Return the wall, the floor and the shadow under the feet."""
     wall, floor = person.background
     shadow: Colour = (round(floor[0] * 0.88), round(floor[1] * 0.88), round(floor[2] * 0.88))
     return [
@@ -131,8 +134,8 @@ def _rectangle(top: float, bottom: float) -> Points:
     return np.array([[0, top], [WIDTH, top], [WIDTH, bottom], [0, bottom]])
 
 
-def _shop_layers(garment: Garment) -> list[Layer]:
-    """Return the garment on a neutral skeleton, enlarged about the centre of the canvas."""
+def _shop_layers(garment: DollGarment) -> list[Layer]:
+    """Return a white background and the garment on a neutral skeleton, enlarged in the middle of the canvas."""
     layers = garment_layers(Skeleton(Body(1, 1, 0), NEUTRAL_POSE), garment, None)
     points = np.concatenate([polygon for layer in layers for polygon in layer.polygons])
     low, high = points.min(axis=0), points.max(axis=0)
@@ -142,18 +145,25 @@ def _shop_layers(garment: Garment) -> list[Layer]:
     def moved(layer: Layer) -> Layer:
         cloth = layer.cloth
         if cloth is not None:
-            x, (top, middle) = offset[0] + scale * cloth.centre, offset[1] + scale * np.array([cloth.top, cloth.middle])
-            cloth = Cloth(cloth.garment, x, top, middle, scale)
+            cloth = Cloth(
+                garment=cloth.garment,
+                centre=offset[0] + scale * cloth.centre,
+                top=offset[1] + scale * cloth.top,
+                middle=offset[1] + scale * cloth.middle,
+                scale=scale,
+            )
         return replace(layer, polygons=tuple(offset + scale * polygon for polygon in layer.polygons), cloth=cloth)
 
     return [Layer((_rectangle(0, HEIGHT),), WHITE), *map(moved, layers)]
 
 
 def _supersampling(size: tuple[int, int]) -> int:
+    """Return how many times larger along each side a picture is drawn before it is reduced to `size`."""
     return 4 if size[0] <= 192 else 2
 
 
 def _flat(polygon: Points, scale: float) -> list[float]:
+    """Return the coordinates of a polygon in pixels as Pillow wants them, where pixel centres are whole numbers."""
     return (polygon * scale - 0.5).ravel().tolist()
 
 
@@ -164,6 +174,7 @@ def _draw_outline(draw: ImageDraw.ImageDraw, layer: Layer, ink: Colour | int, sc
 
 
 def _paint(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the picture, uint8 [H, W, 3], of layers given from back to front."""
     factor = _supersampling(size)
     scale = size[0] / HEIGHT * factor
     canvas = Image.new("RGB", (size[1] * factor, size[0] * factor))
@@ -179,7 +190,7 @@ def _paint(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth, scale: float) -> None:
-    """Paint the second colour, inside the box of the polygons only."""
+    """Paint the second colour of a cloth inside its polygons."""
     assert cloth.garment.second_colour is not None
     points = np.concatenate(polygons) * scale
     left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - 1, 0)
@@ -194,8 +205,9 @@ def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth
 
 
 def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], scale: float) -> NDArray[np.bool_]:
-    """Return where a pattern has its second colour, inside the (left, top, right, bottom) pixels of a canvas: bool [h,
-    w].
+    """Return where a pattern has its second colour, bool [h, w].
+
+    box: the part of the canvas that is looked at, as (left, top, right, bottom) in pixels. scale: pixels for a unit.
     """
     left, top, right, bottom = box
     x = ((np.arange(left, right) + 0.5) / scale - cloth.centre)[None, :] / cloth.scale
@@ -214,11 +226,12 @@ def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], s
         case "two_tone":
             second = y >= (cloth.middle - cloth.top) / cloth.scale
         case _:
-            raise ValueError(f"pattern {pattern!r}: must be one of {PATTERNS[1:]}")
+            raise ValueError(f"pattern: got {pattern!r}; must be one of {PATTERNS[1:]}")
     return np.broadcast_to(second, (y.shape[0], x.shape[1]))
 
 
 def _label_map(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the label map, uint8 [H, W], of layers given from back to front."""
     labels = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(labels)
     for layer in layers:

@@ -1,6 +1,6 @@
-"""Writes a paper-doll data set in the Dress Code folder layout, so that the same reader serves both.
+"""The writer of a paper-doll data set in the Dress Code folder layout, which the reader of Dress Code reads.
 
-Called by the training of the demo bundle, the evaluation and the command line.
+`fashion-rag demo world` and the demo server call it.
 """
 
 import json
@@ -15,12 +15,12 @@ from PIL import Image
 
 from fashion_rag.data.dresscode import Phase
 from fashion_rag.data.pose import KEYPOINT_FRAME
-from fashion_rag.demo.world.attributes import Garment, chunks, num_garments, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import DollGarment, chunks, num_garments, sample_garment, sample_person
 from fashion_rag.demo.world.draw import DEFAULT_SIZE, Rendering, render, render_garment
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-# What was drawn: garment id -> Garment, person id -> Person, as plain values.
+# These files hold what was drawn: the DollGarment of each garment id and the DollPerson of each person id.
 ATTRIBUTES_FILE, PERSONS_FILE = "attributes.json", "persons.json"
 
 
@@ -33,12 +33,13 @@ def write_dresscode(
     categories: Sequence[str] = CATEGORIES,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Write `num_pairs` persons and garments of every category below `root`, which is created.
+    """Write `num_pairs` persons and garments of every category to the folder `root`, which is created.
 
-    `size` is (height, width) of the pictures, 4:3 portrait. The garments of a category are distinct. In the unpaired
-    list, which only the test phase has, each person is given the next one's garment. `progress` is called once a pair.
-    The same arguments write the same files; captions, ATTRIBUTES_FILE and PERSONS_FILE replace those of an earlier call
-    with the same root. Raises InvalidRequest where a category has fewer distinct garments.
+    size: (height, width) of the pictures, 4:3 portrait. progress: called once for each pair.
+    The same arguments write the same files. The captions, ATTRIBUTES_FILE and PERSONS_FILE replace those that an
+    earlier call has written to the same folder. The garments of a category are distinct. In the unpaired list, which
+    only the test phase has, each person gets the garment of the next one.
+    Raises InvalidRequest if a category has fewer distinct garments than `num_pairs`.
     """
     limit = min(num_garments(category) for category in categories)
     if not 0 < num_pairs <= limit:
@@ -53,7 +54,7 @@ def write_dresscode(
         folder = root / category
         for name in ("images", "label_maps", "keypoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        # One generator a category: what it holds does not depend on which others are written.
+        # Each category has its own generator, so that it does not depend on which other categories are written.
         rng = np.random.default_rng([seed, CATEGORIES.index(category)])
         names = []
         for garment in _distinct_garments(rng, category, num_pairs):
@@ -78,30 +79,32 @@ def write_dresscode(
     (root / PERSONS_FILE).write_text(json.dumps(persons))
 
 
-def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[Garment]:
-    seen: set[Garment] = set()
-    while len(seen) < count:
+def _distinct_garments(rng: np.random.Generator, category: str, count: int) -> Iterator[DollGarment]:
+    """Yield `count` random garments of a category that are all different."""
+    garments: set[DollGarment] = set()
+    while len(garments) < count:
         garment = sample_garment(rng, category)
-        if garment not in seen:
-            seen.add(garment)
+        if garment not in garments:
+            garments.add(garment)
             yield garment
 
 
 def _write_person(folder: Path, person_id: str, rendering: Rendering) -> None:
+    """Write the picture, the label map and the key points of a person."""
     _write_jpeg(folder / "images" / f"{person_id}_0.jpg", rendering.image)
     Image.fromarray(rendering.label_map).save(folder / "label_maps" / f"{person_id}_4.png")
-    # Dress Code keeps key points in a frame of its own, whatever the size of the picture, with a score and an index.
+    # Dress Code keeps key points in a frame of fixed size, whatever the size of the picture. Each has a score and an
+    # index after its coordinates.
     points = rendering.keypoints * KEYPOINT_FRAME[0] / rendering.image.shape[0]
-    rows = [[round(float(x), 3), round(float(y), 3), 1.0, float(i)] for i, (x, y) in enumerate(points)]
+    rows = [[round(float(x), 3), round(float(y), 3), 1.0, float(index)] for index, (x, y) in enumerate(points)]
     (folder / "keypoints" / f"{person_id}_2.json").write_text(json.dumps({"keypoints": rows}))
 
 
 def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
-    # Without chroma subsampling, which would blur the colours of narrow stripes into each other.
+    # Chroma subsampling would blur the colours of narrow stripes into each other.
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
 def _write_pairs(path: Path, persons: Sequence[str], garments: Sequence[str]) -> None:
-    path.write_text(
-        "".join(f"{person}_0.jpg {garment}_1.jpg\n" for person, garment in zip(persons, garments, strict=True))
-    )
+    lines = [f"{person}_0.jpg {garment}_1.jpg\n" for person, garment in zip(persons, garments, strict=True)]
+    path.write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""Training cases: what they hold, and that held-out garments stay out."""
+"""Training cases: what they hold, and that they never show a held-out garment."""
 
 from pathlib import Path
 

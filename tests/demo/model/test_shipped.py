@@ -1,4 +1,4 @@
-"""The bundle that ships: whole, small enough, and a plain garment's colour arrives in the picture."""
+"""The shipped bundle is complete and small enough, and the colour of a plain garment arrives in the picture."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional
 from fashion_rag.bundle import Bundle
 from fashion_rag.data.image import to_tensor, to_uint8
 from fashion_rag.demo.model.evaluate import make_cases, paint
-from fashion_rag.demo.world.attributes import Garment, dressed
+from fashion_rag.demo.world.attributes import DollGarment, dressed
 from fashion_rag.demo.world.draw import pattern_maps
 from fashion_rag.demo.world.measure import main_colour
 from fashion_rag.denoising.engine import Preview
@@ -44,7 +44,8 @@ def test_its_preview_is_the_one_fitted_to_its_vae_and_resembles_the_picture() ->
         latents = vae.encode(pictures, torch.zeros(1))
     previews = Preview(preview[:4], preview[4])(latents)
     small = to_uint8(functional.avg_pool2d(pictures, vae.downsampling))
-    # Of 255: 17.5 was measured. The best linear map of these very pictures comes to 15.9, their mean colours to 38.7.
+    # In levels of 255, 17.5 was measured. The best linear map for exactly these pictures reaches 15.9, and their mean
+    # colours reach 38.7.
     assert np.abs(previews.astype(float) - small).mean() < 20
 
 
@@ -54,7 +55,7 @@ def test_a_plain_garment_brings_its_colour_and_words_of_the_kind_do_not() -> Non
     drawn = make_cases(60, manifest.image_size, 21, manifest.num_inference_steps, manifest.guidance_scale)
     cases = [case for case in drawn if case.target.pattern == "plain"][:8]
 
-    def num_right(garments: list[list[Garment]]) -> int:
+    def num_right(garments: list[list[DollGarment]]) -> int:
         painted = paint(pipeline, cases, garments, lambda: None)
         right = 0
         for case, picture in zip(cases, painted, strict=True):

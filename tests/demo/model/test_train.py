@@ -1,4 +1,4 @@
-"""Training from nothing to a bundle that edits, with a step or two a stage."""
+"""The training makes a bundle that edits, here with two steps for each stage."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Kind, colour and pattern of edited paper dolls: what was meant is found, what was not is not."""
+"""The judge finds the kind, colours and pattern of the right garment on a paper doll, and not of a wrong one."""
 
 import json
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from fashion_rag.demo.world.draw import pattern_maps, render
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.demo.world.measure import read_garment
 from fashion_rag.errors import ArtifactError
-from fashion_rag.evaluation.edits import Edits, Outcome, Settings
+from fashion_rag.evaluation.edits import EditedSample, EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 
@@ -29,22 +29,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def outcomes(root: Path, judge: DollJudge, out: Path, number_later: int) -> list[Outcome]:
-    """Each person of the unpaired order in the garment of the sample so much later in the category."""
-    edits = Edits(out, Settings(str(root), "the world", order="unpaired"), MANIFEST)
-    found = []
+def edited_samples(root: Path, judge: DollJudge, out: Path, number_later: int) -> list[EditedSample]:
+    """Return each sample of the unpaired order, edited perfectly to wear the garment of a later sample.
+
+    number_later: how many samples later in the category that sample stands.
+    """
+    edits = EditFolder(out, EvaluationSettings(str(root), "the world", order="unpaired"), MANIFEST)
+    edited = []
     for number, sample in enumerate(edits.data):
-        other = edits.data.pairs[number // 12 * 12 + (number + number_later) % 12].garment_id
-        truth = render(dressed(judge.persons[sample.person_id], judge.garments[other]), SIZE).image
+        garment_id = edits.data.pairs[number // 12 * 12 + (number + number_later) % 12].garment_id
+        truth = render(dressed(judge.persons[sample.person_id], judge.garments[garment_id]), SIZE).image
         mask = edits.mask(sample)
         picture = np.where(mask[..., None] > 0, truth, np.asarray(sample.image)).astype(np.uint8)
-        found.append(Outcome(sample, mask, Image.fromarray(picture), ()))
-    return found
+        edited.append(EditedSample(sample, mask, Image.fromarray(picture), ()))
+    return edited
 
 
 def test_what_was_meant_is_found(root: Path, tmp_path: Path) -> None:
     judge = DollJudge(root)
-    verdicts = judge(outcomes(root, judge, tmp_path, number_later=0))
+    verdicts = judge(edited_samples(root, judge, tmp_path, number_later=0))
     assert set(verdicts) == {"kind", "colour", "pattern"}
     assert {len(values) for values in verdicts.values()} == {36}
     assert min(np.mean(values) for values in verdicts.values()) > 0.95
@@ -52,9 +55,9 @@ def test_what_was_meant_is_found(root: Path, tmp_path: Path) -> None:
 
 def test_what_was_not_meant_is_not_found(root: Path, tmp_path: Path) -> None:
     judge = DollJudge(root)
-    worn = outcomes(root, judge, tmp_path, number_later=1)
+    worn = edited_samples(root, judge, tmp_path, number_later=1)
     verdicts = judge(worn)
-    pairs = [outcome.sample.garment_id for outcome in worn]
+    pairs = [edited.sample.garment_id for edited in worn]
     following = [pairs[number // 12 * 12 + (number + 1) % 12] for number in range(36)]
     for name, values in verdicts.items():
         differing = [

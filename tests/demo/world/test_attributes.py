@@ -1,4 +1,4 @@
-"""Attributes, sampling and words of the paper-doll world."""
+"""The attributes of the paper-doll world, their sampling, and the captions of garments."""
 
 from dataclasses import replace
 from itertools import combinations

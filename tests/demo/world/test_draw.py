@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from fashion_rag.data.masks import repaint_mask
-from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Garment, Person, lab, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import (
+    PALETTE,
+    PATTERNS,
+    DollGarment,
+    DollPerson,
+    lab,
+    sample_garment,
+    sample_person,
+)
 from fashion_rag.demo.world.draw import pattern_maps, render, render_garment
 from fashion_rag.demo.world.figure import shade
 from fashion_rag.request import CATEGORIES
@@ -16,7 +24,7 @@ PALETTE_LAB = np.stack([lab(PALETTE[name]) for name in NAMES])
 GARMENT_LABELS = {"dresses": 7, "upper_body": 4, "lower_body": 6}
 
 
-def people(num: int) -> list[tuple[Person, Garment]]:
+def people(num: int) -> list[tuple[DollPerson, DollGarment]]:
     pairs = []
     for seed in range(num):
         category = CATEGORIES[seed % 3]
@@ -30,8 +38,8 @@ def nearest_name(colour: np.ndarray) -> str:
     return NAMES[int(np.argmin(np.linalg.norm(PALETTE_LAB - lab((r, g, b)), axis=1)))]
 
 
-def read_from_pixels(image: np.ndarray, person: Person, category: str) -> tuple[str, str, str | None]:
-    """Pattern, colour and second colour that fit the pixels best."""
+def read_from_pixels(image: np.ndarray, person: DollPerson, category: str) -> tuple[str, str, str | None]:
+    """Return the pattern, the colour and the second colour that fit the pixels best."""
     coverage, maps = pattern_maps(person, category, image.shape[:2])
     inside = coverage > 0.98
     pixels = image[inside].astype(np.float64)
@@ -72,7 +80,7 @@ def test_garment_pixels_have_garment_colours_and_label() -> None:
         coverage, _ = pattern_maps(person, garment.category)
         inside = coverage == 1
         assert inside.sum() >= 120
-        # The label map has no antialiasing, so that a border may lie one pixel off.
+        # The label map has no antialiasing, so a border may lie one pixel away.
         assert (rendering.label_map[inside] == GARMENT_LABELS[garment.category]).mean() > 0.97
         first = np.array(PALETTE[garment.colour], dtype=np.float64)
         second = np.array(PALETTE[garment.second_colour or garment.colour], dtype=np.float64)

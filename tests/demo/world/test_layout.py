@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fashion_rag.data.dresscode import DressCode, Order
-from fashion_rag.demo.world.attributes import Garment, chunks, sample_garment, sample_person
+from fashion_rag.demo.world.attributes import DollGarment, chunks, sample_garment, sample_person
 from fashion_rag.demo.world.draw import render, render_garment
 from fashion_rag.demo.world.layout import write_dresscode
 from fashion_rag.errors import InvalidRequest
@@ -93,7 +93,7 @@ def test_captions_and_attributes_belong_to_the_garments(root: Path) -> None:
     ids = [g.removesuffix("_1.jpg") for c in CATEGORIES for _, g in pairs(root / c / "test_pairs_paired.txt")]
     assert list(captions) == list(attributes) == ids
     assert len(set(ids)) == 12
-    garments = [Garment(**attributes[number]) for number in ids]
+    garments = [DollGarment(**attributes[number]) for number in ids]
     assert [list(chunks(garment)) for garment in garments] == list(captions.values())
     assert len(set(garments)) == 12
 

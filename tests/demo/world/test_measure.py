@@ -1,4 +1,4 @@
-"""Colour and pattern read back from pixels."""
+"""Colours and patterns are read back from the pixels of drawn pictures."""
 
 import numpy as np
 import pytest
