@@ -276,7 +276,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="One short round, to see that everything runs.")] = False,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.", show_default="3, or 1 with --quick")] = None,
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
-    threads: Annotated[int | None, typer.Option(help="Threads of each of our networks.", show_default="one a core")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each of our networks.", show_default="one a core")
+    ] = None,
 ) -> None:
     """Measure our server beside what one would use instead."""
     from fashion_rag.provenance import provenance, write_figure, write_result

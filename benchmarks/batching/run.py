@@ -138,7 +138,7 @@ def measure_steps(unet: DeepUNet, inputs: Inputs, max_rows: int, num_rounds: int
 
 
 def assumed_steps(alone_s: float, growth: float, max_rows: int) -> dict[int, float]:
-    """Return seconds of a step by its rows, on a line from `alone_s` for one edit to `growth` times that for all rows."""
+    """Return seconds of a step by its rows: on a line from `alone_s` for one edit to `growth` times that for all."""
     num_fit = max_rows // ROWS
     rows = [ROWS * num_edits for num_edits in range(1, num_fit + 1)]
     return dict(zip(rows, np.linspace(alone_s, growth * alone_s, num_fit).tolist(), strict=True))

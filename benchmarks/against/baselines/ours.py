@@ -1,6 +1,6 @@
 """Our own graph on this machine, started like the baselines: `fashion-rag serve` with a choice of threads.
 
-    python -m benchmarks.against.baselines.ours --catalogue out/world/catalogue --port 8003 --backend torch
+python -m benchmarks.against.baselines.ours --catalogue out/world/catalogue --port 8003 --backend torch
 """
 
 import os

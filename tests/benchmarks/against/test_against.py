@@ -214,7 +214,9 @@ def test_each_system_is_measured_as_planned(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("benchmarks.against.run.closed_loop", closed_loop)
     monkeypatch.setattr("benchmarks.against.run.load.run", run)
     settings = AgainstSettings(num_light=3, saturated_s=30.0, steady_s=50.0, overload_s=20.0)
-    records = {name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS}
+    records = {
+        name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS
+    }
     assert {name: [key for key in ("steady", "overload") if key in records[name]] for name in records} == {
         "a": ["overload"],
         "b": ["steady"],
