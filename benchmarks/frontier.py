@@ -2,7 +2,7 @@
 
 The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, are edited with the same seeds in every way:
 the plain 50 steps of DDIM, other solvers and numbers of steps, guidance in a part of the steps, deep features kept for
-several steps, and the server's presets. Agreement is read from pixels (fashion_rag/demo/agreement.py); CLIP-I and CMMD
+several steps, and the server's presets. Agreement is read from pixels (fashion_rag/demo/measure.py); CLIP-I and CMMD
 are by the demo's own towers, so they are not independent. The demo world is small: what holds in it may not hold for
 photos.
 `fashion-rag evaluate` does the same on Dress Code.

@@ -111,8 +111,8 @@ class World:
 
     def _garments(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], Vectors]:
         clusters = rng.choice(len(self._weights), count, p=self._weights)
-        offsets: Vectors = 0.5 * (self._centres[clusters] + self._spread[clusters] * self._noise(rng, count))
-        return clusters, offsets
+        offsets = 0.5 * (self._centres[clusters] + self._spread[clusters] * self._noise(rng, count))
+        return clusters, offsets.astype(np.float32, copy=False)
 
     def _noise(self, rng: np.random.Generator, count: int) -> Vectors:
         return rng.standard_normal((count, len(self._deviations)), np.float32) * self._deviations
@@ -149,8 +149,10 @@ def make_data(folder: Path, num_vectors: int, settings: RetrievalSettings) -> Re
         for name, mask in masks.items():
             best[name] = _merge(best[name], scores[:, mask[rows]], rows[mask[rows]], settings.k)
     _save(folder / "masks.npz", masks)
-    best_rows = {f"best {name}": rows for name, (_, rows) in best.items()}
-    _save(folder / "queries.npz", {"vectors": texts, "categories": text_categories} | best_rows)
+    queries: dict[str, NDArray[Any]] = {"vectors": texts, "categories": text_categories}
+    for name, (_, best_rows) in best.items():
+        queries[f"best {name}"] = best_rows
+    _save(folder / "queries.npz", queries)
     half = min(num_vectors, BLOCK_ROWS) // 2
     pairs = vectors[: half // 5] @ vectors[half : half + half // 5].T
     return {

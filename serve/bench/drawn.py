@@ -1,4 +1,4 @@
-"""Prompts for a load, and photos of as many persons as it needs, with masks and key points, from the paper-doll world."""
+"""Prompts for a load, and photos of as many persons as it needs, with masks and key points: all of paper dolls."""
 
 import io
 import json

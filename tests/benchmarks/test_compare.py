@@ -1,4 +1,4 @@
-"""Comparisons of made-up results: what differs is found, and noise is not."""
+"""Tests comparisons of made-up results: a change is found, and noise is none."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Holds the comparison to its arithmetic, on made-up servers and outcomes."""
+"""Tests the arithmetic of the comparison on made-up servers and outcomes."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Holds the baselines to the pipeline's pictures: what is compared is how edits are served, not what comes out."""
+"""Tests that the baselines make the pipeline's pictures: only the ways of serving edits are to differ."""
 
 import asyncio
 import base64

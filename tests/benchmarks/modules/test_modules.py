@@ -82,12 +82,12 @@ def test_each_round_begins_with_another_runner() -> None:
 
 def test_a_runner_is_compared_with_eager_round_by_round() -> None:
     # The second round is slow for both, the third for eager alone.
-    found = compare({NetworkRunner.ONNX: [1.0, 5.0, 1.0], NetworkRunner.EAGER: [2.0, 15.0, 10.0]})
-    assert found["onnx"] == {
+    compared = compare({NetworkRunner.ONNX: [1.0, 5.0, 1.0], NetworkRunner.EAGER: [2.0, 15.0, 10.0]})
+    assert compared["onnx"] == {
         "s": {"p25": 1.0, "median": 1.0, "p75": 3.0},
         "times_faster": {"p25": 2.5, "median": 3.0, "p75": 6.5},
     }
-    assert found["eager"]["times_faster"]["median"] == 1.0
+    assert compared["eager"]["times_faster"]["median"] == 1.0
 
 
 def test_a_share_is_of_what_the_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +184,10 @@ def test_edits_are_compared_by_time_and_picture() -> None:
     networks = {NetworkRunner.EAGER: {}, NetworkRunner.ONNX: {"unet": Recorder()}}
     level = measure_edits(model_of_pictures(make_edit), 2, networks, QUICK, exact=True)
     assert (level["batch"], level["unet_rows"]) == (2, 4)
-    found = level["runners"]["onnx"]
-    assert found["s"]["median"] == 2.0 and found["times_faster"]["median"] == 4.0
-    assert (found["edits_per_s"], found["max_difference_255"]) == (1.0, 2)
-    assert found["stages_s"] == {"encode": 1.0, "denoise": 1.0}
+    record = level["runners"]["onnx"]
+    assert record["s"]["median"] == 2.0 and record["times_faster"]["median"] == 4.0
+    assert (record["edits_per_s"], record["max_difference_255"]) == (1.0, 2)
+    assert record["stages_s"] == {"encode": 1.0, "denoise": 1.0}
 
 
 def test_a_picture_that_is_off_is_refused_in_float32() -> None:

@@ -1,4 +1,4 @@
-"""Holds the simulation to what is known: queueing theory, the real engine, and sums done by hand."""
+"""Tests the simulation against queueing theory, the real engine, and sums done by hand."""
 
 import math
 import random
