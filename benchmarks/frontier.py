@@ -1,4 +1,4 @@
-"""The claim: edits can be three times cheaper, and more, at the same quality. It is measured what each shortcut loses.
+"""The claim: edits can be three times cheaper, and more, at the same quality. Each shortcut is measured.
 
 The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, are edited with the same seeds in every way:
 the plain 50 steps of DDIM, other solvers and numbers of steps, guidance in a part of the steps, deep features kept for

@@ -10,8 +10,8 @@ A replica here is one of every stage; in a cluster its networks share a GPU. Lef
 and replicas that die. Serve's routers remember queue lengths for up to 10 s, while these always know them; a router
 that looks at no queue (`choices=1`) is the other bound.
 
-The events are callbacks on a clock of our own: edits at the same moment go on in the order in which they asked, which
-the figures depend on.
+The events are callbacks on a clock of our own, not processes: a call begins at once with the edit that asks for it, and
+does not wait for others that ask at the same moment. The figures depend on this order.
 """
 
 from __future__ import annotations
