@@ -57,8 +57,7 @@ def main(
     new: Annotated[str, typer.Argument(help="Results after.")],
 ) -> None:
     """Print a table, and exit with 1 if something became slower."""
-    before, after = ([read_config(Path(path)) for path in paths.split(",")] for paths in (old, new))
-    changes = compare(before, after)
+    changes = compare(_read(old), _read(new))
     table = Table("run", "pairs", "latency, new by old", "95 % interval", "throughput", "")
     for change in changes:
         low, high = change.interval
@@ -77,7 +76,8 @@ def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> lis
         raise ValueError("the results are not of the same edits: give both sides the same rates, mix and seed")
     changes = []
     for number, run in enumerate(old[0]["runs"]):
-        before, after = (_latencies([result["runs"][number] for result in side]) for side in (old, new))
+        before = _latencies([result["runs"][number] for result in old])
+        after = _latencies([result["runs"][number] for result in new])
         both = ~np.isnan(before) & ~np.isnan(after)
         ratios = (after[both] / before[both]).tolist() or [float("nan")]
         (interval,) = intervals(ratios, [50])
@@ -93,6 +93,11 @@ def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> lis
     return changes
 
 
+def _read(paths: str) -> list[dict[str, Any]]:
+    """Return the results in files whose paths have commas between them."""
+    return [read_config(Path(path)) for path in paths.split(",")]
+
+
 def _throughput(results: Sequence[dict[str, Any]], number: int) -> float:
     """Return the median throughput of run `number`."""
     return float(np.median([result["runs"][number]["summary"]["throughput_per_s"] for result in results]))
@@ -101,7 +106,7 @@ def _throughput(results: Sequence[dict[str, Any]], number: int) -> float:
 def _latencies(runs: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
     """Return for each edit the median over the runs in which it was done; NaN if there is none."""
     latencies = np.array([run["edits"]["latency_s"] for run in runs], dtype=float)
-    done = np.array([[kind == "done" for kind in run["edits"]["kind"]] for run in runs])
+    done = np.array([run["edits"]["kind"] for run in runs]) == "done"
     latencies[~done] = np.nan
     medians = np.full(latencies.shape[1], np.nan)
     ever_done = done.any(axis=0)

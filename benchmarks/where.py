@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
@@ -27,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.medians import medians
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_figure, write_result
@@ -79,7 +79,7 @@ def main(
         load.join()
     result = {
         "from": provenance(),
-        "single_edit_ms": {stage: median(times[stage] for times in stages) for stage in stages[0]},
+        "single_edit_ms": medians(stages),
         "share_of_a_core": shares,
     }
     console.print(table(shares))

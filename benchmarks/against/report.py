@@ -161,7 +161,10 @@ def rows(turns: Sequence[Record]) -> list[ClaimRow]:
     """Return the table's lines."""
 
     def cells(systems: str, figures: ReadValues) -> dict[str, float]:
-        return {name: median(median(figures(turn)) for turn in _turns_of(turns, name)) for name in systems}
+        by_system = {}
+        for name in systems:
+            by_system[name] = median(median(figures(turn)) for turn in _turns_of(turns, name))
+        return by_system
 
     at_load = f"at {LOAD:.0%} of (b)'s saturation"
     overload = f"done in time at {OVERLOAD} times its saturation, by its saturation"

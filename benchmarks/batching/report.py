@@ -25,9 +25,10 @@ def overview(result: Record, figure: str, title: str) -> Table:
     """Return a table of one figure of every comparison, and of that of shared steps divided by the others'."""
     _, first = _levels(result)[0]
     names, baselines = list(first["methods"]), list(first["shared_divided_by"])
+    ratio_names = [f"/{name}" for name in baselines]
     table = Table(
         *(Column(name, no_wrap=True) for name in ("", "edits", "load")),
-        *(Column(name, justify="right") for name in (*names, *(f"/{name}" for name in baselines))),
+        *(Column(name, justify="right") for name in (*names, *ratio_names)),
         box=SIMPLE,
         padding=0,
         title=title,

@@ -46,6 +46,7 @@ from benchmarks.batching.open_loop import (
     serve,
 )
 from benchmarks.batching.report import Record, details, overview, plot
+from benchmarks.medians import medians
 from fashion_rag.bundle import Bundle
 from fashion_rag.config import DEMO_BUNDLE
 from fashion_rag.denoising.engine import Engine
@@ -189,9 +190,7 @@ def compare(
             latencies = [getattr(of_edit, method.answer) for of_edit in times[method.let_in]]
             by_method[name] = figures(coming, latencies, step_s[ROWS])
         repeats.append(by_method)
-    medians = {}
-    for name in METHODS:
-        medians[name] = {figure: median(repeat[name][figure] for repeat in repeats) for figure in repeats[0][name]}
+    methods = {name: medians([repeat[name] for repeat in repeats]) for name in METHODS}
     ratios: dict[str, Record] = {name: {} for name in BASELINES}
     for name, of_figures in ratios.items():
         for figure in ("p95_s", "mean_s", "p95_own"):
@@ -202,7 +201,7 @@ def compare(
         "arrivals_per_s": median(num_edits / coming[-1].at_s for coming in traces),
         "num_edits": num_edits,
         "num_repeats": num_repeats,
-        "methods": medians,
+        "methods": methods,
         "shared_divided_by": ratios,
     }
 

@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,6 +41,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
+from benchmarks.medians import medians
 from benchmarks.modules.models import ROWS, MeasuredModel, TimedPictures, bundle_model, synchronize, untrained_model
 from benchmarks.modules.report import Record, edit_table, module_table, plot
 from benchmarks.modules.runners import (
@@ -173,13 +173,14 @@ def measure_edits(
     for round_number in range(settings.num_edit_rounds):
         for name in in_turn(edits, round_number):
             done[name].append(edits[name]())
-    seconds = {name: [sum(edited.stages_s.values()) for edited in rounds] for name, rounds in done.items()}
+    seconds = {}
+    for name, rounds in done.items():
+        seconds[name] = [sum(edited.stages_s.values()) for edited in rounds]
     runners = compare(seconds)
     for name, record in runners.items():
-        rounds = done[name]
         record |= {
             "edits_per_s": batch / record["s"]["median"],
-            "stages_s": {stage: median(edited.stages_s[stage] for edited in rounds) for stage in rounds[0].stages_s},
+            "stages_s": medians([edited.stages_s for edited in done[name]]),
             "max_difference_255": differences[name],
         }
     return {"batch": batch, "unet_rows": ROWS * batch, "num_steps": model.num_steps, "runners": runners}

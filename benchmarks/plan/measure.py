@@ -48,7 +48,7 @@ def main(
     duration: Annotated[float, typer.Option(help="Seconds at each rate.")] = 150.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same edits at the same times.")] = 1,
 ) -> None:
-    """Measure, and write what `Measurement` describes."""
+    """Measure the demo graph alone and under loads, and write what `Measurement` describes."""
     console = Console()
     wanted = mix.EditMix(prompts=drawn.drawn_prompts(), steps=STEPS)
     loads = []
