@@ -1,8 +1,8 @@
-"""Tells a change in latency from noise: two results of `fashion-rag bench`, of the same edits, before and after.
+"""Tells a change in latency from noise: compares two results of `fashion-rag bench`, of the same edits.
 
 Edits with the same number in the plan are the same, so they are compared in pairs; an interval that bootstraps blocks
-of neighbours says how far the median of their ratios is to be trusted. A machine drifts: where several results of a
-side are given, taken in turn (old, new, old, new), an edit counts with its median over them.
+of neighbours says how far the median of their ratios is to be trusted. A machine drifts, so several results a side may
+be given, taken in turn (old, new, old, new); an edit then counts with its median over them.
 
     fashion-rag bench --out old.json ... ; git switch change ; fashion-rag bench --out new.json ...
     python -m benchmarks.compare old.json new.json
@@ -18,20 +18,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from fashion_rag.artifacts import read_config
 from serve.bench.report import intervals
 
-# Of the latency. What is smaller is no change that anybody would act on.
-SMALL = 0.03
+SMALL = 0.03  # As a share of the latency; nobody would act on a smaller change.
 MIN_PAIRS = 20
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of a run: new latency by old, median over the pairs and its 95 % interval; and what is made of it."""
+    """The change in a run: the median over the pairs of new latency divided by old, and its 95 % interval."""
 
     run: str
     num_pairs: int
@@ -41,7 +41,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """slower or faster only where the whole interval is beyond SMALL."""
+        """Return "slower" or "faster" only if the whole interval is beyond SMALL, and otherwise what is known."""
         low, high = self.interval
         if self.num_pairs < MIN_PAIRS:
             return f"too few edits: fewer than {MIN_PAIRS} were done on both sides"
@@ -56,9 +56,8 @@ def main(
     old: Annotated[str, typer.Argument(help="Results before, with commas between them.")],
     new: Annotated[str, typer.Argument(help="Results after.")],
 ) -> None:
-    """Prints a table; exits with 1 if something became slower."""
-    before, after = ([read_config(Path(path)) for path in paths.split(",")] for paths in (old, new))
-    changes = compare(before, after)
+    """Print a table, and exit with 1 if something became slower."""
+    changes = compare(_read(old), _read(new))
     table = Table("run", "pairs", "latency, new by old", "95 % interval", "throughput", "")
     for change in changes:
         low, high = change.interval
@@ -69,39 +68,49 @@ def main(
 
 
 def compare(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[Change]:
-    """The change in each run. Raises ValueError where the results are not of the same edits."""
-    plans = [[(run["edits"]["at_s"], run["edits"]["rows"]) for run in result["runs"]] for result in (*old, *new)]
+    """Return the change in each run. Raises ValueError if the results are not of the same edits."""
+    plans = []
+    for result in (*old, *new):
+        plans.append([(run["edits"]["at_s"], run["edits"]["rows"]) for run in result["runs"]])
     if any(plan != plans[0] for plan in plans):
         raise ValueError("the results are not of the same edits: give both sides the same rates, mix and seed")
     changes = []
     for number, run in enumerate(old[0]["runs"]):
-        before, after = (_latencies([result["runs"][number] for result in side]) for side in (old, new))
+        before = _latencies([result["runs"][number] for result in old])
+        after = _latencies([result["runs"][number] for result in new])
         both = ~np.isnan(before) & ~np.isnan(after)
         ratios = (after[both] / before[both]).tolist() or [float("nan")]
         (interval,) = intervals(ratios, [50])
-        throughputs = [
-            np.median([result["runs"][number]["summary"]["throughput_per_s"] for result in side]) for side in (new, old)
-        ]
-        name = "trace" if run["rate"] is None else f"{run['rate']:g}/s"
         changes.append(
-            Change(name, int(both.sum()), float(np.median(ratios)), interval, float(throughputs[0] / throughputs[1]))
+            Change(
+                run="trace" if run["rate"] is None else f"{run['rate']:g}/s",
+                num_pairs=int(both.sum()),
+                ratio=float(np.median(ratios)),
+                interval=interval,
+                throughput_ratio=_throughput(new, number) / _throughput(old, number),
+            )
         )
     return changes
 
 
-def _latencies(runs: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Of each edit, the median over the runs in which it was done; NaN where there is none."""
-    found = [
-        [
-            latency_s if kind == "done" else np.nan
-            for kind, latency_s in zip(run["edits"]["kind"], run["edits"]["latency_s"], strict=True)
-        ]
-        for run in runs
-    ]
-    done = np.array(found, dtype=float)
-    medians = np.full(done.shape[1], np.nan)
-    some = ~np.isnan(done).all(axis=0)
-    medians[some] = np.nanmedian(done[:, some], axis=0)
+def _read(paths: str) -> list[dict[str, Any]]:
+    """Return the results in files whose paths have commas between them."""
+    return [read_config(Path(path)) for path in paths.split(",")]
+
+
+def _throughput(results: Sequence[dict[str, Any]], number: int) -> float:
+    """Return the median throughput of run `number`."""
+    return float(np.median([result["runs"][number]["summary"]["throughput_per_s"] for result in results]))
+
+
+def _latencies(runs: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Return for each edit the median over the runs in which it was done; NaN if there is none."""
+    latencies = np.array([run["edits"]["latency_s"] for run in runs], dtype=float)
+    done = np.array([run["edits"]["kind"] for run in runs]) == "done"
+    latencies[~done] = np.nan
+    medians = np.full(latencies.shape[1], np.nan)
+    ever_done = done.any(axis=0)
+    medians[ever_done] = np.nanmedian(latencies[:, ever_done], axis=0)
     return medians
 
 

@@ -1,9 +1,10 @@
-"""The claim: edits can be three times cheaper, and more, at the same quality. What each shortcut costs, and loses.
+"""The claim: edits can be three times cheaper, and more, at the same quality. Each shortcut is measured.
 
-The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, the same seeds for all: the plain 50 steps of
-DDIM, other solvers and numbers of steps, guidance in a part of the steps, deep features kept for several steps, and the
-server's presets. Agreement is read from pixels (fashion_rag.demo.world.measure); CLIP-I and CMMD are by the demo's own
-towers, so not independent. The demo world is a small world: what holds here may not hold for photos.
+The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, are edited with the same seeds in every way:
+the plain 50 steps of DDIM, other solvers and numbers of steps, guidance in a part of the steps, deep features kept for
+several steps, and the server's presets. Agreement is read from pixels (fashion_rag.demo.world.measure); CLIP-I and CMMD
+are by the demo's own towers, so they are not independent. The demo world is small: what holds in it may not hold for
+photos.
 `fashion-rag evaluate` does the same on Dress Code.
 
     python -m benchmarks.frontier --out benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
@@ -48,15 +49,15 @@ from fashion_rag.request import PLAIN, Shortcuts, Solver
 from serve.config import IngressSettings
 
 SEED = 7
-# Rows of the calls that are timed, and how often.
-TIMED_ROWS, NUM_TIMED = 8, 15
+TIMED_ROWS = 8  # in each call that is timed
+NUM_TIMED = 15  # calls that are timed
 RESAMPLES = 2000
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class DenoisingWay:
-    """One way to denoise. family: what it is drawn with."""
+    """One way to denoise. family: the ways that are drawn with it as one line."""
 
     name: str
     family: str
@@ -64,9 +65,10 @@ class DenoisingWay:
     shortcuts: Shortcuts = PLAIN
 
 
-def _settings() -> list[DenoisingWay]:
+def _ways() -> list[DenoisingWay]:
+    """Return all ways; the plain one comes first, and the others are compared with it."""
     ddim = [DenoisingWay(f"ddim {steps}", "DDIM", steps) for steps in (50, 20, 10, 7, 5)]
-    others = [
+    solvers = [
         DenoisingWay(f"{solver} {steps}", name, steps, Shortcuts(solver))
         for solver, name in ((Solver.DPMPP_2M, "DPM-Solver++(2M)"), (Solver.UNIPC, "UniPC"))
         for steps in (20, 10, 7, 5)
@@ -85,8 +87,7 @@ def _settings() -> list[DenoisingWay]:
         DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts())
         for name, preset in IngressSettings().presets.items()
     ]
-    # The plain one comes first: the others are compared with it.
-    return ddim + others + guided + kept + presets
+    return ddim + solvers + guided + kept + presets
 
 
 @cache
@@ -96,7 +97,7 @@ def _loaded() -> tuple[Pipeline, Any]:
 
 
 def judge(steps: int, shortcuts: Shortcuts, num_cases: int) -> Record:
-    """What becomes of all cases: per case whether colour and pattern agree, CLIP-I, and its picture's vector."""
+    """Edit all cases; return for each whether colour and pattern agree, CLIP-I, and the vector of its picture."""
     pipeline, encoder = _loaded()
     manifest = pipeline.manifest
     cases = [
@@ -104,15 +105,15 @@ def judge(steps: int, shortcuts: Shortcuts, num_cases: int) -> Record:
         for case in make_cases(num_cases, manifest.image_size, SEED, steps, manifest.guidance_scale)
     ]
     pictures = paint(pipeline, cases, [[case.target] for case in cases], lambda: None)
-    found = [
+    edits = [
         read_edit(picture, case.request.mask, case.person, case.target)
         for picture, case in zip(pictures, cases, strict=True)
     ]
     shop = [Image.fromarray(render_garment(case.target, manifest.image_size)) for case in cases]
-    likeness = (encoder.encode_images([one.cut_out for one in found]) * encoder.encode_images(shop)).sum(axis=1)
+    likeness = (encoder.encode_images([edit.cut_out for edit in edits]) * encoder.encode_images(shop)).sum(axis=1)
     return {
-        "colour": [one.has_colour for one in found],
-        "pattern": [one.reading.pattern == case.target.pattern for one, case in zip(found, cases, strict=True)],
+        "colour": [edit.has_colour for edit in edits],
+        "pattern": [edit.reading.pattern == case.target.pattern for edit, case in zip(edits, cases, strict=True)],
         "clip_i": likeness.tolist(),
         "vectors": _vectors(encoder, pictures),
         "truth": _vectors(encoder, [case.truth for case in cases]),
@@ -125,12 +126,13 @@ def _patterned(cases: Sequence[HeldOutCase]) -> list[bool]:
 
 
 def _vectors(encoder: Any, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = encoder.encode_images([Image.fromarray(one) for one in pictures]).astype(np.float64)
-    return found
+    images = [Image.fromarray(picture) for picture in pictures]
+    vectors: NDArray[np.float64] = encoder.encode_images(images).astype(np.float64)
+    return vectors
 
 
 def row_seconds() -> tuple[float, float]:
-    """Seconds of a row of the whole UNet, and of one of its outermost layers, in full calls that take turns."""
+    """Return the seconds of a row of the whole UNet, and of its outermost layers, in full calls that take turns."""
     pipeline, _ = _loaded()
     bundle = Bundle.open(DEMO_BUNDLE)
     blank = Inputs.blank(bundle.latent_size, bundle.text_width)
@@ -138,53 +140,54 @@ def row_seconds() -> tuple[float, float]:
     t = torch.zeros(TIMED_ROWS, dtype=torch.int64)
     inputs = (sample.repeat(TIMED_ROWS, 1, 1, 1), t, blank.prompt_embeds.repeat(TIMED_ROWS, 1, 1))
     unet: Any = pipeline.unet
-    seconds: tuple[list[float], list[float]] = ([], [])
+    deep_s, shallow_s = [], []
     with torch.inference_mode():
         for _ in range(NUM_TIMED):
             started = time.perf_counter()
             _, features = unet.deep(*inputs)
-            seconds[0].append(time.perf_counter() - started)
+            deep_s.append(time.perf_counter() - started)
             started = time.perf_counter()
             unet.shallow(*inputs, features)
-            seconds[1].append(time.perf_counter() - started)
-    deep, shallow = (statistics.median(each) / TIMED_ROWS for each in seconds)
-    return deep, shallow
+            shallow_s.append(time.perf_counter() - started)
+    return statistics.median(deep_s) / TIMED_ROWS, statistics.median(shallow_s) / TIMED_ROWS
 
 
-def summary(setting: DenoisingWay, judged: Record, plain: Record, seconds: tuple[float, float]) -> Record:
-    """Costs, means, and how far from the plain setting, with 95 % intervals over the cases."""
+def summary(way: DenoisingWay, judged: Record, plain: Record, seconds: tuple[float, float]) -> Record:
+    """Return costs, means, and how far they are from the plain way, with 95 % intervals over the cases."""
     pipeline, _ = _loaded()
-    steps = plan(pipeline.sampler, setting.steps, pipeline.manifest.guidance_scale, setting.shortcuts)
+    steps = plan(pipeline.sampler, way.steps, pipeline.manifest.guidance_scale, way.shortcuts)
     rows = [sum(kind) for kind in zip(*(step.rows for step in steps), strict=True)]
     patterned = np.array(judged["patterned"])
-    record: Record = {"name": setting.name, "family": setting.family, "deep_rows": rows[0], "shallow_rows": rows[1]}
+    record: Record = {"name": way.name, "family": way.family, "deep_rows": rows[0], "shallow_rows": rows[1]}
     record["seconds"] = rows[0] * seconds[0] + rows[1] * seconds[1]
     rng = np.random.default_rng(SEED)
     for name in ("colour", "pattern", "clip_i"):
-        # Of plain garments the pattern says little.
+        # The pattern of plain garments says little.
         chosen = patterned if name == "pattern" else np.ones_like(patterned)
-        own, theirs = (np.array(each[name], dtype=float)[chosen] for each in (judged, plain))
-        differences = own - theirs
+        own = np.array(judged[name], dtype=float)[chosen]
+        differences = own - np.array(plain[name], dtype=float)[chosen]
         means = rng.choice(differences, (RESAMPLES, len(differences))).mean(axis=1)
-        interval = [float(each) for each in np.percentile(means, [2.5, 97.5])]
+        interval = [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
         record[name] = {"mean": float(own.mean()), "change": float(differences.mean()), "interval": interval}
     record["cmmd"] = clip_distance(judged["truth"], judged["vectors"])
     return record
 
 
 def table(records: Sequence[Record]) -> Table:
-    """For a terminal."""
-    found = Table("", "whole rows", "outer rows", "s", "times cheaper", "colour", "pattern", "CLIP-I", "CMMD")
+    """Return a table for a terminal."""
+    rows = Table("", "whole rows", "outer rows", "s", "times cheaper", "colour", "pattern", "CLIP-I", "CMMD")
     plain = records[0]
-    for one in records:
-        changes = [f"{one[name]['mean']:.3f} ({one[name]['change']:+.3f})" for name in ("colour", "pattern", "clip_i")]
-        costs = [str(one["deep_rows"]), str(one["shallow_rows"]), f"{one['seconds']:.2f}"]
-        found.add_row(one["name"], *costs, f"{plain['seconds'] / one['seconds']:.1f}", *changes, f"{one['cmmd']:.2f}")
-    return found
+    for record in records:
+        measures = [record[name] for name in ("colour", "pattern", "clip_i")]
+        changes = [f"{measure['mean']:.3f} ({measure['change']:+.3f})" for measure in measures]
+        costs = [str(record["deep_rows"]), str(record["shallow_rows"]), f"{record['seconds']:.2f}"]
+        cheaper = f"{plain['seconds'] / record['seconds']:.1f}"
+        rows.add_row(record["name"], *costs, cheaper, *changes, f"{record['cmmd']:.2f}")
+    return rows
 
 
 def draw(records: Sequence[Record]) -> Any:
-    """Quality against seconds, a panel for each measure."""
+    """Draw quality against seconds, with a panel for each measure."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
     titles = {
         "colour": "main colour agrees",
@@ -192,19 +195,20 @@ def draw(records: Sequence[Record]) -> Any:
         "clip_i": "CLIP-I",
         "cmmd": "CMMD to the drawn truth (less is better)",
     }
-    families = list(dict.fromkeys(one["family"] for one in records))
+    families = list(dict.fromkeys(record["family"] for record in records))
     for panel, (name, title) in zip(panels.flat, titles.items(), strict=True):
         for family in families:
-            own = [one for one in records if one["family"] == family]
-            values = [one[name] if name == "cmmd" else one[name]["mean"] for one in own]
-            seconds = [one["seconds"] for one in own]
+            own = [record for record in records if record["family"] == family]
+            values = [record[name] if name == "cmmd" else record[name]["mean"] for record in own]
+            seconds = [record["seconds"] for record in own]
             if family == "preset":
                 panel.scatter(seconds, values, marker="*", s=160, color="black", label="presets", zorder=3)
-                for one, value in zip(own, values, strict=True):
-                    label = one["name"].removeprefix("preset ")
-                    panel.annotate(label, (one["seconds"], value), xytext=(6, 6), textcoords="offset points")
+                for record, value in zip(own, values, strict=True):
+                    label = record["name"].removeprefix("preset ")
+                    panel.annotate(label, (record["seconds"], value), xytext=(6, 6), textcoords="offset points")
             else:
-                panel.plot(seconds, values, "o-" if "part" not in family else "o", label=family, alpha=0.8)
+                marks = "o" if "part" in family else "o-"
+                panel.plot(seconds, values, marks, label=family, alpha=0.8)
         panel.set_title(title, fontsize=10)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -220,20 +224,20 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     plot: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
     num_cases: Annotated[int, typer.Option(help="Held-out cases.")] = 200,
-    num_processes: Annotated[int, typer.Option(help="Settings judged at once, a thread each.")] = 2,
+    num_processes: Annotated[int, typer.Option(help="Ways judged at once, with a thread each.")] = 2,
 ) -> None:
-    """Judge all settings, print, write."""
-    settings = _settings()
+    """Judge all ways to denoise, print the figures and write them."""
+    ways = _ways()
     seconds = row_seconds()
-    # Presets may be among the others.
-    ways = dict.fromkeys((setting.steps, setting.shortcuts) for setting in settings)
+    # A preset may be the same as another way, and is then judged once.
+    different = dict.fromkeys((way.steps, way.shortcuts) for way in ways)
     judged: dict[tuple[int, Shortcuts], Record] = {}
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        futures = {pool.submit(judge, *way, num_cases): way for way in ways}
+        futures = {pool.submit(judge, *key, num_cases): key for key in different}
         for future in track(as_completed(futures), "judging", len(futures)):
             judged[futures[future]] = future.result()
-    plain = judged[next(iter(ways))]
-    records = [summary(one, judged[one.steps, one.shortcuts], plain, seconds) for one in settings]
+    plain = judged[next(iter(different))]
+    records = [summary(way, judged[way.steps, way.shortcuts], plain, seconds) for way in ways]
     Console(width=140).print(table(records))
     result = {
         "from": provenance(),

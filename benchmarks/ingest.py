@@ -1,13 +1,14 @@
-"""The claim: a build encodes what is new at the encoders' own speed, and a text finds its garments in milliseconds.
+"""The claim: a build encodes new garments at the encoders' own speed, and a text finds its garments in milliseconds.
 
-Drawn garments become a catalogue of the demo bundle: with nothing known, by one process and by Ray Data workers; again
-with nothing new; and again with one garment in ten changed. Then every caption is searched for, encoding included.
+Drawn garments become a catalogue of the demo bundle: from nothing, by one process and by Ray Data workers; again with
+nothing new; and again with one garment in ten changed. Then every caption is searched for, encoding included.
 
     python -m benchmarks.ingest --out benchmarks/results/ingest.json
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -37,7 +38,10 @@ from fashion_rag.request import CATEGORIES
 def measure(
     bundle_path: Path, num_garments: int, num_workers: Sequence[int], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The result as plain values, for JSON. builds: seconds, garments encoded a second, and how many were."""
+    """Return the result as plain values for JSON.
+
+    num_workers: Ray workers, one build for each number. say: is told of progress.
+    """
     bundle = Bundle.open(bundle_path.resolve())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -46,23 +50,22 @@ def measure(
         garments = garments_in(folder / "world")
         builds: dict[str, dict[str, float]] = {}
 
-        def build(name: str, root: Path, which: Sequence[Garment], **how: Any) -> None:
+        def build(name: str, root: Path, chosen: Sequence[Garment], **options: Any) -> None:
             say(f"building: {name}")
             started = time.perf_counter()
-            built: Built = bundle.build_catalogue(root, which, work=folder / "work", **how)
+            built: Built = bundle.build_catalogue(root, chosen, work=folder / "work", **options)
             seconds = time.perf_counter() - started
             builds[name] = {"s": seconds, "num_encoded": built.num_encoded, "per_s": built.num_encoded / seconds}
 
         build("new, one process", folder / "catalogue", garments)
         build("nothing new", folder / "catalogue", garments)
-        # Another's picture: a garment that has changed.
-        changed = [
-            replace(garment, picture=garments[number - 1].picture) if number % 10 == 9 else garment
-            for number, garment in enumerate(garments)
-        ]
+        # A garment has changed if it has the picture of another.
+        changed = list(garments)
+        for number in range(9, len(garments), 10):
+            changed[number] = replace(garments[number], picture=garments[number - 1].picture)
         build("one in ten changed", folder / "catalogue", changed)
         for count in num_workers:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             try:
                 build(
@@ -92,7 +95,7 @@ def measure(
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
-    garments: Annotated[int, typer.Option(help="How many.")] = 1500,
+    garments: Annotated[int, typer.Option(help="Number of garments.")] = 1500,
     workers: Annotated[list[int] | None, typer.Option(help="Ray workers; repeatable.", show_default="1 and 2")] = None,
 ) -> None:
     """Measure building a catalogue, and searching it by text."""

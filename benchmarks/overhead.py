@@ -2,8 +2,8 @@
 
 The same edit of the demo model is made in turn by the graph, over HTTP, and by the same stages called one after the
 other in this process: picture in, retrieval, pseudo-words from a cache as in the graph, prompt, encoding, the engine's
-steps, decoding, PNG out; one thread each. The overhead is the difference of the two times of a round. The graph runs
-two stages side by side, which counts for it.
+steps, decoding, PNG out. Each has one thread. The overhead is the difference of the two times of a round. The graph
+runs two stages side by side, which counts in its favour.
 
     python -m benchmarks.overhead --out benchmarks/results/overhead.json
 """
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import torch
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.medians import medians
 from fashion_rag import pipeline
 from fashion_rag.data.finish import finish
 from fashion_rag.denoising.engine import Engine, Finished
@@ -43,7 +44,7 @@ WARM_UP_ROUNDS = 3
 
 
 class Round(NamedTuple):
-    """Seconds of an edit, served and bare, and the milliseconds that the served one was in each stage."""
+    """The seconds of an edit, served and bare, and the milliseconds that the served one spent in each stage."""
 
     served_s: float
     bare_s: float
@@ -52,15 +53,15 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class Bare:
-    """The stages without HTTP and replicas."""
+    """The stages of an edit without HTTP and replicas. words: the pseudo-words of garments, by id."""
 
     parts: Pipeline
     engine: Engine
     words: dict[str, Tensor]
 
     @torch.inference_mode()
-    def edit(self, form: EditForm) -> dict[str, object]:
-        """The reply to a form, as the server would send it."""
+    def edit(self, form: EditForm) -> dict[str, Any]:
+        """Return the reply to a form, as the server would send it."""
         parts = self.parts
         (request,) = edit_requests(form, parts.manifest, IngressSettings(), "bare", time.time())
         (match,) = pipeline.retrieve(parts.catalogue, request)
@@ -79,9 +80,9 @@ class Bare:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the result goes, as JSON.")],
-    num_rounds: Annotated[int, typer.Option(help="Edits by each.")] = 40,
-    bundle: Annotated[Path, typer.Option(help="The bundle that makes them.")] = DEMO_BUNDLE,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    num_rounds: Annotated[int, typer.Option(help="Edits by each of the two.")] = 40,
+    bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
 ) -> None:
     """Measure what HTTP and the graph add to an edit."""
     torch.set_num_threads(1)
@@ -98,17 +99,17 @@ def main(
             rounds = _measure(bare, case, port, num_rounds)
         finally:
             app.stop()
-    overheads = [each.served_s - each.bare_s for each in rounds]
-    alone, steps = median(each.bare_s for each in rounds), parts.manifest.num_inference_steps
-    result = {
+    overheads = [times.served_s - times.bare_s for times in rounds]
+    steps = parts.manifest.num_inference_steps
+    result: dict[str, Any] = {
         "from": provenance(),
         "num_rounds": num_rounds,
         "num_steps": steps,
-        "bare_ms": _spread([each.bare_s for each in rounds]),
-        "served_ms": _spread([each.served_s for each in rounds]),
+        "bare_ms": _spread([times.bare_s for times in rounds]),
+        "served_ms": _spread([times.served_s for times in rounds]),
         "overhead_ms": _spread(overheads),
-        "overhead_share": median(overheads) / alone,
-        "served_stages_ms": {stage: median(each.stages_ms[stage] for each in rounds) for stage in rounds[0].stages_ms},
+        "overhead_share": median(overheads) / median(times.bare_s for times in rounds),
+        "served_stages_ms": medians([times.stages_ms for times in rounds]),
     }
     write_result(out, result)
     table = Table("ms", "p25", "median", "p75", title=f"One edit of {steps} steps, {num_rounds} rounds")
@@ -121,8 +122,9 @@ def main(
 
 def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> list[Round]:
     files = {"image": showcase.png(case.person), "mask": showcase.png(case.mask)}
-    fields = {"category": case.category, "prompt": case.prompt, "keypoints": json.dumps(case.keypoints), "seed": 1}
-    form = EditForm(**files, **fields)
+    keypoints = json.dumps(case.keypoints)
+    fields: dict[str, Any] = {"category": case.category, "prompt": case.prompt, "keypoints": keypoints, "seed": 1}
+    form = EditForm(image=files["image"], mask=files["mask"], **fields)
     rounds = []
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300.0) as client:
         for _ in range(WARM_UP_ROUNDS + num_rounds):
@@ -131,7 +133,7 @@ def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> lis
             between = time.perf_counter()
             alone = bare.edit(form)
             ended = time.perf_counter()
-            # Otherwise they would not be the same work.
+            # The pictures are the same, so both have done the same work.
             assert served["data"] == alone["data"]
             rounds.append(Round(between - started, ended - between, served["timings_ms"]))
     return rounds[WARM_UP_ROUNDS:]

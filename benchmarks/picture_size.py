@@ -1,8 +1,8 @@
-"""The claim: what an edit costs grows with the photo only by reading, pasting and writing it.
+"""The claim: the cost of an edit grows with the photo only by reading, pasting and writing it.
 
-The same edit of the demo model, whose networks work at one size, with the photo at several: one caller, the sizes in
-turn, one graph. Photos are sent, and come back, as PNG and as JPEG. Larger ones are the small one, enlarged, so their
-files are smaller than a camera's.
+One caller sends the same edit of the demo model, whose networks work at one size, with the photo at several sizes in
+turn. Photos are sent, and come back, as PNG and as JPEG. The larger ones are the small one, enlarged, so their files
+are smaller than a camera's.
 
     python -m benchmarks.picture_size --out benchmarks/results/picture_size.json
 """
@@ -22,25 +22,25 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.medians import medians
 from fashion_rag.bundle import Bundle
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_result
 from serve.bench import drawn, measure, mix
 
-# Times the size of the bundle's pictures.
-FACTORS = (1, 4, 8, 16, 32)
+FACTORS = (1, 4, 8, 16, 32)  # times the size of the bundle's pictures
 FORMATS = ("png", "jpeg")
 WARM_UP_ROUNDS = 1
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the figures.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
     num_rounds: Annotated[int, typer.Option(help="Edits of each size and format.")] = 6,
 ) -> None:
-    """Measure, print, write."""
+    """Measure edits of photos of several sizes, print the figures and write them."""
     edit = mix.draw(mix.EditMix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
     photo = drawn.draw_photos([edit], Bundle.open(DEMO_BUNDLE).manifest)[edit.category, edit.person]
-    found: dict[tuple[str, int], list[tuple[float, dict[str, float], int]]] = defaultdict(list)
+    measured: dict[tuple[str, int], list[tuple[float, dict[str, float], int]]] = defaultdict(list)
     with measure.graph(DEMO_BUNDLE, None) as target, httpx.Client(base_url=target.url, timeout=300.0) as client:
         for number in range(WARM_UP_ROUNDS + num_rounds):
             for factor in FACTORS:
@@ -54,45 +54,45 @@ def main(
                     reply = client.post("/v1/images/edits", files=files, data=fields).raise_for_status()
                     took_s = time.perf_counter() - start
                     if number >= WARM_UP_ROUNDS:
-                        found[file_format, factor].append((took_s, reply.json()["timings_ms"], len(reply.content)))
+                        figures = (took_s, reply.json()["timings_ms"], len(reply.content))
+                        measured[file_format, factor].append(figures)
     height, width = Bundle.open(DEMO_BUNDLE).manifest.image_size
-    sizes = [
-        {
-            "format": file_format,
-            "size": [height * factor, width * factor],
-            "latency_ms": 1000 * median(took_s for took_s, _, _ in rounds),
-            "stages_ms": {name: median(timings[name] for _, timings, _ in rounds) for name in rounds[0][1]},
-            "reply_bytes": median(length for _, _, length in rounds),
-        }
-        for (file_format, factor), rounds in found.items()
-    ]
+    sizes = []
+    for (file_format, factor), rounds in measured.items():
+        sizes.append(
+            {
+                "format": file_format,
+                "size": [height * factor, width * factor],
+                "latency_ms": 1000 * median(took_s for took_s, _, _ in rounds),
+                "stages_ms": medians([timings for _, timings, _ in rounds]),
+                "reply_bytes": median(length for _, _, length in rounds),
+            }
+        )
     write_result(out, {"from": provenance(), "num_rounds": num_rounds, "sizes": sizes})
     Console().print(table(sizes))
 
 
 def table(sizes: list[dict[str, Any]]) -> Table:
-    """A row a size and format."""
+    """Return a table with a row for each size and format."""
     stages = list(sizes[0]["stages_ms"])
-    found = Table(
-        "format", "height x width", "latency, ms", *stages, "between and around", title="One edit of 20 steps"
-    )
-    for one in sizes:
-        times = [one["stages_ms"][stage] for stage in stages]
-        figures = [
-            f"{milliseconds:.0f}" for milliseconds in (one["latency_ms"], *times, one["latency_ms"] - sum(times))
-        ]
-        found.add_row(one["format"], "x".join(map(str, one["size"])), *figures)
-    return found
+    names = ("format", "height x width", "latency, ms", *stages, "between and around")
+    rows = Table(*names, title="One edit of 20 steps")
+    for record in sizes:
+        times = [record["stages_ms"][stage] for stage in stages]
+        milliseconds = (record["latency_ms"], *times, record["latency_ms"] - sum(times))
+        rows.add_row(
+            record["format"], "x".join(map(str, record["size"])), *(f"{number:.0f}" for number in milliseconds)
+        )
+    return rows
 
 
 def enlarged(content: bytes, factor: int, file_format: str) -> bytes:
-    """A picture file, so many times as high and as wide."""
+    """Return a picture file, `factor` times as high and as wide, in another format."""
     picture = Image.open(io.BytesIO(content))
     size = (picture.width * factor, picture.height * factor)
     saved = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC if file_format == "jpeg" else Image.Resampling.NEAREST).save(
-        saved, file_format
-    )
+    resampling = Image.Resampling.BICUBIC if file_format == "jpeg" else Image.Resampling.NEAREST
+    picture.resize(size, resampling).save(saved, file_format)
     return saved.getvalue()
 
 

@@ -1,9 +1,9 @@
 """The claim: the number of denoisers follows the load, up and down, and no edit is lost on the way.
 
-Four Ray nodes on this machine, a head and three workers with a GPU each that only Ray counts; the Serve config of
-k8s/overlays/gpu with the demo model and shorter delays (tests/cluster/rehearsal.py says what differs from KubeRay).
-Callers pause between their edits, so that what comes is less than two cores can do; the target is so low that it takes
-three denoisers all the same. Needs root, for network namespaces.
+Four Ray nodes run on this machine, a head and three workers with a GPU each that only Ray counts, with the Serve config
+of k8s/overlays/gpu, the demo model and shorter delays (tests/cluster/rehearsal.py says what differs from KubeRay).
+Callers pause between their edits, so that fewer edits come than two cores can do; the target is so low that they take
+three denoisers all the same. This needs root, for network namespaces.
 
     python -m benchmarks.scaling --out benchmarks/results/scaling.json
 """
@@ -31,8 +31,7 @@ from tests.cluster.nodes import Cluster, cluster
 from tests.serve.client import expected
 
 NUM_WORKERS = 3
-# Callers beside the first.
-NUM_MORE = 19
+NUM_MORE = 19  # callers who join the first
 FIRST_PAUSE_S, MORE_PAUSE_S = 4.0, 12.0
 TARGET_LOAD = 0.25
 LOW_S, HIGH_S, AFTER_S = 20.0, 75.0, 90.0
@@ -42,7 +41,7 @@ EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Sample:
-    """At a time: callers, denoisers that run and that Serve wants, and edits answered so far."""
+    """The state at one time: callers, denoisers that run and that Serve wants, and edits answered so far."""
 
     at_s: float
     callers: int
@@ -51,8 +50,8 @@ class Sample:
     done: int
 
 
-def main(out: Annotated[Path, typer.Option(help="Where to write the figures; the plot beside.")]) -> None:
-    """Measure, print, write."""
+def main(out: Annotated[Path, typer.Option(help="JSON file to write; the plot goes beside it.")]) -> None:
+    """Measure how denoisers follow the load, print it and write it."""
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         trace, load = measure(rehearsal.make_folders(Path(folder)))
@@ -78,7 +77,7 @@ def main(out: Annotated[Path, typer.Option(help="Where to write the figures; the
 
 
 def measure(folders: dict[str, str]) -> tuple[list[Sample], Load]:
-    """What happened, second by second, and the load that was on it."""
+    """Return the samples, one a second, and the load."""
     graph, (group,) = rehearsal.read("gpu")
     pipeline = Pipeline.load(Path(folders["bundle"]), folders["catalogue"])
     edits = [{"seed": seed, "steps": steps} for seed, steps in enumerate(STEPS)]
@@ -98,14 +97,14 @@ def measure(folders: dict[str, str]) -> tuple[list[Sample], Load]:
 
 @contextmanager
 def sampled(started: Cluster, load: Load) -> Iterator[list[Sample]]:
-    """A list that grows by a sample a second while the block runs."""
+    """Yield a list that grows by a sample a second while the block runs."""
     trace: list[Sample] = []
     over, start = Event(), time.monotonic()
 
     def sample() -> None:
         while not over.wait(EVERY_S):
             denoiser = rehearsal.application(started)["deployments"]["Denoiser"]
-            running = sum(one["state"] == "RUNNING" for one in denoiser["replicas"])
+            running = sum(replica["state"] == "RUNNING" for replica in denoiser["replicas"])
             at_s = round(time.monotonic() - start, 1)
             trace.append(Sample(at_s, load.num_callers, running, denoiser["target_num_replicas"], load.num_done))
 
@@ -119,7 +118,7 @@ def sampled(started: Cluster, load: Load) -> Iterator[list[Sample]]:
 
 
 def draw(trace: Sequence[Sample]) -> Any:
-    """Callers, and denoisers, over time."""
+    """Draw callers and denoisers over time."""
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 4.5), layout="constrained")
     at_s = [sample.at_s for sample in trace]
     above.step(at_s, [sample.callers for sample in trace], where="post", color="tab:grey")

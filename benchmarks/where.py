@@ -1,9 +1,9 @@
 """Where the time goes: what the processes of a loaded graph do with their time on the processor.
 
 The demo model is served here and gets more edits than it can do. Meanwhile py-spy, which comes with Ray, looks 100
-times a second at what each replica and the proxy do in Python; what they compute beside, as networks and codecs do, is
-what the kernel has counted and Python was not there for. The shares are of one core. The stages of a single edit, from
-the replies, are beside them.
+times a second at what each replica and the proxy do in Python; the rest of the processor time that the kernel counts is
+spent outside Python, in networks and codecs. The shares are of one core. The result also has the stages of a single
+edit, from the replies.
 
     python -m benchmarks.where --out benchmarks/results/where.json
 """
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
@@ -27,15 +26,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.medians import medians
 from fashion_rag.bundle import Bundle
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_figure, write_result
 from serve.bench import drawn, measure, mix
 
 RATE_HZ = 100
-EDITS_PER_S = 8.0  # far above what two cores do
+EDITS_PER_S = 8.0  # far more than two cores do
 FILLING_S = 10.0  # until the queue is full
-# The first of these that a stack has, from the innermost frame outwards, is what it is at.
+# A stack belongs to the first of these that one of its frames has, from the innermost frame outwards.
 ACTIVITIES = {
     "sampler": ("denoising/sampler", "denoising/runner", "denoising/guidance"),
     "scheduling": ("denoising/scheduler", "denoising/engine", "denoising/state"),
@@ -60,13 +60,13 @@ PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE", "Proxy")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the figures; the plot beside.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write; the plot goes beside it.")],
     seconds: Annotated[int, typer.Option(help="How long to look.")] = 30,
 ) -> None:
-    """Measure, print, write."""
+    """Measure where a loaded graph spends its time, print it and write it."""
     console = Console()
     wanted = mix.EditMix(prompts=drawn.drawn_prompts(), steps=[20], num_garments=[1])
-    alone = [edit for edit in mix.draw(wanted, [10.0 * number for number in range(4)], seed=0)]
+    alone = mix.draw(wanted, [10.0 * number for number in range(4)], seed=0)
     many = mix.draw(wanted, mix.poisson(EDITS_PER_S, seconds + 2 * FILLING_S, seed=1), seed=1)
     photos = drawn.draw_photos([*alone, *many], Bundle.open(DEMO_BUNDLE).manifest, lambda: None)
     with measure.graph(DEMO_BUNDLE, None) as target:
@@ -79,7 +79,7 @@ def main(
         load.join()
     result = {
         "from": provenance(),
-        "single_edit_ms": {stage: median(times[stage] for times in stages) for stage in stages[0]},
+        "single_edit_ms": medians(stages),
         "share_of_a_core": shares,
     }
     console.print(table(shares))
@@ -89,8 +89,11 @@ def main(
 
 
 def look(seconds: int) -> dict[str, dict[str, float]]:
-    """Of each process of the graph, what shares of a core it used for what."""
-    # A replica calls itself ray::ServeReplica:fashion-rag:Denoiser, or .method after it while it is at one.
+    """Return for each process of the graph which share of a core it used for which activity.
+
+    seconds: how long the processes are watched.
+    """
+    # A replica's title is ray::ServeReplica:fashion-rag:Denoiser, with .method after it while it runs one.
     names = {pid: re.match(r"ray::(?:ServeReplica:fashion-rag:)?(Proxy|\w+)", title) for pid, title in descendants()}
     pids = {name[1]: pid for pid, name in names.items() if name and name[1] in PROCESSES}
     before, start = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
@@ -118,38 +121,43 @@ def look(seconds: int) -> dict[str, dict[str, float]]:
         after, took_s = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic() - start
         for name in pids:
             stacks = [parsed(line) for line in Path(folder, name).read_text().splitlines()]
-            share = {what: number / (seconds * RATE_HZ) for what, number in activities(stacks).items()}
+            share = {name: number / (seconds * RATE_HZ) for name, number in activities(stacks).items()}
             used = (after[name] - before[name]) / took_s
             shares[name] = {BESIDE: max(0.0, used - sum(share.values()))} | share
     return shares
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds on the processor that a process has had."""
+    """Return the seconds on the processor that a process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def descendants() -> list[tuple[int, str]]:
-    """The processes that this one has started, directly or not, and what they call themselves."""
+    """Return the processes that this one has started, directly or not, as pairs of id and title."""
     run = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     lines = [line.split(maxsplit=2) for line in run.stdout.splitlines()]
-    ours, found = {os.getpid()}, []
-    # Parents come before their children, or are met in another round.
-    while fresh := [(int(pid), title) for pid, parent, title in lines if int(parent) in ours and int(pid) not in ours]:
-        ours |= {pid for pid, _ in fresh}
-        found += fresh
-    return found
+    processes = [(int(pid), int(parent), title) for pid, parent, title in lines]
+    ours = {os.getpid()}
+    started: list[tuple[int, str]] = []
+    # Every round finds the children of the processes that are known so far.
+    while children := [(pid, title) for pid, parent, title in processes if parent in ours and pid not in ours]:
+        ours |= {pid for pid, _ in children}
+        started += children
+    return started
 
 
 def parsed(line: str) -> tuple[tuple[str, ...], int]:
-    """A line of folded stacks: frames with semicolons between them, a space, and how often they were seen."""
+    """Return the frames of a line of folded stacks, and how often they were seen.
+
+    In the line, semicolons separate the frames, and the number follows after a space.
+    """
     frames, _, number = line.rpartition(" ")
     return tuple(frames.split(";")), int(number)
 
 
 def activities(stacks: Sequence[tuple[Sequence[str], int]]) -> Counter[str]:
-    """How often a process was seen at each of the ACTIVITIES."""
+    """Return how often a process was seen at each of the ACTIVITIES."""
     counts: Counter[str] = Counter()
     for frames, number in stacks:
         counts[activity(frames)] += number
@@ -157,32 +165,32 @@ def activities(stacks: Sequence[tuple[Sequence[str], int]]) -> Counter[str]:
 
 
 def activity(frames: Sequence[str]) -> str:
-    """What a stack is at."""
+    """Return the activity of a stack."""
     for frame in reversed(frames):
-        for what, places in ACTIVITIES.items():
+        for name, places in ACTIVITIES.items():
             if any(place in frame for place in places):
-                return what
+                return name
     return ELSE
 
 
 def table(shares: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row an activity, a column a process."""
-    found = Table("share of a core", *shares, title="A loaded graph")
-    for what in (BESIDE, *ACTIVITIES, ELSE):
-        if any(what in share for share in shares.values()):
-            found.add_row(what, *(f"{share.get(what, 0):.1%}" for share in shares.values()))
-    return found
+    """Return a table with a row for each activity and a column for each process."""
+    rows = Table("share of a core", *shares, title="A loaded graph")
+    for name in (BESIDE, *ACTIVITIES, ELSE):
+        if any(name in share for share in shares.values()):
+            rows.add_row(name, *(f"{share.get(name, 0):.1%}" for share in shares.values()))
+    return rows
 
 
 def draw(shares: Mapping[str, Mapping[str, float]]) -> Any:
-    """A bar a process."""
+    """Draw a bar for each process."""
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     left = dict.fromkeys(shares, 0.0)
-    for what in (BESIDE, *ACTIVITIES, ELSE):
-        widths = [100 * share.get(what, 0.0) for share in shares.values()]
+    for name in (BESIDE, *ACTIVITIES, ELSE):
+        widths = [100 * share.get(name, 0.0) for share in shares.values()]
         if any(widths):
-            axes.barh(list(shares), widths, left=list(left.values()), label=what)
-            left = {name: left[name] + width for name, width in zip(shares, widths, strict=True)}
+            axes.barh(list(shares), widths, left=list(left.values()), label=name)
+            left = {process: left[process] + width for process, width in zip(shares, widths, strict=True)}
     axes.set_xlabel("% of a core")
     axes.legend(fontsize="small")
     return figure

@@ -1,7 +1,7 @@
-"""Holds README, runbook and claims to what is there: commands exist, cheap blocks run, links lead somewhere.
+"""Holds all pages of documentation to what is there: commands exist, cheap blocks run, links lead somewhere.
 
 Blocks whose fence says "```bash run" are run, in their order and in one folder that starts empty; "```bash run slow"
-only among the slow tests. Any other block is only checked.
+only among the slow tests. Any other block is only checked. The Python example of the first page is run, too.
 """
 
 import os
@@ -14,11 +14,17 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from fashion_rag.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "k8s/README.md", ROOT / "benchmarks/README.md")}
+TRACKED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True
+).stdout.split()
+# Without git, as in an unpacked archive, the pages are those beside the packages.
+PAGE_PATHS = TRACKED or ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("*/README.md"))]
+PAGES = {ROOT / name: (ROOT / name).read_text() for name in PAGE_PATHS if not name.startswith("benchmarks/results/")}
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```bash([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 RUNNABLE = [
@@ -91,6 +97,27 @@ def test_examples_run(block: str, folder: Path) -> None:
         ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True
     )
     assert run.returncode == 0, run.stderr.decode()
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tiny_bundle: Path, tiny_catalogue: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGES[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-bundle").symlink_to(tiny_bundle)
+    (tmp_path / "my-catalogue").symlink_to(tiny_catalogue)
+    Image.new("RGB", (48, 64), "blue").save(tmp_path / "person.jpg")
+    mask = Image.new("L", (48, 64))
+    mask.paste(255, (8, 8, 40, 56))
+    mask.save(tmp_path / "mask.png")
+    run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    assert Image.open(tmp_path / "edited.png").size == (48, 64)
+
+
+def test_prose_lines_are_short() -> None:
+    for path, text in PAGES.items():
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines()
+        long = [line for line in prose if len(line) > 120 and not line.startswith(("|", "!["))]
+        assert long == [], path
 
 
 LINKS = sorted(

@@ -1,6 +1,6 @@
-"""What `against.py` found: figures of one turn, of all rounds, and whether they are what was claimed; table and plot.
+"""The figures of one turn and of all rounds, whether they are as claimed, and their table and plot. `run.py` calls it.
 
-A turn is a record: what one system did in one round. `against.py` makes them and calls this.
+A turn is a record of what one system did in one round.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from serve.bench.load import EditOutcome
 
 SYSTEMS = {"a": "diffusers, eager", "b": "Ray Serve, batched", "c": "ours, PyTorch", "d": "ours, ONNX Runtime"}
 STEPS = (10, 20, 50)
-# Of callers who wait; of (b)'s saturation; of one's own saturation; of a light edit.
-CALLERS, LOAD, OVERLOAD, DEADLINE = 8, 0.8, 5, 3
+CALLERS = 8  # that saturate a system, each with one edit at a time
+LOAD = 0.8  # of what (b) does saturated
+OVERLOAD = 5  # times what the system itself does saturated
+DEADLINE = 3  # times a light edit
 
 CLAIMED = ("one edit:\n(a) / (d)", "saturated:\n(d) / (a)", f"p95 at {LOAD:.0%}:\n(d) / (b)", "overloaded:\n(d) keeps")
 
@@ -28,19 +30,19 @@ NUM_RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)
 
 Record = dict[str, Any]
-# Values of a turn; those of another turn of the same round are of the same edits, in the same order.
+# Returns values of a turn; in all turns of a round they belong to the same edits, in the same order.
 ReadValues = Callable[[Record], Sequence[float]]
 
 
 class Throughput(NamedTuple):
-    """Edits done a second, and their steps."""
+    """How many edits are done a second, and how many steps."""
 
     edits_per_s: float
     steps_per_s: float
 
 
 class Interval(NamedTuple):
-    """A median over rounds, and where 95 % of resamples have it."""
+    """A median over rounds, and the interval that holds 95 % of its resamples."""
 
     value: float
     low: float
@@ -49,7 +51,11 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """A line of the table. cells: by system. compared: what `figure` is. goal: of it; None where nothing is claimed."""
+    """A line of the table.
+
+    cells: a value for each system. compared: which ratio or share `figure` is. goal: what `figure` is claimed to reach,
+    or to stay below if `at_most`; None where nothing is claimed.
+    """
 
     name: str
     cells: dict[str, float]
@@ -60,22 +66,22 @@ class ClaimRow:
 
     @property
     def met(self) -> bool | None:
-        """Whether the figure is as claimed; None where nothing is."""
+        """Return whether the figure is as claimed; None where nothing is claimed."""
         if self.figure is None or self.goal is None:
             return None
         return self.figure.value <= self.goal if self.at_most else self.figure.value >= self.goal
 
     def as_record(self) -> Record:
-        """The row as plain values for JSON."""
+        """Return the row as plain values for JSON."""
         figure = self.figure._asdict() if self.figure else None
         return asdict(self) | {"figure": figure, "met": self.met}
 
 
 def pace(outcomes: Iterable[EditOutcome], from_s: float, until_s: float, objective_s: float = math.inf) -> Throughput:
-    """What was done between two times, of that which was done within `objective_s` of its arrival.
+    """Return what was done a second between two times, counting edits done within `objective_s` of their arrival.
 
-    An edit counts for as much of its time, from its arrival to its end, as lies between the two. To count what ends
-    there would favour short edits where several run at once, and hang on when a batch happens to end.
+    An edit counts by the share of its time, from arrival to end, that lies between the two. Counting the edits that end
+    there would favour short edits where several run at once, and would depend on when a batch happens to end.
     """
     edits = steps = 0.0
     for outcome in outcomes:
@@ -88,73 +94,83 @@ def pace(outcomes: Iterable[EditOutcome], from_s: float, until_s: float, objecti
 
 
 def over_rounds(values: Sequence[Sequence[float]]) -> Interval:
-    """The median of the rounds' medians, and its interval: rounds drawn again, and in each round its values."""
+    """Return the median of the rounds' medians, and its interval: rounds are resampled, and the values within each."""
     rng = np.random.default_rng(0)
 
-    def resampled(some: Sequence[Any]) -> list[Any]:
-        return [some[place] for place in rng.integers(len(some), size=len(some))]
+    def resampled(sample: Sequence[Any]) -> list[Any]:
+        return [sample[place] for place in rng.integers(len(sample), size=len(sample))]
 
-    middles = [median(median(resampled(each)) for each in resampled(values)) for _ in range(NUM_RESAMPLES)]
+    middles = []
+    for _ in range(NUM_RESAMPLES):
+        middles.append(median(median(resampled(of_round)) for of_round in resampled(values)))
     low, high = np.percentile(middles, INTERVAL).tolist()
     return Interval(median(map(median, values)), low, high)
 
 
 def ratios(turns: Sequence[Record], over: str, under: str, figures: ReadValues) -> Interval:
-    """Of two systems, each value by the other's of the same round and edit."""
-    above, below = _of(turns, over), _of(turns, under)
+    """Return the values of system `over`, each divided by that of system `under` in the same round and edit."""
+    above, below = _turns_of(turns, over), _turns_of(turns, under)
     assert [turn["round"] for turn in above] == [turn["round"] for turn in below]
-    paired = [zip(figures(one), figures(other), strict=True) for one, other in zip(above, below, strict=True)]
-    return over_rounds([[value / base for value, base in pairs] for pairs in paired])
+    quotients = []
+    for turn, base_turn in zip(above, below, strict=True):
+        pairs = zip(figures(turn), figures(base_turn), strict=True)
+        quotients.append([value / base for value, base in pairs])
+    return over_rounds(quotients)
 
 
 def light(turn: Record) -> list[float]:
-    """Seconds of each edit of a single caller."""
+    """Return the seconds of each edit of a single caller."""
     return list(turn["light_s"])
 
 
 def as_good(turn: Record) -> list[float]:
-    """The same, of a system that has a cheaper way to as good a picture, that way."""
-    return list(turn.get("as_good_s", turn["light_s"]))
+    """Return the same, made the cheaper way to as good a picture where the system has one."""
+    if "as_good_s" in turn:
+        return list(turn["as_good_s"])
+    return light(turn)
 
 
 def saturated(turn: Record) -> list[float]:
-    """Edits a second."""
+    """Return the edits a second of a saturated system."""
     return [turn["saturated"]["edits_per_s"]]
 
 
 def steady(turn: Record, steps: Sequence[int] = STEPS) -> list[float]:
-    """p95 in seconds, of the edits of these numbers of steps; not a number where none came."""
+    """Return p95, in seconds, of the edits with these numbers of steps; it is not a number where none came."""
     edits = zip(turn["steady"]["steps"], turn["steady"]["latency_s"], strict=True)
     latencies = [latency_s for number, latency_s in edits if number in steps]
     return [float(np.percentile(latencies or [math.nan], 95))]
 
 
 def short(turn: Record) -> list[float]:
-    """The same of the edits with the fewest steps."""
+    """Return the same of the edits with the fewest steps."""
     return steady(turn, STEPS[:1])
 
 
 def kept(turn: Record, unit: str = "steps_per_s") -> list[float]:
-    """What is done in time under overload, as a share of what is done saturated."""
+    """Return what is done in time under overload, as a share of what is done saturated."""
     return [turn["overload"]["good"][unit] / turn["saturated"][unit]]
 
 
 def kept_edits(turn: Record) -> list[float]:
-    """The same in edits."""
+    """Return the same share, counted in edits."""
     return kept(turn, "edits_per_s")
 
 
 def rows(turns: Sequence[Record]) -> list[ClaimRow]:
-    """The table's lines."""
+    """Return the table's lines."""
 
     def cells(systems: str, figures: ReadValues) -> dict[str, float]:
-        return {name: median(median(figures(turn)) for turn in _of(turns, name)) for name in systems}
+        by_system = {}
+        for name in systems:
+            by_system[name] = median(median(figures(turn)) for turn in _turns_of(turns, name))
+        return by_system
 
     at_load = f"at {LOAD:.0%} of (b)'s saturation"
     overload = f"done in time at {OVERLOAD} times its saturation, by its saturation"
     times = cells("abcd", light)
     paces = cells("abcd", saturated)
-    goodput = over_rounds([kept(turn) for turn in _of(turns, "d")])
+    goodput = over_rounds([kept(turn) for turn in _turns_of(turns, "d")])
     return [
         ClaimRow("start to first picture, s", cells("abcd", lambda turn: [turn["cold_start_s"]])),
         ClaimRow("one edit of 20 steps, s", times, "(a) / (d)", ratios(turns, "a", "d", light), 3.0),
@@ -170,10 +186,10 @@ def rows(turns: Sequence[Record]) -> list[ClaimRow]:
     ]
 
 
-def table(found: Sequence[ClaimRow]) -> str:
-    """The rows in Markdown."""
+def table(claims: Sequence[ClaimRow]) -> str:
+    """Return the rows in Markdown."""
     head = ["", *(f"({name}) {what}" for name, what in SYSTEMS.items()), "compared", "95 % interval", "goal", ""]
-    lines = [head, ["---"] * len(head), *map(_cells, found)]
+    lines = [head, ["---"] * len(head), *map(_cells, claims)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -188,11 +204,11 @@ def _cells(row: ClaimRow) -> list[str]:
     return [row.name, *numbers, compared, interval, goal, {True: "met", False: "missed", None: ""}[row.met]]
 
 
-def plot(found: Sequence[ClaimRow], turns: Sequence[Record]) -> Figure:
-    """What was claimed, with intervals and goals; and the latencies of (b) and (d) at the same arrivals."""
+def plot(claims: Sequence[ClaimRow], turns: Sequence[Record]) -> Figure:
+    """Draw what was claimed, with intervals and goals, and the latencies of (b) and (d) at the same arrivals."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_claims(left, [row for row in found if row.goal is not None])
+    _draw_claims(left, [row for row in claims if row.goal is not None])
     _draw_latencies(right, turns)
     return figure
 
@@ -211,15 +227,13 @@ def _draw_claims(axes: Axes, claimed: Sequence[ClaimRow]) -> None:
 
 def _draw_latencies(axes: Axes, turns: Sequence[Record]) -> None:
     for colour, name in enumerate("bd"):
-        edits = [
-            edit
-            for turn in _of(turns, name)
-            for edit in zip(turn["steady"]["steps"], turn["steady"]["latency_s"], strict=True)
-        ]
+        edits: list[tuple[int, float]] = []
+        for turn in _turns_of(turns, name):
+            edits += zip(turn["steady"]["steps"], turn["steady"]["latency_s"], strict=True)
         label = f"({name}) {SYSTEMS[name]}"
         axes.ecdf([latency_s for _, latency_s in edits], color=f"C{colour}", label=label)
-        some = [latency_s for steps, latency_s in edits if steps == STEPS[0]]
-        axes.ecdf(some, color=f"C{colour}", linestyle="--", label=f"the same, {STEPS[0]} steps")
+        short_latencies = [latency_s for steps, latency_s in edits if steps == STEPS[0]]
+        axes.ecdf(short_latencies, color=f"C{colour}", linestyle="--", label=f"the same, {STEPS[0]} steps")
     axes.axhline(0.95, color="grey", linestyle=":")
     axes.set(
         title=f"at {LOAD:.0%} of (b)'s saturation, same arrivals",
@@ -230,5 +244,5 @@ def _draw_latencies(axes: Axes, turns: Sequence[Record]) -> None:
     axes.legend(fontsize="small", loc="lower right")
 
 
-def _of(turns: Sequence[Record], system: str) -> list[Record]:
+def _turns_of(turns: Sequence[Record], system: str) -> list[Record]:
     return [turn for turn in turns if turn["system"] == system]

@@ -1,24 +1,24 @@
 """The claims: next to what one would use instead, our server answers sooner, does more, and does not break when asked
-for more than it can do. Same weights, catalogue, machine and requests; only what serves them differs:
+for more than it can do. Weights, catalogue, machine and requests are the same; only what serves them differs:
 
     (a) diffusers, eager, one edit at a time     (b) the same in `@serve.batch` of Ray Serve, four edits at a time
     (c) ours, on PyTorch                         (d) ours, on ONNX Runtime
 
-Each has all cores. In every round each is started anew, alone on the machine, and measured once it is warm:
+Each system has all cores. In every round each is started anew, alone on the machine, and measured once it is warm:
 
-    light      One caller: edits of 20 steps and one garment, one after the other. (d) also makes them with UniPC, of
-               which 10 steps are as good as 20 of the others' DDIM (frontier.py).
-    saturated  Eight callers, each of whom waits for one edit before the next: 10, 20 and 50 steps, each as likely. That
-               keeps the largest batch of any of them full, and the next one waiting. Edits that came without waiting
-               would cost (a) and (b) the decoding of ever more uploads, and (d) would refuse them.
-    steady     (b) and (d): the same edits at the same random times, at 80 % of what (b) did saturated in this round.
-    overload   (a) and (d): edits with a deadline of three times its own light edit, at five times what it did itself
-               saturated. What it does in time, by what it did saturated, is counted in steps, so that to prefer short
-               edits is no gain.
+    light      One caller sends edits of 20 steps and one garment, one after the other. (d) also makes them with UniPC,
+               of which 10 steps are as good as 20 of the others' DDIM (frontier.py).
+    saturated  Eight callers each wait for one edit before they send the next, of 10, 20 or 50 steps, equally likely.
+               That keeps the largest batch of any system full, and the next one waiting. Edits that came without
+               waiting would cost (a) and (b) the decoding of ever more uploads, and (d) would refuse them.
+    steady     (b) and (d) get the same edits at the same random times, at 80 % of what (b) did saturated in this round.
+    overload   (a) and (d) get edits with a deadline of three times their own light edit, at five times what they did
+               saturated. What they do in time, as a share of what they did saturated, is counted in steps, so that
+               preferring short edits gains nothing.
 
-What is done a second leaves out the first fifth of the time, in which the queue fills. An edit of the steady load that
-is not done counts as one of PATIENCE_S. No start is in any of this. Starts have a line of their own, which leaves out
-the export to ONNX; (a) and (b) import our parser of uploads, and with it more than they need.
+Edits a second leave out the first fifth of the time, in which the queue fills. An edit of the steady load that is not
+done counts as one that takes PATIENCE_S. None of this includes a start. Starts have a line of their own, which leaves
+out the export to ONNX; (a) and (b) import our parser of uploads, and with it more than they need.
 
     python -m benchmarks.against --out benchmarks/results/against.json --plot benchmarks/results/against.png
 """
@@ -50,12 +50,12 @@ from serve.bench.mix import EditMix, Photos, Planned, draw, poisson
 from serve.bench.report import summarise
 from serve.ports import free_port
 
-BASELINES = Path(__file__).parent / "baselines"
+ROOT = Path(__file__).parents[2]
+BASELINES = "benchmarks.against.baselines"
 LIGHT_STEPS = 20
-# Of UniPC.
-AS_GOOD_STEPS = 10
+AS_GOOD_STEPS = 10  # with UniPC
 NUM_PERSONS = 20
-FILLING = 0.2
+FILLING = 0.2  # the share of the time in which the queue fills
 PATIENCE_S = 120.0
 MIN_DEADLINES = 5
 START_S, STOP_S, POLL_S = 600.0, 60.0, 0.2
@@ -65,9 +65,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class AgainstSettings:
-    """How much is run. num_light: edits, of each system in each round; the others are seconds in which edits come.
+    """How much is run.
 
-    An overload lasts longer where MIN_DEADLINES deadlines do.
+    num_light: edits of each system in each round. saturated_s, steady_s, overload_s: for how many seconds edits come;
+    an overload lasts for at least MIN_DEADLINES deadlines.
     """
 
     num_rounds: int = 3
@@ -82,22 +83,22 @@ QUICK = AgainstSettings(num_rounds=1, num_light=3, saturated_s=10.0, steady_s=10
 
 @dataclass(frozen=True)
 class Edits:
-    """What is sent in a round: to each system the same. prompts: by category."""
+    """The edits of a round, the same for each system. prompts: by category."""
 
     prompts: Mapping[str, Sequence[str]]
     photos: Photos
     seed: int
 
     def light(self, number: int) -> list[Planned]:
-        """Edits for one caller."""
+        """Return edits for one caller."""
         return self._drawn((LIGHT_STEPS,), [0.0] * number)
 
     def saturating(self) -> list[Planned]:
-        """More edits than are done in any of these times."""
+        """Return more edits than any system does while it is saturated."""
         return self._drawn(STEPS, [0.0] * 1000)
 
     def coming(self, rate: float, duration_s: float, deadline_s: float | None = None) -> list[Planned]:
-        """Edits that come at random times."""
+        """Return edits that come at random times."""
         return self._drawn(STEPS, poisson(rate, duration_s, self.seed), deadline_s)
 
     def _drawn(self, steps: Sequence[int], arrivals: Sequence[float], deadline_s: float | None = None) -> list[Planned]:
@@ -108,7 +109,7 @@ class Edits:
 def closed_loop(
     url: str, planned: Sequence[Planned], photos: Photos, num_callers: int = 1, duration_s: float = math.inf
 ) -> list[EditOutcome]:
-    """How edits ended, first to end first, of callers who each send the next one when the last is over.
+    """Return how the edits ended, in the order of their ends, of callers who each wait for one before the next.
 
     None is sent later than `duration_s`; those on the way then are waited for.
     """
@@ -123,8 +124,10 @@ def closed_loop(
 async def call(
     client: httpx.AsyncClient, planned: Sequence[Planned], photos: Photos, num_callers: int, duration_s: float
 ) -> list[EditOutcome]:
-    """The same, with a client."""
-    clock, left, outcomes = asyncio.get_running_loop().time, iter(planned), list[EditOutcome]()
+    """Return the same as `closed_loop`, sent with `client`."""
+    outcomes: list[EditOutcome] = []
+    left = iter(planned)
+    clock = asyncio.get_running_loop().time
     start = clock()
 
     async def send(edit: Planned, at_s: float) -> None:
@@ -144,20 +147,21 @@ async def call(
 
 @contextmanager
 def served(script: Sequence[str], first: Planned, photos: Photos) -> Iterator[tuple[str, float]]:
-    """The URL of a server that has answered `first`, and how many seconds after its start it had.
+    """Yield the URL of a server that has answered `first`, and after how many seconds it had; then stop the server.
 
-    Raises RuntimeError, with what the server has said, if it does not come to that.
+    script: a module of the baselines, and its options. Raises RuntimeError, with the server's output, if the server
+    ends or does not answer in time.
     """
     port = free_port()
-    command = [sys.executable, str(BASELINES / script[0]), *script[1:], "--port", str(port)]
-    with tempfile.TemporaryFile("w+") as said:
+    command = [sys.executable, "-m", f"{BASELINES}.{script[0]}", *script[1:], "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as output:
         started = time.monotonic()
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
             while (outcome := closed_loop(f"http://127.0.0.1:{port}", [first], photos)[0]).kind != "done":
                 if process.poll() is not None or time.monotonic() - started > START_S:
-                    said.seek(0)
-                    raise RuntimeError(f"{' '.join(command)}: {outcome.reply.failure}\n{said.read()}")
+                    output.seek(0)
+                    raise RuntimeError(f"{' '.join(command)}: {outcome.reply.failure}\n{output.read()}")
                 time.sleep(POLL_S)
             yield f"http://127.0.0.1:{port}", time.monotonic() - started
         finally:
@@ -173,9 +177,12 @@ def served(script: Sequence[str], first: Planned, photos: Photos) -> Iterator[tu
 def measure(
     name: str, url: str, settings: AgainstSettings, edits: Edits, steady_rate: float | None, say: Callable[[str], None]
 ) -> Record:
-    """What one system did in one round. steady_rate: edits a second; None = set by what it does saturated."""
+    """Return what one system did in one round.
+
+    steady_rate: edits a second of the steady load; None for LOAD of what the system itself does saturated.
+    """
     photos = edits.photos
-    # Batches of all sizes once, for memory and whatever else comes with the first.
+    # Every batch size runs once before it is timed, because its first call allocates memory.
     closed_loop(url, [replace(edit, steps=2) for edit in edits.saturating()[: 2 * CALLERS]], photos, CALLERS)
     say("    light")
     alone = closed_loop(url, edits.light(settings.num_light), photos)
@@ -198,7 +205,7 @@ def measure(
     if name in "ad":
         rate, deadline_s = OVERLOAD * done.edits_per_s, DEADLINE * median(record["light_s"])
         say(f"    overload, {rate:.2f} edits a second, each within {deadline_s:.2f} s")
-        # Many deadlines long, or its end, at which nobody comes any more, would count for much.
+        # It lasts for many deadlines, so that its end, when nobody comes any more, counts for little.
         duration_s = max(settings.overload_s, MIN_DEADLINES * deadline_s)
         record["overload"] = _overload(url, edits, rate, duration_s, deadline_s)
     return record
@@ -225,8 +232,8 @@ def _overload(url: str, edits: Edits, rate: float, duration_s: float, deadline_s
 
 
 def run(settings: AgainstSettings, bundle: Path, threads: int, say: Callable[[str], None]) -> list[Record]:
-    """What every system did in every round, in the order in which they had their turns."""
-    # Here, because the process that sends edits imports this module too, and has no use for PyTorch.
+    """Return what every system did in every round, in the order of their turns."""
+    # These are imported here because the process that sends edits imports this module, too, and needs no PyTorch.
     from export.runtime import Runtime
     from fashion_rag.bundle import Bundle
     from serve.bench.drawn import draw_photos, drawn_prompts
@@ -247,26 +254,31 @@ def run(settings: AgainstSettings, bundle: Path, threads: int, say: Callable[[st
                 say(f"round {number + 1}: ({name}) {SYSTEMS[name]}")
                 with served((script, *options, *common), edits.light(1)[0], photos) as (url, cold_start_s):
                     say(f"    first picture after {cold_start_s:.0f} s")
-                    found = measure(name, url, settings, edits, steady_rate, say)
-                turns.append({"system": name, "round": number, "cold_start_s": cold_start_s, **found})
+                    measured = measure(name, url, settings, edits, steady_rate, say)
+                turns.append({"system": name, "round": number, "cold_start_s": cold_start_s, **measured})
                 if name == "b":
-                    steady_rate = found["steady"]["rate"]
+                    steady_rate = measured["steady"]["rate"]
     return turns
 
 
 def scripts(threads: int) -> dict[str, tuple[str, ...]]:
-    """What starts each system, in the order of their turns: (b) sets the rate for (d). threads: of our networks."""
-    ours = ("ours.py", "--threads", str(threads), "--backend")
-    return {"a": ("eager.py",), "b": ("batched.py",), "c": (*ours, "torch"), "d": (*ours, "onnx")}
+    """Return the module and options that start each system, in the order of their turns: (b) sets the rate for (d).
+
+    threads: of each of our networks.
+    """
+    ours = ("ours", "--threads", str(threads), "--backend")
+    return {"a": ("eager",), "b": ("batched",), "c": (*ours, "torch"), "d": (*ours, "onnx")}
 
 
 def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Picture to write.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One short round, to see that everything runs.")] = False,
-    rounds: Annotated[int | None, typer.Option(help="How many.", show_default="3, or 1 with --quick")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.", show_default="3, or 1 with --quick")] = None,
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
-    threads: Annotated[int | None, typer.Option(help="Of our networks.", show_default="one a core")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each of our networks.", show_default="one a core")
+    ] = None,
 ) -> None:
     """Measure our server beside what one would use instead."""
     from fashion_rag.provenance import provenance, write_figure, write_result
@@ -274,20 +286,22 @@ def main(
     settings, threads = QUICK if quick else AgainstSettings(), threads or os.cpu_count() or 1
     settings = replace(settings, num_rounds=rounds or settings.num_rounds)
     started = time.monotonic()
-    turns = run(
-        settings, bundle, threads, lambda what: print(f"{time.monotonic() - started:5.0f} s  {what}", file=sys.stderr)
-    )
-    found = rows(turns)
+
+    def say(message: str) -> None:
+        print(f"{time.monotonic() - started:5.0f} s  {message}", file=sys.stderr)
+
+    turns = run(settings, bundle, threads, say)
+    claims = rows(turns)
     write_result(
         out,
         {
             "from": provenance(),
             "settings": asdict(settings) | {"threads": threads},
             "duration_s": time.monotonic() - started,
-            "claims": [row.as_record() for row in found],
+            "claims": [row.as_record() for row in claims],
             "turns": turns,
         },
     )
-    typer.echo(table(found), nl=False)
+    typer.echo(table(claims), nl=False)
     if plot_file:
-        write_figure(plot_file, plot(found, turns))
+        write_figure(plot_file, plot(claims, turns))

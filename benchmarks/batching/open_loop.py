@@ -1,6 +1,6 @@
 """Edits that come at random and do not wait for the server, and how they are served: for real, or on a virtual clock.
 
-`batching.py` calls it. Nothing here knows what is compared.
+`run.py` calls it. Nothing here knows what is compared.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fashion_rag.denoising.scheduler import Limits, running_rows
 from fashion_rag.denoising.state import CallOutcome, CallResult, EditState
 from fashion_rag.models.unet import SplitUNet
 
-# Stands where an engine takes a UNet that it never calls.
+# A simulated engine is given this UNet, and never calls it.
 NO_UNET = SplitUNet(nn.Identity(), nn.Identity())
 
 GUIDANCE_SCALE = 7.5
-ROWS = 2  # of an edit, because it is guided
-NEVER_FULL = 1_000_000  # edits that may wait, so that none is refused
+ROWS = 2  # An edit takes two rows because it is guided.
+NEVER_FULL = 1_000_000  # So many edits may wait that none is refused.
 
 StepTimes = Mapping[int, float]  # seconds of an engine's step, by the rows of its UNet call
 
 
 class NumberedArrival(NamedTuple):
-    """An edit of `num_steps` comes `at_s` seconds after the start."""
+    """An edit of `num_steps` steps that comes `at_s` seconds after the start."""
 
     number: int
     at_s: float
@@ -38,18 +38,19 @@ class NumberedArrival(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds from an edit's arrival until it was done, and until the engine was empty again."""
+    """The seconds from an edit's arrival until it was done, and until the engine was empty again."""
 
     done_s: float
     empty_s: float
 
 
-# Of those that wait, oldest first, who may join a step when so many edits are running and so many fit.
+# Returns which of the waiting edits, given oldest first, may join a step; it is also given how many are running and how
+# many fit into a step.
 LetIn = Callable[[Sequence[NumberedArrival], int, int], Sequence[NumberedArrival]]
 
 
 def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> list[NumberedArrival]:
-    """Poisson arrivals, `rate` a second on average, of edits of `steps`: equal parts, shuffled.
+    """Return Poisson arrivals, `rate` a second on average, of edits whose step counts are equal parts, shuffled.
 
     The same seed gives the same edits in the same order at every rate.
     """
@@ -62,12 +63,15 @@ def arrivals(steps: Sequence[int], num_edits: int, rate: float, seed: int) -> li
 def serve(
     engine: Engine, sleep: Callable[[float], None], coming: Sequence[NumberedArrival], let_in: LetIn, inputs: Inputs
 ) -> list[Times]:
-    """The times of the edits in `coming`, in its order; `let_in` is asked before every step.
+    """Serve the edits in `coming` and return their times, in its order.
 
-    sleep: lets so many seconds of the engine's clock pass. Raises the error of an edit that fails.
+    let_in: is asked before every step. sleep: lets so many seconds of the engine's clock pass. Raises the error of an
+    edit that fails.
     """
-    queue, waiting = deque(coming), list[NumberedArrival]()
-    done, empty = dict[int, float](), dict[int, float]()
+    queue = deque(coming)
+    waiting: list[NumberedArrival] = []
+    done: dict[int, float] = {}
+    empty: dict[int, float] = {}
     start = engine.clock()
     while queue or waiting or len(engine):
         now = engine.clock() - start
@@ -92,13 +96,16 @@ def serve(
 
 
 def guided_edit(number: int, num_steps: int, inputs: Inputs) -> Edit:
-    """An edit without a deadline."""
+    """Return a guided edit without a deadline, of the size of `inputs`."""
     height, width = inputs.latents.shape[-2:]
     return Edit(str(number), (height, width), num_steps, GUIDANCE_SCALE, NoiseSchedule())
 
 
 class SimulatedEngine(Engine):
-    """An engine on a clock of its own. Its calls compute nothing; they take the time `step_s` of their rows."""
+    """An engine on a clock of its own, with the bookkeeping of a real one.
+
+    Its calls compute nothing; they take the time that `step_s` gives for their rows.
+    """
 
     def __init__(self, limits: Limits, step_s: StepTimes) -> None:
         super().__init__(NO_UNET, limits, clock=lambda: self.now)
@@ -106,11 +113,11 @@ class SimulatedEngine(Engine):
         self.step_s = step_s
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let so many seconds pass."""
         self.now += seconds
 
     def run(self, batch: Sequence[EditState]) -> CallOutcome:
-        """Let the time of the call pass, and leave every edit where it was."""
+        """Let the time of the call pass, and return every edit's position as it was."""
         seconds = self.step_s[running_rows(batch).total]
         self.sleep(seconds)
         return CallOutcome([CallResult(state.position, None) for state in batch], seconds)

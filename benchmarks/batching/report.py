@@ -1,4 +1,4 @@
-"""What `batching.py` found, as tables for a terminal and as a plot. It calls this; nothing is computed here."""
+"""The result of `run.py` as tables for a terminal and as a plot. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-NO_GAIN = 0.95  # a ratio from here on counts as none
-# Where fewer of the edits that come are answered in the same time, the queue grows for as long as they come, and a
-# latency tells how long that was. Only a long run shows it.
+NO_GAIN = 0.95  # A ratio from here on counts as no gain.
+# A method that answers fewer than this share of the edits that come cannot keep up: its queue grows for as long as
+# edits come, and its latencies only tell how long that was. Only a long run shows it.
 KEEPS_UP = 0.9
 LONG_RUNS = ("simulated", "assumed")
-LINES = ("-", "--", "-.", ":")  # because some methods' times are the same
+LINES = ("-", "--", "-.", ":")  # They differ because the times of some methods are the same.
 
 Record = dict[str, Any]
 
 
 def overview(result: Record, figure: str, title: str) -> Table:
-    """One figure of every comparison, and that of shared steps divided by the others'."""
-    (names, others), *_ = [(list(level["methods"]), list(level["shared_divided_by"])) for _, level in _levels(result)]
+    """Return a table of one figure of every comparison, and of that of shared steps divided by the others'."""
+    _, first = _levels(result)[0]
+    names, baselines = list(first["methods"]), list(first["shared_divided_by"])
+    ratio_names = [f"/{name}" for name in baselines]
     table = Table(
         *(Column(name, no_wrap=True) for name in ("", "edits", "load")),
-        *(Column(name, justify="right") for name in (*names, *(f"/{name}" for name in others))),
+        *(Column(name, justify="right") for name in (*names, *ratio_names)),
         box=SIMPLE,
         padding=0,
         title=title,
@@ -35,16 +37,17 @@ def overview(result: Record, figure: str, title: str) -> Table:
     for kind, level in _levels(result):
         behind = _behind(kind, level)
         cells = ["behind" if name in behind else f"{level['methods'][name][figure]:.2f}" for name in names]
-        for name in others:
+        for name in baselines:
             ratio = level["shared_divided_by"][name][figure]["median"]
-            cells.append("" if name in behind else f"[{'green' if ratio < NO_GAIN else 'red'}]{ratio:.2f}[/]")
+            colour = "green" if ratio < NO_GAIN else "red"
+            cells.append("" if name in behind else f"[{colour}]{ratio:.2f}[/]")
         growth = f" x{level['growth']:g}" if "growth" in level else ""
         table.add_row(kind + growth, level["workload"], f"{level['load']:g}", *cells)
     return table
 
 
 def details(level: Record) -> Table:
-    """All figures of one comparison, the methods side by side."""
+    """Return a table of all figures of one comparison, the methods side by side."""
     table = Table(
         "",
         *(Column(name, justify="right") for name in level["methods"]),
@@ -52,15 +55,15 @@ def details(level: Record) -> Table:
         padding=(0, 1, 0, 0),
         title=f"real run: {level['num_repeats']} times {level['num_edits']} {level['workload']} edits, "
         f"load {level['load']:g}",
-        caption="own: in times that the edit takes alone",
+        caption="own: in multiples of the edit's time alone",
     )
     for figure in level["methods"]["shared"]:
-        table.add_row(figure.replace("_", " "), *(f"{found[figure]:.2f}" for found in level["methods"].values()))
+        table.add_row(figure.replace("_", " "), *(f"{figures[figure]:.2f}" for figures in level["methods"].values()))
     return table
 
 
 def plot(result: Record) -> Figure:
-    """p95 by load for each workload, and how the ratio of p95 depends on what a full step costs."""
+    """Draw p95 by load for each workload, and how the ratio of p95 depends on what a full step costs."""
     settings = result["settings"]
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     figure.suptitle(f"Shared steps and whole requests, at most {settings['max_rows']} rows in a UNet call")
@@ -79,32 +82,34 @@ def plot(result: Record) -> Figure:
     return figure
 
 
-def _draw_p95(axes: Axes, kind: str, found: Sequence[Record], marker: str) -> None:
-    for number, name in enumerate(found[0]["methods"] if found else ()):
-        p95 = [math.nan if name in _behind(kind, level) else level["methods"][name]["p95_s"] for level in found]
-        style = {"color": f"C{number}", "marker": marker, "markerfacecolor": "none"}
+def _draw_p95(axes: Axes, kind: str, levels: Sequence[Record], marker: str) -> None:
+    if not levels:
+        return
+    for number, name in enumerate(levels[0]["methods"]):
+        p95 = [math.nan if name in _behind(kind, level) else level["methods"][name]["p95_s"] for level in levels]
+        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markerfacecolor": "none"}
         if kind == "simulated":
             style |= {"linestyle": LINES[number], "label": f"{name}, simulated"}
         else:
             style |= {"linestyle": "none"}
-        axes.plot([level["load"] for level in found], p95, **style)
-    if found and kind != "simulated":
+        axes.plot([level["load"] for level in levels], p95, **style)
+    if kind != "simulated":
         axes.plot([], [], color="grey", marker=marker, markerfacecolor="none", linestyle="none", label=kind)
 
 
 def _draw_ratios(axes: Axes, result: Record) -> None:
-    found = result["assumed"]
+    levels = result["assumed"]
     axes.set(
-        title=f"{found[0]['workload']} edits, load {found[0]['load']:g}, made-up step times",
+        title=f"{levels[0]['workload']} edits, load {levels[0]['load']:g}, made-up step times",
         xlabel="time of a full step / time of one edit's step",
         ylabel="p95 of shared / p95 of the other",
     )
-    for number, name in enumerate(found[0]["shared_divided_by"], start=1):
+    for number, name in enumerate(levels[0]["shared_divided_by"], start=1):
         ratios = [
             math.nan if name in _behind("assumed", level) else level["shared_divided_by"][name]["p95_s"]["median"]
-            for level in found
+            for level in levels
         ]
-        axes.plot([level["growth"] for level in found], ratios, ".-", color=f"C{number}", label=f"shared / {name}")
+        axes.plot([level["growth"] for level in levels], ratios, ".-", color=f"C{number}", label=f"shared / {name}")
     seconds = list(result["step_s"].values())
     axes.axvline(seconds[-1] / seconds[0], color="grey", linestyle=":", label="measured step times")
     axes.axhline(1, color="grey", linewidth=0.8)
@@ -117,13 +122,19 @@ def _levels(result: Record) -> list[tuple[str, Record]]:
 
 
 def _steps(result: Record) -> str:
-    """The times of a step, and those after the real run where there was one."""
-    found = [", ".join(f"{1000 * each:.0f}" for each in result[key].values()) for key in ("step_s", "step_s_after")]
-    after = f"; after the real run: {found[1]}" if found[1] else ""
-    return f"steps with {', '.join(map(str, result['step_s']))} rows take, in ms: {found[0]}{after}"
+    """Return a line with the times of a step, and those after the real run where there was one."""
+    before, after = _milliseconds(result["step_s"]), _milliseconds(result["step_s_after"])
+    line = f"steps with {', '.join(map(str, result['step_s']))} rows take, in ms: {before}"
+    return f"{line}; after the real run: {after}" if after else line
+
+
+def _milliseconds(step_s: Record) -> str:
+    return ", ".join(f"{1000 * seconds:.0f}" for seconds in step_s.values())
 
 
 def _behind(kind: str, level: Record) -> list[str]:
-    """The methods that cannot keep up."""
+    """Return the methods that cannot keep up."""
+    if kind not in LONG_RUNS:
+        return []
     enough = KEEPS_UP * level["arrivals_per_s"]
-    return [name for name, found in level["methods"].items() if kind in LONG_RUNS and found["answers_per_s"] < enough]
+    return [name for name, figures in level["methods"].items() if figures["answers_per_s"] < enough]

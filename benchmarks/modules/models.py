@@ -1,4 +1,4 @@
-"""What `modules.py` measures: the networks of a bundle, or untrained ones of full size, and the edits they make."""
+"""The networks that `run.py` measures, of a bundle or untrained ones of full size, and the edits that they make."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from fashion_rag.pipeline import Conditioning, Pipeline, decode, denoise, encode
 
 SEED = 0
 GUIDANCE_SCALE = 7.5
-ROWS = 2  # of the UNet for one guided edit
+ROWS = 2  # One guided edit takes two rows of the UNet.
 
-# stabilityai/stable-diffusion-2-inpainting: unet/config.json, but for the 27 channels, and vae/config.json.
+# From stabilityai/stable-diffusion-2-inpainting: unet/config.json, except for the 27 channels, and vae/config.json.
 SD2_IMAGE_SIZE = (512, 384)
 SD2_UNET = {
     "sample_size": 64,
@@ -53,7 +53,7 @@ SD2_VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "norm_num_groups": 32,
 }
-# The released schedule, but v-prediction: it keeps the latents of an untrained UNet at unit size.
+# The released schedule with v-prediction, which keeps the latents of an untrained UNet at unit size.
 SD2_SAMPLER = NoiseSchedule(
     beta_start=0.00085,
     beta_end=0.012,
@@ -77,10 +77,11 @@ MakePictures = Callable[[], TimedPictures]
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """Networks, and what is made with them.
+    """The networks that are measured, and the edits that are made with them.
 
     bundle: None where the specs' loaders need none. edit_rows: rows of each network in an edit of one picture.
-    batches: how many edits are made at once. make_edit: the edits that given networks make, always the same ones.
+    batches: how many edits are made at once. make_edit: returns what makes so many edits with given networks, always
+    the same edits.
     """
 
     name: str
@@ -93,7 +94,7 @@ class MeasuredModel:
 
 
 def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: int | None = None) -> MeasuredModel:
-    """The networks of a bundle, and one edit: a paper doll in a garment, whose picture is put into `folder`.
+    """Return the networks of a bundle, and one edit: a paper doll in a garment, whose picture is put into `folder`.
 
     num_steps: by default the bundle's own.
     """
@@ -114,14 +115,15 @@ def bundle_model(bundle: Bundle, device: torch.device, folder: Path, num_steps: 
 
         def edit() -> TimedPictures:
             result = pipeline(case.request, [garment])
-            # There is nothing to retrieve.
-            return TimedPictures(result.image[None], {k: s for k, s in result.timings_s.items() if k != "retrieve"})
+            # Nothing is retrieved, so that stage is left out.
+            stages_s = {stage: seconds for stage, seconds in result.timings_s.items() if stage != "retrieve"}
+            return TimedPictures(result.image[None], stages_s)
 
         return edit
 
-    # The prompt and the empty prompt.
+    # The text encoder has a row for the prompt and one for the empty prompt.
     rows = {"unet": ROWS * num_steps, "vae_encoder": 1, "vae_decoder": 1, "text_encoder": 2, "garment_encoder": 1}
-    # Only edits that keep features have rows of it.
+    # Only edits that keep features run the outermost layers alone.
     rows["unet_shallow"] = 0
     return MeasuredModel(manifest.name, module_specs(bundle), bundle, num_steps, rows, (1,), make_edit)
 
@@ -134,15 +136,16 @@ def untrained_model(
     vae_config: Mapping[str, Any] = SD2_VAE,
     batches: tuple[int, ...] = (1, 8),
 ) -> MeasuredModel:
-    """A UNet and a VAE with random weights, always the same; edits are encoding, guided steps and decoding.
+    """Return a UNet and a VAE with random weights, always the same; edits are encoding, guided steps and decoding.
 
-    By default those of Stable Diffusion 2 with 27 channels. How long a network takes hardly depends on its weights.
+    By default they are those of Stable Diffusion 2 with 27 channels. How long a network takes hardly depends on its
+    weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         unet = UNet(UNet2DConditionModel(**unet_config)).eval().requires_grad_(False)
         autoencoder = AutoencoderKL(**vae_config).eval().requires_grad_(False)
-    # PyTorch's own initial weights shrink what passes through by this factor, so that float16's errors look large.
+    # PyTorch's own initial weights shrink activations by this factor, so that float16's errors look large.
     for layer in (*unet.modules(), *autoencoder.modules()):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.mul_(3**0.5)
@@ -152,7 +155,7 @@ def untrained_model(
     text = TensorSpec((MAX_TOKENS, unet_config["cross_attention_dim"]))
     sample = TensorSpec((IN_CHANNELS, height, width))
 
-    def of(module: nn.Module) -> Callable[[Bundle | None, torch.dtype], nn.Module]:
+    def loader(module: nn.Module) -> Callable[[Bundle | None, torch.dtype], nn.Module]:
         return lambda bundle, dtype: copy.deepcopy(module).to(dtype)
 
     specs = (
@@ -160,17 +163,17 @@ def untrained_model(
             "unet",
             {"sample": sample, "timestep": TensorSpec((), torch.int64), "prompt_embeds": text},
             {"noise_pred": latents},
-            of(unet),
+            loader(unet),
             (),
         ),
         ModuleSpec(
             "vae_encoder",
             {"image": image},
             {"moments": TensorSpec((2 * LATENT_CHANNELS, height, width))},
-            of(VAEEncoder(autoencoder).eval()),
+            loader(VAEEncoder(autoencoder).eval()),
             (),
         ),
-        ModuleSpec("vae_decoder", {"latents": latents}, {"image": image}, of(VAEDecoder(autoencoder).eval()), ()),
+        ModuleSpec("vae_decoder", {"latents": latents}, {"image": image}, loader(VAEDecoder(autoencoder).eval()), ()),
     )
 
     def make_edit(networks: Networks, batch: int) -> MakePictures:
@@ -183,7 +186,7 @@ def untrained_model(
 
 
 def _untrained_edit(
-    unet: nn.Module,
+    unet: Any,
     vae: VAE,
     image_size: tuple[int, int],
     text: TensorSpec,
@@ -224,6 +227,6 @@ def _timed(stage: str, stages_s: dict[str, float], device: torch.device) -> Iter
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

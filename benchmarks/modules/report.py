@@ -1,4 +1,4 @@
-"""What `modules.py` found, as tables for a terminal and as a plot. It calls this; nothing is computed here."""
+"""The result of `run.py` as tables for a terminal and as a plot. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-COLUMNS = 3  # of the plot
+COLUMNS = 3  # panels beside each other in the plot
 
 Record = dict[str, Any]
 
 
 def module_table(result: Record) -> Table:
-    """Milliseconds of a call of each network, and how many times faster than eager."""
+    """Return a table of the milliseconds of a call of each network, and how many times faster than eager it is."""
     names = list(result["runners"])
     table = Table(
         "",
@@ -35,7 +35,7 @@ def module_table(result: Record) -> Table:
 
 
 def edit_table(result: Record) -> Table:
-    """The whole edit with each runner, and the milliseconds of its stages."""
+    """Return a table of the whole edit with each runner, and the milliseconds of its stages."""
     shared = result["limit_flops_per_s"] is not None
     stages = list(result["edits"][0]["runners"]["eager"]["stages_s"])
     figures = ("edits", "s", "edits/s", "faster", "off by", *(["share"] if shared else []))
@@ -48,22 +48,22 @@ def edit_table(result: Record) -> Table:
         caption="off by: the largest difference of a picture from eager's, in 255ths",
     )
     for level in result["edits"]:
-        for name, found in level["runners"].items():
+        for name, record in level["runners"].items():
             table.add_row(
                 name,
                 str(level["batch"]),
-                f"{found['s']['median']:.3f}",
-                f"{found['edits_per_s']:.2f}",
-                f"{found['times_faster']['median']:.2f}x",
-                str(found["max_difference_255"]),
-                *([f"{found['share']:.0%}"] if shared else []),
-                *(f"{1000 * found['stages_s'][stage]:.0f}" for stage in stages),
+                f"{record['s']['median']:.3f}",
+                f"{record['edits_per_s']:.2f}",
+                f"{record['times_faster']['median']:.2f}x",
+                str(record["max_difference_255"]),
+                *([f"{record['share']:.0%}"] if shared else []),
+                *(f"{1000 * record['stages_s'][stage]:.0f}" for stage in stages),
             )
     return table
 
 
 def plot(result: Record) -> Figure:
-    """How many times faster each network is, by rows, and the seconds of the whole edit, by stages."""
+    """Draw how many times faster each network is, by rows, and the seconds of the whole edit, by stages."""
     levels = result["edits"]
     num_panels = len(result["modules"]) + len(levels)
     num_lines = math.ceil(num_panels / COLUMNS)
@@ -84,17 +84,15 @@ def plot(result: Record) -> Figure:
 
 def _draw_module(axes: Axes, module: Record, colours: dict[str, str]) -> None:
     for name, colour in colours.items():
-        found = [
-            (level["rows"], level["runners"][name]["times_faster"])
-            for level in module["rows"]
-            if name in level["runners"]
-        ]
-        if not found:
+        levels = [level for level in module["rows"] if name in level["runners"]]
+        if not levels:
             continue
-        rows, ratios = zip(*found, strict=True)
-        middle = [each["median"] for each in ratios]
-        around = [[each["median"] - each["p25"] for each in ratios], [each["p75"] - each["median"] for each in ratios]]
-        axes.errorbar(rows, middle, yerr=around, fmt=".-", color=colour, capsize=2, label=name)
+        ratios = [level["runners"][name]["times_faster"] for level in levels]
+        middle = [ratio["median"] for ratio in ratios]
+        below = [ratio["median"] - ratio["p25"] for ratio in ratios]
+        above = [ratio["p75"] - ratio["median"] for ratio in ratios]
+        rows = [level["rows"] for level in levels]
+        axes.errorbar(rows, middle, yerr=[below, above], fmt=".-", color=colour, capsize=2, label=name)
     every = [level["rows"] for level in module["rows"]]
     axes.set(title=module["module"], xlabel="rows", ylabel="times faster than eager", xscale="log")
     axes.set_xticks(every, [str(rows) for rows in every])
@@ -118,18 +116,20 @@ def _draw_edit(axes: Axes, level: Record) -> None:
     axes.legend(fontsize="small", loc="lower right")
 
 
-def _cell(found: Record | None, name: str) -> str:
-    if found is None:
+def _cell(record: Record | None, name: str) -> str:
+    if record is None:
         return ""
-    text = f"{1000 * found['s']['median']:.2f}"
+    text = f"{1000 * record['s']['median']:.2f}"
     if name != "eager":
-        text += f" {found['times_faster']['median']:.2f}x"
-    return text if found["share"] is None else f"{text} {found['share']:.0%}"
+        text += f" {record['times_faster']['median']:.2f}x"
+    return text if record["share"] is None else f"{text} {record['share']:.0%}"
 
 
 def _notes(result: Record) -> str:
-    """What ran and what did not, and how far off the networks were."""
-    lines = [f"{name}: {what}; off by at most {_worst(result, name):.0e}" for name, what in result["runners"].items()]
+    """Return lines on the runners that ran and those left out, and how far off the networks were."""
+    lines = []
+    for name, software in result["runners"].items():
+        lines.append(f"{name}: {software}; off by at most {_worst(result, name):.0e}")
     lines += [f"{name}: left out, {why}" for name, why in result["left_out"].items()]
     return "\n".join([*lines, "off by: the largest error, in standard deviations of the output"])
 

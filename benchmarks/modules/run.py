@@ -8,15 +8,16 @@ Every network of the bundle, with 1 to 16 rows, and a whole edit are timed with 
     openvino    OpenVINO, on a CPU, from the same files; left out where it is not installed
     tensorrt    TensorRT, on a GPU
 
-in float32 on a CPU and float16 on a GPU, with one thread as in a replica. Before it is timed, each is checked against
-PyTorch in float32 on the same inputs; one that is too far off ends the benchmark, and so does, in float32, a picture
-that is off by more than 2/255. Runners take turns within a round, so that a disturbance meets all; a turn is several
-calls in a row. Times are medians over the rounds; how much faster than eager one is, the median of the rounds' ratios.
+They run in float32 on a CPU and float16 on a GPU, with one thread as in a replica. Before a network is timed, it is
+checked against PyTorch in float32 on the same inputs; a network that is too far off ends the benchmark, and so does, in
+float32, a picture that is off by more than 2/255. Runners take turns within a round, so that a disturbance meets all; a
+turn is several calls in a row. Times are medians over the rounds; "times faster" than eager is the median of the
+rounds' ratios.
 
-torch.compile takes long, so without --all it is tried only where it matters most (COMPILED below); an edit has the
-other networks from eager then. --size sd2 measures an untrained UNet of full size and its VAE, and edits of 50 guided
-steps, one and eight at a time; it needs a GPU and takes tens of minutes. "share" is the part of what the GPU can do in
-useful operations, which are counted as the network has them in PyTorch.
+torch.compile takes long, so without --all it is tried only where it matters most (COMPILED below); the other networks
+of an edit are then eager. --size sd2 measures an untrained UNet of full size and its VAE, and edits of 50 guided steps,
+one and eight at a time; it needs a GPU and takes tens of minutes. "share" is the share of the GPU's useful operations a
+second that is reached; operations are counted as the network has them in PyTorch.
 
     python -m benchmarks.modules --out benchmarks/results/modules.json --plot benchmarks/results/modules.png
     python -m benchmarks.modules --size sd2 --out benchmarks/results/modules_sd2.json
@@ -32,7 +33,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Literal
 
 import numpy as np
@@ -41,6 +41,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
+from benchmarks.medians import medians
 from benchmarks.modules.models import ROWS, MeasuredModel, TimedPictures, bundle_model, synchronize, untrained_model
 from benchmarks.modules.report import Record, edit_table, module_table, plot
 from benchmarks.modules.runners import (
@@ -58,27 +59,28 @@ from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.provenance import provenance, write_figure, write_result
 
-# Useful operations a second, which "share" is a share of, by what the GPU's name holds. What large bfloat16 matrix
-# products reach on an H100 SXM; the dense peak in NVIDIA's datasheet is 989e12, and an H200 has the same processor.
+# Useful operations a second, which "share" is a share of, by part of the GPU's name. An H100 SXM reaches this in large
+# bfloat16 matrix products; the dense peak in NVIDIA's datasheet is 989e12, and an H200 has the same processor.
 # `count_flops` finds 0.582e12 in a row of the full-size UNet, 0.831e12 in encoding and 1.879e12 in decoding a picture:
 # 60.9e12 in an edit of 50 guided steps.
 LIMIT_FLOPS = {"H100": 790e12, "H200": 790e12}
-# The rows at which torch.compile is tried: on a GPU, those of the edits.
+# The rows at which torch.compile is tried; on a GPU they are those of the edits.
 COMPILED: dict[str, dict[str, tuple[int, ...]]] = {
     "cpu": {"unet": (1, 2, 8), "vae_decoder": (1, 2, 8)},
     "cuda": {"unet": (2, 16), "vae_encoder": (1, 8), "vae_decoder": (1, 8)},
 }
 COMPILED_QUICK: dict[str, tuple[int, ...]] = {"unet": (2,)}
 SD2_STEPS = 50
-# In 255ths, of a picture in float32: what a replica promises whatever runs its networks.
+# In 255ths. A replica promises this for pictures in float32, whatever runs its networks.
 MAX_DIFFERENCE = 2
 
 
 @dataclass(frozen=True)
 class ModulesSettings:
-    """How much is run. turn_s: about how long one runner is at work before the next has its turn.
+    """How much is run.
 
-    num_steps: of an edit; by default the bundle's own, or 50 at full size.
+    turn_s: about how long a runner works before the next has its turn. num_steps: steps of an edit; by default the
+    bundle's own, or 50 at full size.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -92,55 +94,54 @@ QUICK = ModulesSettings(rows=(1, 2), num_rounds=3, num_edit_rounds=2, turn_s=0.0
 
 
 def in_turn(names: Iterable[NetworkRunner], round_number: int) -> tuple[NetworkRunner, ...]:
-    """The order of a round: each begins with another runner."""
+    """Return the order of a round; each round begins with another runner."""
     order = deque(names)
     order.rotate(-round_number)
     return tuple(order)
 
 
 def spread(numbers: Sequence[float]) -> dict[str, float]:
-    """Quartiles."""
+    """Return the quartiles."""
     return dict(zip(("p25", "median", "p75"), np.percentile(numbers, (25, 50, 75)).tolist(), strict=True))
 
 
 def compare(seconds: Mapping[NetworkRunner, Sequence[float]]) -> dict[NetworkRunner, Record]:
-    """The times of each runner, a number for each round, and how many times faster than eager it was."""
-    return {
-        name: {
-            "s": spread(each),
-            "times_faster": spread(
-                [eager / own for eager, own in zip(seconds[NetworkRunner.EAGER], each, strict=True)]
-            ),
-        }
-        for name, each in seconds.items()
-    }
+    """Return the quartiles of each runner's times and of how many times faster than eager it was.
+
+    seconds: a number for each round, by runner.
+    """
+    compared = {}
+    for name, times in seconds.items():
+        ratios = [eager / own for eager, own in zip(seconds[NetworkRunner.EAGER], times, strict=True)]
+        compared[name] = {"s": spread(times), "times_faster": spread(ratios)}
+    return compared
 
 
 @torch.inference_mode()
 def measure_network(
     networks: Mapping[NetworkRunner, nn.Module], spec: ModuleSpec, workshop: Workshop, settings: ModulesSettings
 ) -> dict[int, dict[NetworkRunner, list[float]]]:
-    """Seconds of a call, one for each round, by rows and then by runner."""
+    """Return the seconds of a call, one for each round, by rows and then by runner."""
     generator = torch.Generator().manual_seed(SEED)
     seconds: dict[int, dict[NetworkRunner, list[float]]] = {}
     calls: dict[tuple[int, NetworkRunner], Callable[[], float]] = {}
     for rows in settings.rows:
-        inputs = [each.to(workshop.device) for each in random_inputs(spec, rows, generator)]
+        inputs = [tensor.to(workshop.device) for tensor in random_inputs(spec, rows, generator)]
         seconds[rows] = {name: [] for name in networks if rows in workshop.rows_of(name, spec.name)}
         for name in seconds[rows]:
             run = partial(networks[name], *inputs)
-            run()  # the first may have to make something
+            run()  # The first call may have to compile something.
             num_calls = math.ceil(settings.turn_s / time_calls(run, 1, workshop.device))
             calls[rows, name] = partial(time_calls, run, num_calls, workshop.device)
     for round_number in range(settings.num_rounds):
-        for rows, found in seconds.items():
-            for name in in_turn(found, round_number):
-                found[name].append(calls[rows, name]())
+        for rows, by_runner in seconds.items():
+            for name in in_turn(by_runner, round_number):
+                by_runner[name].append(calls[rows, name]())
     return seconds
 
 
 def time_calls(run: Callable[[], object], num_calls: int, device: torch.device) -> float:
-    """Seconds of one of `num_calls` calls in a row; a GPU is waited for at the end only."""
+    """Return the seconds of one of `num_calls` calls in a row; a GPU is waited for only at the end."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(num_calls):
@@ -156,9 +157,9 @@ def measure_edits(
     settings: ModulesSettings,
     exact: bool,
 ) -> Record:
-    """Times of `batch` edits made at once, by runner, and how far the pictures are from eager's.
+    """Return the times of `batch` edits made at once, by runner, and how far the pictures are from eager's.
 
-    Raises ArtifactError where `exact` and a picture is further off than MAX_DIFFERENCE.
+    Raises ArtifactError if `exact` and a picture is further off than MAX_DIFFERENCE.
     """
     edits = {name: model.make_edit({**networks[NetworkRunner.EAGER], **own}, batch) for name, own in networks.items()}
     expected = edits[NetworkRunner.EAGER]().pictures.astype(int)
@@ -172,15 +173,14 @@ def measure_edits(
     for round_number in range(settings.num_edit_rounds):
         for name in in_turn(edits, round_number):
             done[name].append(edits[name]())
-    stages = {
-        name: {stage: median(each.stages_s[stage] for each in found) for stage in found[0].stages_s}
-        for name, found in done.items()
-    }
-    runners = compare({name: [sum(each.stages_s.values()) for each in found] for name, found in done.items()})
+    seconds = {}
+    for name, rounds in done.items():
+        seconds[name] = [sum(edited.stages_s.values()) for edited in rounds]
+    runners = compare(seconds)
     for name, record in runners.items():
         record |= {
             "edits_per_s": batch / record["s"]["median"],
-            "stages_s": stages[name],
+            "stages_s": medians([edited.stages_s for edited in done[name]]),
             "max_difference_255": differences[name],
         }
     return {"batch": batch, "unet_rows": ROWS * batch, "num_steps": model.num_steps, "runners": runners}
@@ -189,9 +189,9 @@ def measure_edits(
 def benchmark(
     model: MeasuredModel, workshop: Workshop, settings: ModulesSettings, runners: Sequence[NetworkRunner]
 ) -> Record:
-    """The result as plain values, for JSON; eager is always among the runners.
+    """Return the result as plain values for JSON; eager is always among the runners.
 
-    Raises ArtifactError for a network or a picture that is too far off, and for what cannot be compiled.
+    Raises ArtifactError for a network or a picture that is too far off, and for a network that cannot be compiled.
     """
     left_out = {name: why for name in runners if (why := why_not(name, workshop.device))}
     names = [
@@ -201,14 +201,20 @@ def benchmark(
     limit = gpu_limit(workshop.device)
     if set(names) & set(FROM_ONNX):
         workshop.export()
-    modules = [network_record(spec, networks, workshop, settings, limit) for spec in model.specs.values()]
+    modules = []
+    for spec in model.specs.values():
+        ready = ready_networks(spec, names, workshop)
+        for name, network in ready.items():
+            networks[name][spec.name] = network
+        modules.append(network_record(spec, ready, workshop, settings, limit))
     edits = []
     flops = sum(model.edit_rows[record["module"]] * record["flops_per_row"] for record in modules)
     for batch in model.batches:
         if ROWS * batch <= max(settings.rows):
             workshop.say(f"edits, {batch} at once")
-            edits.append(measure_edits(model, batch, networks, settings, workshop.dtype == torch.float32))
-            add_shares(edits[-1]["runners"], batch * flops, limit)
+            exact = workshop.dtype == torch.float32
+            measured = measure_edits(model, batch, networks, settings, exact)
+            edits.append(measured | {"runners": with_shares(measured["runners"], batch * flops, limit)})
     return {
         "from": provenance(),
         "settings": asdict(settings)
@@ -222,46 +228,55 @@ def benchmark(
     }
 
 
+def ready_networks(
+    spec: ModuleSpec, names: Iterable[NetworkRunner], workshop: Workshop
+) -> dict[NetworkRunner, nn.Module]:
+    """Return the network, run by each of the runners that it is measured with."""
+    ready = {}
+    for name in names:
+        if workshop.rows_of(name, spec.name):
+            workshop.say(f"{spec.name}: making it ready for {name}")
+            ready[name] = workshop.load(name, spec)
+    return ready
+
+
 def network_record(
     spec: ModuleSpec,
-    networks: Mapping[NetworkRunner, dict[str, nn.Module]],
+    ready: Mapping[NetworkRunner, nn.Module],
     workshop: Workshop,
     settings: ModulesSettings,
     limit: float | None,
 ) -> Record:
-    """One network: put into `networks` for each runner, checked, then timed."""
+    """Check a network with each runner, time it, and return the figures."""
     reference = workshop.reference(spec)
-    parity = {}
-    here: dict[NetworkRunner, nn.Module] = {}
-    for name, own in networks.items():
-        if not workshop.rows_of(name, spec.name):
-            continue
-        workshop.say(f"{spec.name}: making it ready for {name}")
-        own[spec.name] = here[name] = workshop.load(name, spec)
-        parity[name] = workshop.check(name, spec, reference, here[name])
+    parity = {name: workshop.check(name, spec, reference, network) for name, network in ready.items()}
     flops = count_flops(spec, reference)
     workshop.say(f"{spec.name}: taking turns")
     rows: list[Record] = []
-    for num_rows, seconds in measure_network(here, spec, workshop, settings).items():
-        rows.append({"rows": num_rows, "runners": compare(seconds)})
-        add_shares(rows[-1]["runners"], num_rows * flops, limit)
+    for num_rows, seconds in measure_network(ready, spec, workshop, settings).items():
+        rows.append({"rows": num_rows, "runners": with_shares(compare(seconds), num_rows * flops, limit)})
     return {
         "module": spec.name,
         "flops_per_row": flops,
-        "max_rel_error": {name: each.max_rel_error for name, each in parity.items()},
-        "tolerance": max(each.tolerance for each in parity.values()),
+        "max_rel_error": {name: checked.max_rel_error for name, checked in parity.items()},
+        "tolerance": max(checked.tolerance for checked in parity.values()),
         "rows": rows,
     }
 
 
-def add_shares(runners: Mapping[NetworkRunner, Record], flops: float, limit: float | None) -> None:
-    """Write beside each runner's time which share of `limit` it does, where that is known."""
-    for record in runners.values():
-        record["share"] = flops / record["s"]["median"] / limit if limit else None
+def with_shares(
+    runners: Mapping[NetworkRunner, Record], flops: float, limit: float | None
+) -> dict[NetworkRunner, Record]:
+    """Return the records with the share of `limit` that each runner reaches; None where the limit is not known."""
+    shared = {}
+    for name, record in runners.items():
+        share = flops / record["s"]["median"] / limit if limit else None
+        shared[name] = record | {"share": share}
+    return shared
 
 
 def gpu_limit(device: torch.device) -> float | None:
-    """The useful operations that the GPU can do in a second; None for a CPU and for one that is not known."""
+    """Return the useful operations that the GPU can do in a second; None for a CPU and for an unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -277,8 +292,8 @@ def main(
     runner: Annotated[
         list[NetworkRunner] | None, typer.Option(help="Repeatable; by default all that run here.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Of each network on a CPU.", min=1)] = 1,
-    work: Annotated[Path | None, typer.Option(help="Keeps the compiled files, to be used again.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each network on a CPU.", min=1)] = 1,
+    work: Annotated[Path | None, typer.Option(help="Folder that keeps the compiled files, to be used again.")] = None,
     compile_all: Annotated[bool, typer.Option("--all", help="torch.compile everywhere, which takes long.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A minute or two, to see that it works.")] = False,
 ) -> None:
@@ -302,7 +317,16 @@ def main(
             compiled = dict.fromkeys(model.specs, settings.rows)
         files = (work or folder) / f"{model.name}-{place.type}"
         say = status.update if console.is_terminal else console.print
-        workshop = Workshop(model.specs, model.bundle, place, files, settings.rows, compiled, threads, say)
+        workshop = Workshop(
+            specs=model.specs,
+            bundle=model.bundle,
+            device=place,
+            folder=files,
+            rows=settings.rows,
+            compiled=compiled,
+            num_threads=threads,
+            say=say,
+        )
         result = benchmark(model, workshop, settings, runner or tuple(NetworkRunner))
     console.print(module_table(result))
     console.print(edit_table(result))

@@ -1,4 +1,4 @@
-"""What can run a network: PyTorch, torch.compile, ONNX Runtime, OpenVINO, TensorRT. `modules.py` compares them.
+"""The runners of a network: PyTorch, torch.compile, ONNX Runtime, OpenVINO, TensorRT. `run.py` compares them.
 
 All are called like the PyTorch module, with tensors on the workshop's device, and are checked against it in float32.
 """
@@ -32,12 +32,11 @@ from export.runtime import ENGINES_FOLDER
 from export.to_onnx import write_onnx
 from export.to_tensorrt import build_engine, build_targets
 from export.trt_module import TrtModule
-from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 
 
 class NetworkRunner(StrEnum):
-    """What runs a network."""
+    """The software that runs a network."""
 
     EAGER = "eager"
     COMPILE = "compile"
@@ -52,14 +51,15 @@ FROM_ONNX = (*ON_CPU_ONLY, NetworkRunner.TENSORRT)
 
 @dataclass(frozen=True)
 class Workshop:
-    """Makes networks ready to run: those of `specs`, whose loaders are given `bundle`.
+    """The place where the networks of `specs` are made ready to run.
 
-    bundle: None where the loaders need none. folder: of the files that are made; they are used again if they are there.
-    compiled: the rows that torch.compile is tried at, by network; the others it leaves alone.
+    bundle: is given to the specs' loaders; None where they need none. folder: for the files that are made; they are
+    used again if they are there. compiled: the rows that torch.compile is tried at, by network; other networks are not
+    compiled. say: is told of progress.
     """
 
     specs: Mapping[str, ModuleSpec]
-    bundle: Bundle | None
+    bundle: Any
     device: torch.device
     folder: Path
     rows: tuple[int, ...]
@@ -69,15 +69,15 @@ class Workshop:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks compute in."""
+        """Return the type that networks compute in."""
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
     def reference(self, spec: ModuleSpec) -> nn.Module:
-        """The network in float32 PyTorch, a new one each time."""
+        """Return the network in float32 PyTorch, a new one each time."""
         return spec.load(self.bundle, torch.float32).to(self.device)
 
     def load(self, runner: NetworkRunner, spec: ModuleSpec) -> nn.Module:
-        """The network, run by `runner`. Raises ArtifactError where it cannot be compiled."""
+        """Return the network, run by `runner`. Raises ArtifactError if it cannot be compiled."""
         if runner is NetworkRunner.EAGER:
             module = spec.load(self.bundle, torch.float32).to(self.device, self.dtype)
             return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
@@ -91,7 +91,7 @@ class Workshop:
         return self._tensorrt(spec)
 
     def rows_of(self, runner: NetworkRunner, module: str) -> tuple[int, ...]:
-        """The rows at which a network is measured."""
+        """Return the rows at which a network is measured."""
         return self.compiled.get(module, ()) if runner is NetworkRunner.COMPILE else self.rows
 
     def export(self) -> None:
@@ -108,9 +108,12 @@ class Workshop:
         write_manifest(self.folder, written)
 
     def check(self, runner: NetworkRunner, spec: ModuleSpec, reference: nn.Module, network: nn.Module) -> Parity:
-        """How far `network` is from `reference`. Raises ArtifactError, naming runner, network, error and tolerance."""
+        """Return how far `network` is from `reference`.
 
-        def between_cpu(module: nn.Module) -> Callable[..., Tensor]:
+        Raises ArtifactError, naming runner, network, error and tolerance, if it is too far.
+        """
+
+        def between_cpu(module: nn.Module) -> Any:
             return lambda *inputs: module(*(tensor.to(self.device) for tensor in inputs)).cpu()
 
         try:
@@ -146,7 +149,7 @@ class OpenVinoModule(nn.Module):
         self._requests: dict[int, Any] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The network's output, of any number of rows; the first call with a number of rows takes seconds."""
+        """Return the network's output for any number of rows; the first call with a number of rows takes seconds."""
         num_rows = check_inputs(self.spec, inputs)
         if num_rows not in self._requests:
             self._requests[num_rows] = self._compile(num_rows)
@@ -162,7 +165,7 @@ class OpenVinoModule(nn.Module):
 
 
 def why_not(runner: NetworkRunner, device: torch.device) -> str | None:
-    """Why a runner cannot run on `device` here; None if it can."""
+    """Return why a runner cannot run on `device` here; None if it can."""
     if runner in ON_CPU_ONLY and device.type != "cpu":
         return "runs on the CPU only"
     if runner is NetworkRunner.OPENVINO and importlib.util.find_spec("openvino") is None:
@@ -178,7 +181,7 @@ def why_not(runner: NetworkRunner, device: torch.device) -> str | None:
 
 
 def describe(runner: NetworkRunner, workshop: Workshop) -> str:
-    """The software that a runner is, its version and the precision."""
+    """Return the software of a runner, its version and the precision."""
     if runner is NetworkRunner.TENSORRT:
         flavour = find_flavour()
         software = f"{flavour.name} {flavour.version}"
@@ -189,16 +192,16 @@ def describe(runner: NetworkRunner, workshop: Workshop) -> str:
 
 
 def batch_sizes(module: str, rows: Sequence[int]) -> tuple[int, ...]:
-    """The fixed batch sizes that calls with `rows` rows need where replicas split calls as they do."""
+    """Return the fixed batch sizes that calls with `rows` rows need, since replicas split larger calls."""
     largest = (UNET_ROWS if module == "unet" else OTHER_ROWS)[-1]
-    return tuple(sorted({min(each, largest) for each in rows}))
+    return tuple(sorted({min(num_rows, largest) for num_rows in rows}))
 
 
 @torch.inference_mode()
 def count_flops(spec: ModuleSpec, module: nn.Module) -> int:
-    """Floating-point operations of a row in matrix products and convolutions; a multiply-add is two.
+    """Return the floating-point operations of a row in matrix products and convolutions; a multiply-add is two.
 
-    Takes the weights of `module` away.
+    The weights of `module` are lost.
     """
     with FlopCounterMode(display=False) as counter:
         module.to("meta")(*blank_inputs(spec, 1, "meta"))

@@ -1,4 +1,4 @@
-"""What `plan.py` reads: what is known of a device, and loads that were measured.
+"""The files that `run.py` reads: what is known of a device, and loads that were measured.
 
 {"calibration": {"device": ..., "source": ..., "measured": true, "step_time_s": {"1": 0.02, ...},
                  "stages_s": {"parse": {"median": 0.001, "p95": 0.002}, ...}},
@@ -29,11 +29,11 @@ STAGES = ("parse", "retrieve", "condition", "encode", "decode", "reply", "hops")
 class Curve:
     """What is known of a device: the `calibration` of a measurement, or a file of its own.
 
-    source: in words, where the figures come from. measured: whether they were measured on the device.
-    step_time_s: seconds of a UNet call by its rows, from the begin of one to that of the next while there is work.
-    stages_s: seconds of an edit alone in each of STAGES. parse and reply: the ingress's own work on a form and on a
-    reply (`edit_requests`, `edit_reply`). hops: the latency of an edit alone less its steps, parse, decode, reply, and
-    the longer of encode and of retrieve and condition, which run side by side.
+    source: where the figures come from, in words. measured: whether they were measured on the device.
+    step_time_s: seconds of a UNet call by its rows, from the beginning of one to that of the next while there is work.
+    stages_s: seconds of an edit alone in each of STAGES. parse and reply are the ingress's own work on a form and on a
+    reply (`edit_requests`, `edit_reply`). hops is the latency of an edit alone less its steps, parse, decode, reply,
+    and the longer of its two branches, which run side by side: encode, and retrieve with condition.
 
     Raises ValueError, naming the field, for stages that are missing or unknown.
     """
@@ -53,10 +53,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class ServerSetup:
-    """How the server was set, with its own defaults: see DenoiserSettings, IngressSettings and BatchSettings.
+    """The settings of a server, with its own defaults: see DenoiserSettings, IngressSettings and BatchSettings.
 
-    num_replicas: of every stage. cores, choices: as of `System`; cores may be a little less than there are, for the
-    client and Ray's own processes.
+    num_replicas: replicas of every stage. cores, choices: see `System`; cores may be a little fewer than there are, for
+    the client and Ray's own processes.
     """
 
     max_rows: int = 8
@@ -71,24 +71,27 @@ class ServerSetup:
     choices: int = 2
 
     def system(self, curve: Curve) -> System:
-        """What is to be simulated."""
+        """Return the system that is to be simulated."""
         limits = Limits(self.max_rows, self.max_waiting, self.patience_s, self.margin_s)
         return System(
-            curve.step_time_s,
-            curve.stages_s,
-            limits,
-            self.max_edits,
-            self.deadline_s,
-            self.max_batch,
-            self.cores,
-            self.choices,
+            step_time_s=curve.step_time_s,
+            stages_s=curve.stages_s,
+            limits=limits,
+            max_edits=self.max_edits,
+            deadline_s=self.deadline_s,
+            max_batch=self.max_batch,
+            cores=self.cores,
+            choices=self.choices,
         )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds from intended arrival to answer, edits answered a second within the time that edits came, and how many
-    were refused; and, where it is known, mean rows of a UNet call."""
+    """The figures of a load.
+
+    p50_s, p95_s, p99_s: seconds from intended arrival to answer. throughput: edits answered a second, within the time
+    in which edits came. refused: how many were. rows_per_call: mean rows of a UNet call, where they are known.
+    """
 
     p50_s: float
     p95_s: float
@@ -100,7 +103,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class MeasuredLoad:
-    """A measured load. arrivals: [at_s, num_steps, guidance_scale] of every edit, in order."""
+    """A load that was measured. arrivals: [at_s, num_steps, guidance_scale] of every edit, in order."""
 
     rate: float
     duration_s: float
@@ -110,7 +113,7 @@ class MeasuredLoad:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `validate` reads. The file may have more than this, which is passed over."""
+    """The file that `validate` reads. It may have further fields, which are passed over."""
 
     calibration: Curve
     runs: list[MeasuredLoad]
@@ -118,6 +121,6 @@ class Measurement:
 
 
 def read(kind: type[T], path: Path) -> T:
-    """The Curve or Measurement in a JSON file. Raises pydantic.ValidationError for what is missing or wrong."""
-    found: T = TypeAdapter(kind).validate_json(path.read_bytes())
-    return found
+    """Return the Curve or Measurement in a JSON file. Raises pydantic.ValidationError, naming the field."""
+    content: T = TypeAdapter(kind).validate_json(path.read_bytes())
+    return content

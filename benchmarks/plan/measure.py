@@ -1,7 +1,8 @@
-"""What `plan.py validate` compares with: the graph of the demo model on this machine, alone and under loads.
+"""Measures what `validate` compares with: the graph of the demo model on this machine, alone and under loads.
 
-First the calibration, from edits sent one by one and from a few that share their steps; then loads at random times, to
-which nothing is fitted. Replies time the stages; the ingress's own work on forms and replies is timed in this process.
+The calibration comes first, from edits sent one by one and from a few that share their steps; then come loads at random
+times, to which nothing is fitted. Replies tell the times of the stages; the ingress's own work on forms and replies is
+timed in this process.
 
     python -m benchmarks.plan.measure --out benchmarks/results/plan_measured.json
     python -m benchmarks.plan validate benchmarks/results/plan_measured.json
@@ -21,64 +22,65 @@ import typer
 from rich.console import Console
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.manifest import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.provenance import provenance, write_result
 from serve.bench import drawn, measure, mix
 from serve.bench.load import EditOutcome
+from serve.bench.report import Run
 from serve.config import IngressSettings
 from serve.schemas import EditForm, edit_reply
 from serve.uploads import edit_requests
 
 STEPS = (10, 20, 50)
-# By rows of a call: how many guided and unguided edits are sent at the same moment.
+# How many guided and unguided edits are sent at the same moment, by the rows of the calls that they share.
 TOGETHER = {1: (0, 1), 2: (1, 0), 3: (1, 1), 4: (2, 0), 6: (3, 0), 8: (4, 0)}
 LONG, REPEATS, NUM_ALONE = 60, 3, 12
 GUIDED, UNGUIDED = 7.5, 1.0
-# Beside the replicas, the client and Ray's own processes take a little of the two cores.
+# The client and Ray's own processes take a little of the two cores.
 CORES = 1.9
+
+Send = Callable[[Sequence[mix.Planned]], list[EditOutcome]]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    rates: Annotated[str, typer.Option(help="Edits a second.")] = "0.4,0.7,0.9,1.1",
+    rates: Annotated[str, typer.Option(help="Edits a second, one load after the other.")] = "0.4,0.7,0.9,1.1",
     duration: Annotated[float, typer.Option(help="Seconds at each rate.")] = 150.0,
-    seed: Annotated[int, typer.Option()] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same edits at the same times.")] = 1,
 ) -> None:
-    """Measure, and write what `Measurement` describes."""
+    """Measure the demo graph alone and under loads, and write what `Measurement` describes."""
     console = Console()
     wanted = mix.EditMix(prompts=drawn.drawn_prompts(), steps=STEPS)
-    asked = [float(rate) for rate in rates.split(",")]
-    loads = [
-        measure.PlannedLoad(mix.draw(wanted, mix.poisson(rate, duration, seed), seed), rate, duration) for rate in asked
-    ]
+    loads = []
+    for rate in [float(number) for number in rates.split(",")]:
+        planned = mix.draw(wanted, mix.poisson(rate, duration, seed), seed)
+        loads.append(measure.PlannedLoad(planned, rate, duration))
     edits = mix.draw(wanted, [0.0] * max(NUM_ALONE, 4), seed=0)
-    photos = drawn.draw_photos([*edits, *(one for load in loads for one in load.planned)], manifest())
+    photos = drawn.draw_photos([*edits, *(edit for load in loads for edit in load.planned)], manifest())
     with measure.graph(DEMO_BUNDLE, None, backend="onnx") as target:
         target = replace(target, metrics_urls=())
         measure.warm_up(target, edits[:4], photos)
 
-        def send(some: Sequence[mix.Planned]) -> list[EditOutcome]:
-            return target.send(some, photos)
+        def send(planned: Sequence[mix.Planned]) -> list[EditOutcome]:
+            return target.send(planned, photos)
 
         calibration = calibrate(send, edits)
         console.print(calibration)
         runs = measure.measure(target, loads, photos, objective_s=5.0)
-    found = [record(run, load) for run, load in zip(runs, loads, strict=True)]
-    for each in found:
-        console.print(each["rate"], each["measured"])
+    records = [record(run, load) for run, load in zip(runs, loads, strict=True)]
+    for measured in records:
+        console.print(measured["rate"], measured["measured"])
     server = {"cores": CORES, "max_rows": 8, "num_replicas": 1}
-    write_result(out, {"from": provenance(), "calibration": calibration, "server": server, "runs": found})
+    write_result(out, {"from": provenance(), "calibration": calibration, "server": server, "runs": records})
 
 
-def manifest() -> Any:
-    """The demo bundle's."""
+def manifest() -> Manifest:
+    """Return the demo bundle's manifest."""
     return Bundle.open(DEMO_BUNDLE).manifest
 
 
-def calibrate(
-    send: Callable[[Sequence[mix.Planned]], list[EditOutcome]], edits: Sequence[mix.Planned]
-) -> dict[str, Any]:
-    """What `Curve` describes, of a graph that has nothing else to do."""
+def calibrate(send: Send, edits: Sequence[mix.Planned]) -> dict[str, Any]:
+    """Return what `Curve` describes, of a graph that has nothing else to do."""
     step_time_s = {}
     for rows, (num_guided, num_unguided) in TOGETHER.items():
         scales = [GUIDED] * num_guided + [UNGUIDED] * num_unguided
@@ -86,28 +88,28 @@ def calibrate(
             replace(edit, at_s=0.0, steps=LONG, guidance_scale=scale, num_garments=1)
             for edit, scale in zip(edits, scales, strict=False)
         ]
-        # Of those that began together, the last to end shared nearly all of its steps with all others.
-        seconds = [max(one.reply.timings_ms["denoise"] for one in send(group)) / 1000 / LONG for _ in range(REPEATS)]
+        seconds = []
+        for _ in range(REPEATS):
+            # The last of them to end has shared nearly all of its steps with all the others.
+            longest_ms = max(outcome.reply.timings_ms["denoise"] for outcome in send(group))
+            seconds.append(longest_ms / 1000 / LONG)
         step_time_s[rows] = median(seconds)
     alone = []
     for edit in edits[:NUM_ALONE]:
         alone += send([replace(edit, at_s=0.0, steps=20, guidance_scale=GUIDED, num_garments=1)])
-    stages = {name: [one.reply.timings_ms[name] / 1000 for one in alone] for name in alone[0].reply.timings_ms}
     parse, reply = own_work()
-    hops = [
-        one.latency_s
-        - sum(one.reply.timings_ms[name] for name in ("denoise", "decode")) / 1000
-        - max(one.reply.timings_ms["encode"], one.reply.timings_ms["retrieve"] + one.reply.timings_ms["condition"])
-        / 1000
-        - median(parse)
-        - median(reply)
-        for one in alone
-    ]
-    names = ("retrieve", "condition", "encode", "decode")
-    spreads = {name: stages[name] for name in names} | {"parse": parse, "reply": reply, "hops": hops}
+    hops = []
+    for outcome in alone:
+        timings_ms = outcome.reply.timings_ms
+        in_turn_ms = timings_ms["denoise"] + timings_ms["decode"]
+        side_by_side_ms = max(timings_ms["encode"], timings_ms["retrieve"] + timings_ms["condition"])
+        hops.append(outcome.latency_s - (in_turn_ms + side_by_side_ms) / 1000 - median(parse) - median(reply))
+    spreads = {"parse": parse, "reply": reply, "hops": hops}
+    for name in ("retrieve", "condition", "encode", "decode"):
+        spreads[name] = [outcome.reply.timings_ms[name] / 1000 for outcome in alone]
     return {
         "device": "two CPU cores",
-        "source": "benchmarks/plan_measure.py",
+        "source": "benchmarks/plan/measure.py",
         "measured": True,
         "step_time_s": step_time_s,
         "stages_s": {name: {"median": median(times), "p95": p95(times)} for name, times in spreads.items()},
@@ -115,21 +117,17 @@ def calibrate(
 
 
 def p95(times: Sequence[float]) -> float:
-    """At least the median."""
+    """Return the 95th percentile."""
     return quantiles(times, n=20)[-1]
 
 
 def own_work() -> tuple[list[float], list[float]]:
-    """Seconds that the ingress takes for a form and for a reply."""
+    """Return seconds that the ingress takes for a form and for a reply, several of each."""
     edit = mix.draw(mix.EditMix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
     photo = drawn.draw_photos([edit], manifest())[edit.category, edit.person]
-    form = EditForm(
-        image=photo.image,
-        mask=photo.mask,
-        keypoints=photo.keypoints,
-        prompt=edit.prompt,
-        category=edit.category,
-    )
+    # The other fields have their defaults, which pydantic's plugin for mypy would know.
+    fields: dict[str, Any] = {"prompt": edit.prompt, "category": edit.category, "keypoints": photo.keypoints}
+    form = EditForm(image=photo.image, mask=photo.mask, **fields)
     parse, reply = [], []
     for _ in range(20):
         start = time.perf_counter()
@@ -141,10 +139,11 @@ def own_work() -> tuple[list[float], list[float]]:
     return parse, reply
 
 
-def record(run: Any, load: measure.PlannedLoad) -> dict[str, Any]:
-    """What `MeasuredLoad` describes."""
+def record(run: Run, load: measure.PlannedLoad) -> dict[str, Any]:
+    """Return what `MeasuredLoad` describes."""
     summary = run.summary
     latency = summary.latency_s
+    assert latency is not None
     return {
         "rate": load.rate,
         "duration_s": load.window_s,

@@ -1,4 +1,4 @@
-"""What `plan.py` found, as tables for a terminal and as a plot. It calls this; nothing is computed here but errors."""
+"""The results of `run.py` as tables for a terminal and as a plot. Nothing is computed here but errors."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-# Within which a prediction counts as right.
-CLOSE = 0.15
+CLOSE = 0.15  # A prediction within this share of the measured figure counts as right.
 COMPARED = ("p50_s", "p95_s", "p99_s", "throughput")
 
 Record = dict[str, Any]
 
 
 def error(run: Record, figure: str) -> float:
-    """By how much of the measured figure the predicted one differs."""
+    """Return by what share of the measured figure the predicted one differs."""
     return float(run["predicted"][figure] / run["measured"][figure] - 1)
 
 
 def validation_table(runs: Sequence[Record]) -> Table:
-    """Measured and predicted figures, and the error where there is one to tell."""
+    """Return a table of measured and predicted figures, and of the errors."""
     table = Table(
         "file",
         *(Column(name, justify="right") for name in ("rate", "edits", *COMPARED, "refused")),
@@ -43,18 +42,18 @@ def validation_table(runs: Sequence[Record]) -> Table:
 
 
 def origin(result: Record) -> str:
-    """Of which device, and what the figures are worth."""
+    """Return the name of the device, and whether its figures were measured."""
     device = result["device"]
     return f"{device['name']}: {'measured' if device['measured'] else 'published figures, not measured'}"
 
 
 def capacity_table(result: Record) -> Table:
-    """A line for each rate and objective, and the day below."""
+    """Return a table with a line for each rate and objective, and the day below."""
     settings, played = result["settings"], result.get("day")
     steps, guided = ", ".join(map(str, settings["mix"]["steps"])), settings["mix"]["guided"]
     caption = f"{steps} steps, {guided:.0%} guided; ${settings['gpu_dollars_hour']:g} a GPU-hour"
     if played:
-        hours = ", ".join(f"{each:,.0f} {name}" for name, each in played["gpu_hours"].items())
+        hours = ", ".join(f"{number:,.0f} {name}" for name, number in played["gpu_hours"].items())
         caption += f"\na day of up to {played['highest_rate']:g} edits/s, target_load "
         caption += f"{played['scaling']['target_load']:.2f}: GPU-hours {hours}; "
         caption += f"p95 within {played['objective_s']:g} s in {played['kept']:.0%} of half hours; "
@@ -62,17 +61,17 @@ def capacity_table(result: Record) -> Table:
     names = ("edits/s", "p95 at most, s", "replicas", "$ per 1000", "p50, s", "p95, s", "rows a call")
     columns = [Column(name, justify="right") for name in names]
     table = Table(*columns, box=SIMPLE, title=f"Simulated; {origin(result)}", caption=caption)
-    for each in result["capacity"]:
+    for fleet in result["capacity"]:
         cells = ["out of reach"]
-        if each["replicas"] is not None:
-            figures = [f"{each[name]:.2f}" for name in ("dollars_per_1000", "p50_s", "p95_s", "rows_per_call")]
-            cells = [f"{each['replicas']:,}", *figures]
-        table.add_row(f"{each['rate']:g}", f"{each['objective_s']:g}", *cells)
+        if fleet["replicas"] is not None:
+            figures = [f"{fleet[name]:.2f}" for name in ("dollars_per_1000", "p50_s", "p95_s", "rows_per_call")]
+            cells = [f"{fleet['replicas']:,}", *figures]
+        table.add_row(f"{fleet['rate']:g}", f"{fleet['objective_s']:g}", *cells)
     return table
 
 
 def plot(result: Record) -> Figure:
-    """Cost against objective, a line a rate; and replicas over the day, where one was played."""
+    """Draw cost against objective, with a line for each rate, and replicas over the day, where one was played."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     figure.suptitle(f"Simulated fleets; {origin(result)}")
     left, right = figure.subplots(1, 2)
@@ -83,12 +82,12 @@ def plot(result: Record) -> Figure:
 
 
 def _draw_costs(axes: Axes, result: Record) -> None:
-    found = [each for each in result["capacity"] if each["replicas"] is not None]
-    for rate in sorted({each["rate"] for each in found}):
-        line = [each for each in found if each["rate"] == rate]
+    fleets = [fleet for fleet in result["capacity"] if fleet["replicas"] is not None]
+    for rate in sorted({fleet["rate"] for fleet in fleets}):
+        line = [fleet for fleet in fleets if fleet["rate"] == rate]
         axes.plot(
-            [each["objective_s"] for each in line],
-            [each["dollars_per_1000"] for each in line],
+            [fleet["objective_s"] for fleet in line],
+            [fleet["dollars_per_1000"] for fleet in line],
             ".-",
             label=f"{rate:g} edits/s: {line[-1]['replicas']:,} to {line[0]['replicas']:,} GPUs",
         )
@@ -112,9 +111,9 @@ def _draw_day(axes: Axes, day: Record) -> None:
     )
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", fontsize="small")
-    other = axes.twinx()
-    windows = [each["at_s"] / 3600 for each in day["windows"]]
-    other.plot(windows, [each["rate"] for each in day["windows"]], "--", color="grey", label="edits/s (right)")
-    other.set_ylim(bottom=0)
-    other.set_ylabel("edits/s")
-    other.legend(loc="upper right", fontsize="small")
+    right = axes.twinx()
+    windows = [window["at_s"] / 3600 for window in day["windows"]]
+    right.plot(windows, [window["rate"] for window in day["windows"]], "--", color="grey", label="edits/s (right)")
+    right.set_ylim(bottom=0)
+    right.set_ylabel("edits/s")
+    right.legend(loc="upper right", fontsize="small")

@@ -1,6 +1,6 @@
 """How many replicas Serve would keep: the project's rule with Serve's own delays, on a clock that is handed in.
 
-`plan_simulation.py` asks it about replicas that it simulates, `plan.py` about a day.
+`simulation.py` asks it about the replicas that it simulates, and `run.py` about a day.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serve.autoscaling import LOAD, LoadPolicy
 
-# Serve's defaults: a replica notes its load, and sends its notes of the look-back period; the controller decides. It
-# does so ten times a second, which makes no difference to delays of seconds.
+# Serve's defaults: a replica notes its load, and sends its notes of the look-back period; the controller decides. The
+# controller does so ten times a second, which makes no difference to delays of seconds.
 RECORD_S, REPORT_S, LOOK_BACK_S, DECIDE_S = 6.0, 10.0, 30.0, 1.0
 NOTES = round(LOOK_BACK_S / RECORD_S)
 
@@ -25,7 +25,10 @@ DENOISER = DeploymentID("Denoiser")
 
 @dataclass(frozen=True)
 class Scaling:
-    """Fields of ServeConfig, with its defaults; and start_s: from the decision for a replica until it takes edits."""
+    """The rule's settings: fields of ServeConfig, with its defaults.
+
+    start_s: seconds from the decision for a replica until it takes edits.
+    """
 
     target_load: float = 0.7
     upscale_delay_s: float = 10.0
@@ -34,7 +37,7 @@ class Scaling:
 
 
 class Scaler:
-    """The target of one deployment, from 1 to `max_replicas`."""
+    """The rule for one deployment, which wants from 1 to `max_replicas` replicas."""
 
     def __init__(self, scaling: Scaling, max_replicas: int) -> None:
         self.policy = LoadPolicy(scaling.target_load)
@@ -47,9 +50,9 @@ class Scaler:
         self._state: dict[str, Any] = {}
 
     def target(self, now: float, loads: Mapping[int, float], num_running: int, num_wanted: int) -> int:
-        """How many replicas are wanted, where `num_wanted` were until now.
+        """Return how many replicas are wanted, where `num_wanted` were until now.
 
-        loads: the mean of what each replica has noted, by its number; those that have not reported are missing.
+        loads: the mean of the loads that a replica has noted, by its number, without those that have not reported.
         """
         context = self._context(now, loads, num_running, num_wanted)
         wanted, _ = self.policy(context)
@@ -57,7 +60,7 @@ class Scaler:
         return min(max(1, delayed), self.config.max_replicas)
 
     def _context(self, now: float, loads: Mapping[int, float], num_running: int, num_wanted: int) -> AutoscalingContext:
-        reports: Any = dict(loads)  # by number, where Serve has longer names
+        reports: Any = dict(loads)  # Keys are numbers, where Serve has longer names.
         return AutoscalingContext(
             deployment_id=DENOISER,
             deployment_name=DENOISER.name,

@@ -1,14 +1,17 @@
 """The served graph on a virtual clock: what becomes of edits that arrive, without a network, a server or a GPU.
 
-`plan.py` calls it. Who shares a step, who is refused, how long a call is expected to take and how many replicas there
-should be, the server's own Scheduler, Pace and LoadPolicy decide; how long a call takes is looked up.
+`run.py` calls it. The engine's own CallQueue and the server's own LoadPolicy decide who shares a step, who is refused,
+how long a call is expected to take and how many replicas there should be; how long a call takes is looked up.
 
-    arrival ─► parse ─► [door, admission] ─► retrieve, condition ─► shared steps ─► decode ─► reply
-                                        └──► encode ──────────────────┘
+    arrival ─► parse ─► [admission] ─► retrieve, condition ─► shared steps ─► decode ─► reply
+                                  └──► encode ──────────────────┘
 
-A replica here is one of every stage; in a cluster its networks share a GPU. Left out: previews, callers who leave,
-deaths, and that Serve's routers remember queue lengths for up to 10 s, where these know them. A router that looks at no
-queue (`choices=1`) is the other bound.
+A replica here is one of every stage; in a cluster its networks share a GPU. Left out are previews, callers who leave,
+and replicas that die. Serve's routers remember queue lengths for up to 10 s, while these always know them; a router
+that looks at no queue (`choices=1`) is the other bound.
+
+The events are callbacks on a clock of our own, not processes: a call begins at once with the edit that asks for it, and
+does not wait for others that ask at the same moment. The figures depend on this order.
 """
 
 from __future__ import annotations
@@ -44,21 +47,21 @@ from fashion_rag.denoising.rows import Rows
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 
-Wait = Callable[[Action], None]  # calls what it is given when the wait is over
+Wait = Callable[[Action], None]  # Calls its argument when the wait is over.
 Flow = Generator[Wait, None, None]
 
-SIZE = (64, 48)  # all edits are of one
+SIZE = (64, 48)  # All edits have this size.
 
 
 @dataclass(frozen=True)
 class System:
-    """What is simulated.
+    """The system that is simulated.
 
-    step_time_s: of a UNet call by its rows, from the begin of one to that of the next. stages_s: of parse, retrieve,
-    condition, encode, decode and reply, and of hops: all that lies between them. limits: of the denoiser. max_edits,
-    deadline_s: of the ingress. max_batch: of the stages between. cores: of the one machine that all replicas share,
-    each call one thread's work; None for a cluster, where a replica has a GPU to itself and cores enough. choices: at
-    how many queues a router looks.
+    step_time_s: seconds of a UNet call by its rows, from the beginning of one to that of the next. stages_s: seconds of
+    parse, retrieve, condition, encode, decode and reply, and of hops, which is all that lies between. limits: those of
+    the denoiser. max_edits, deadline_s: those of the ingress. max_batch: that of the stages between. cores: those of
+    the one machine that all replicas share, where each call is one thread's work; None for a cluster, where a replica
+    has a GPU to itself and enough cores. choices: how many queues a router looks at.
     """
 
     step_time_s: dict[int, float]
@@ -71,16 +74,18 @@ class System:
     choices: int = 2
 
     def call_s(self) -> list[float]:
-        """Seconds of a UNet call of 0, 1, ... `max_rows` rows: between two known row counts on a line, and beyond the
-        largest in proportion."""
+        """Return the seconds of a UNet call of 0, 1, ... `max_rows` rows.
+
+        They lie on a line between two known row counts, and grow in proportion beyond the largest.
+        """
         known = sorted(self.step_time_s)
         rows = np.arange(self.limits.max_rows + 1)
-        seconds = np.interp(rows, known, [self.step_time_s[each] for each in known])
-        return [float(each) for each in seconds * np.maximum(1.0, rows / known[-1])]
+        seconds = np.interp(rows, known, [self.step_time_s[num_rows] for num_rows in known])
+        return [float(call_s) for call_s in seconds * np.maximum(1.0, rows / known[-1])]
 
 
 class Served(NamedTuple):
-    """What became of an edit: done after `latency_s`, or refused, or neither where the simulation ended before."""
+    """An edit and its end: done after `latency_s`, or refused, or neither if the simulation ended before."""
 
     arrival: Arrival
     latency_s: float | None = None
@@ -89,8 +94,11 @@ class Served(NamedTuple):
 
 @dataclass
 class SimulationResult:
-    """edits: in the order of arrival. calls: UNet calls by their rows. replicas: from when on how many were there or on
-    the way. ended_s: when the last edit left, or the end.
+    """The result of a simulation.
+
+    edits: in the order of arrival. calls: the number of UNet calls by their rows. replicas: the times at which their
+    number changed, and the number from then on, including those that are still starting. ended_s: when the last edit
+    left, or the end of the simulation.
     """
 
     edits: list[Served]
@@ -100,7 +108,7 @@ class SimulationResult:
 
     @property
     def replica_hours(self) -> float:
-        """Of all replicas, from the decision to start one to that to stop it."""
+        """Return the hours of all replicas, each from the decision to start it to that to stop it."""
         ends = [at_s for at_s, _ in self.replicas[1:]] + [self.ended_s]
         return sum((end - at_s) * num for (at_s, num), end in zip(self.replicas, ends, strict=True)) / 3600
 
@@ -114,7 +122,7 @@ class Stage:
 
     @contextmanager
     def call(self) -> Iterator[dict[str, Wait]]:
-        """Counts as a call while the block runs."""
+        """Yield the methods, and count as a call while the block runs."""
         self.num_ongoing += 1
         try:
             yield self.methods
@@ -123,7 +131,7 @@ class Stage:
 
 
 class Replica:
-    """One replica of every stage, and what they run on."""
+    """One replica of every stage, and the processors that they run on."""
 
     def __init__(self, system: System, clock: Clock, machine: Processor | None, calls: Counter[int], seed: str) -> None:
         self.system, self.rng = system, random.Random(seed)
@@ -132,11 +140,11 @@ class Replica:
         self.ingress = self._stage(Batches(self.cpu, 1, self.rng), "parse", "reply")
         self.retriever = self._stage(self._batches(self.cpu), "retrieve")
         self.conditioner = self._stage(self._batches(gpu), "condition")
-        # Persons and latents are batched apart.
+        # Persons and latents are batched separately.
         encoding, decoding = self._stage(self._batches(gpu), "encode"), self._stage(self._batches(gpu), "decode")
         self.vae = Stage(encoding.methods | decoding.methods)
         call_s = system.call_s()
-        # On a cluster the calls are steady but for other stages' on the GPU, which are short.
+        # On a cluster the calls are steady except for those of other stages on the GPU, which are short.
         pace = _warm_pace(call_s) if machine else SteadyPace(call_s)
         self.denoiser = SimulatedDenoiser(gpu, system.limits, call_s, pace, calls)
         self.notes: deque[float] = deque(maxlen=NOTES)
@@ -145,15 +153,15 @@ class Replica:
         return Batches(processor, self.system.max_batch, self.rng)
 
     def _stage(self, batches: Batches, *methods: str) -> Stage:
-        return Stage({each: partial(batches.ask, self.system.stages_s[each]) for each in methods})
+        return Stage({method: partial(batches.ask, self.system.stages_s[method]) for method in methods})
 
     def hop(self, then: Action) -> None:
-        """Half of what lies between the stages."""
+        """Wait for half of the time that lies between the stages."""
         self.cpu.run(self.system.stages_s["hops"].draw(self.rng) / 2, then)
 
 
 def _warm_pace(call_s: Sequence[float]) -> Pace:
-    """As `Engine.warm_up` leaves it."""
+    """Return a pace as `Engine.warm_up` leaves it."""
     pace, max_rows = Pace(), len(call_s) - 1
     for num_rows in {min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}:
         for _ in range(WARM_UP_CALLS):
@@ -162,11 +170,13 @@ def _warm_pace(call_s: Sequence[float]) -> Pace:
 
 
 class Graph:
-    """Edits on their way through replicas. `simulate` makes one."""
+    """The served graph: edits on their way through replicas. `simulate` makes one."""
 
     def __init__(self, system: System, num_replicas: int, seed: int, scaler: Scaler | None) -> None:
         self.system, self.scaler, self.seed = system, scaler, seed
-        self.rng, self.clock, self.result = random.Random(seed), Clock(), SimulationResult([])
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        self.result = SimulationResult([])
         self.machine = Processor(self.clock, system.cores) if system.cores else None
         self.replicas: dict[int, Replica] = {}
         self.numbers = count()
@@ -182,7 +192,7 @@ class Graph:
             self.clock.every(DECIDE_S, partial(self._scale, scaler))
 
     def come(self, arrivals: Iterator[Arrival]) -> bool:
-        """Let the next edit come at its time, and then the one after it; False if there is none."""
+        """Let the next edit come at its time, and then the one after it; return False if there is none."""
         arrival = next(arrivals, None)
         if arrival is None:
             return False
@@ -198,7 +208,7 @@ class Graph:
         return True
 
     def run(self, arrivals: Iterable[Arrival], until_s: float) -> SimulationResult:
-        """Until all have left, or until then."""
+        """Run until all edits have left, or until `until_s`; return the result."""
         self.coming = self.come(iter(arrivals))
         while (self.coming or self.num_inside) and self.clock.next(until_s):
             pass
@@ -209,7 +219,7 @@ class Graph:
         self.num_inside -= 1
 
     def _choose(self, num_ongoing: Callable[[Replica], int]) -> Replica:
-        """As Serve's router: the less loaded of two at random."""
+        """Return the least loaded of `choices` replicas taken at random, as Serve's router does with two."""
         replicas = list(self.replicas.values())
         return min(self.rng.sample(replicas, min(len(replicas), self.system.choices)), key=num_ongoing)
 
@@ -265,7 +275,7 @@ class Graph:
             replica.notes.append(replica.denoiser.meter.read())
 
     def _report(self) -> None:
-        self.reports = {number: mean(each.notes) for number, each in self.replicas.items() if each.notes}
+        self.reports = {number: mean(replica.notes) for number, replica in self.replicas.items() if replica.notes}
 
     def _scale(self, scaler: Scaler) -> None:
         reports = {number: load for number, load in self.reports.items() if number in self.replicas}
@@ -274,7 +284,7 @@ class Graph:
             return
         for _ in range(wanted - self.num_wanted):
             self.clock.after(scaler.start_s, self._start_if_wanted)
-        # The youngest stop; they finish what they have.
+        # The youngest replicas stop; they finish the edits that they have.
         for number in sorted(self.replicas)[wanted:]:
             del self.replicas[number]
         self.num_wanted = wanted
@@ -286,7 +296,7 @@ class Graph:
 
 
 def _go(flow: Flow, then: Action) -> None:
-    """Follow a flow from wait to wait, and then go on."""
+    """Follow a flow from wait to wait, and then call `then`."""
     wait = next(flow, None)
     if wait is None:
         then()
@@ -295,7 +305,7 @@ def _go(flow: Flow, then: Action) -> None:
 
 
 def _both(*flows: Flow) -> Wait:
-    """Until all are over."""
+    """Return a wait until all flows are over."""
 
     def wait(then: Action) -> None:
         left = count(len(flows) - 1, -1)
@@ -313,5 +323,5 @@ def simulate(
     scaler: Scaler | None = None,
     until_s: float = math.inf,
 ) -> SimulationResult:
-    """What becomes of `arrivals`, which are in order. scaler: changes the number of replicas, on a cluster."""
+    """Return what becomes of `arrivals`, which are in order. scaler: changes the number of replicas, on a cluster."""
     return Graph(system, num_replicas, seed, scaler).run(arrivals, until_s)

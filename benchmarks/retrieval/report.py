@@ -1,4 +1,4 @@
-"""What `retrieval.py` found, as a table for a terminal and as a plot. It calls this; nothing is computed here."""
+"""The result of `run.py` as tables for a terminal and as a plot. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Record = dict[str, Any]
 
 
 def tables(result: Record) -> list[Table]:
-    """For each size, recall, p50 and p99 of every system by filter, and what it takes to build."""
+    """Return a table for each size: recall, p50 and p99 of every system by filter, and the cost of building it."""
     return [_table(result, size) for size in result["settings"]["sizes"]]
 
 
 def _table(result: Record, size: int) -> Table:
-    measured = [each for each in result["measured"] if each["num_vectors"] == size]
-    left_out = [each["system"] for each in result["left_out"] if each["num_vectors"] == size]
+    measured = [record for record in result["measured"] if record["num_vectors"] == size]
+    left_out = [record["system"] for record in result["left_out"] if record["num_vectors"] == size]
     filters = list(measured[0]["filters"])
     table = Table(
         Column("system", no_wrap=True),
@@ -33,32 +33,40 @@ def _table(result: Record, size: int) -> Table:
         title=f"{size:,} vectors: recall at {result['settings']['k']}, p50/p99 in ms",
         caption=f"not built: {', '.join(left_out)}" if left_out else None,
     )
-    for each in measured:
-        cells = [_cell(each["filters"][name]) for name in filters]
-        table.add_row(each["system"], f"{each['build_s']:.0f}", f"{each['memory_bytes'] / 1e6:.0f}", *cells)
+    for record in measured:
+        cells = [_cell(record["filters"][name]) for name in filters]
+        table.add_row(record["system"], f"{record['build_s']:.0f}", f"{record['memory_bytes'] / 1e6:.0f}", *cells)
     return table
 
 
 def _cell(figures: Record) -> str:
     good = figures["recall"] >= GOAL_RECALL and figures["p99_ms"] <= GOAL_MS
-    times = "/".join(f"{figures[name]:.{0 if figures[name] >= 10 else 1}f}" for name in ("p50_ms", "p99_ms"))
-    return f"[{'green' if good else 'red'}]{figures['recall']:.3f}[/]\n{times}"
+    colour = "green" if good else "red"
+    p50, p99 = _short(figures["p50_ms"]), _short(figures["p99_ms"])
+    return f"[{colour}]{figures['recall']:.3f}[/]\n{p50}/{p99}"
+
+
+def _short(milliseconds: float) -> str:
+    digits = 0 if milliseconds >= 10 else 1
+    return f"{milliseconds:.{digits}f}"
 
 
 def plot(result: Record) -> Figure:
-    """Recall by p99 for each size, a colour a system and a mark a filter; and p50 by size."""
+    """Draw recall by p99 for each size, with a colour for each system and a mark for each filter, and p50 by size."""
     sizes, measured = result["settings"]["sizes"], result["measured"]
-    systems, filters = list(dict.fromkeys(each["system"] for each in measured)), list(measured[0]["filters"])
+    systems = list(dict.fromkeys(record["system"] for record in measured))
+    filters = list(measured[0]["filters"])
     colours = {system: f"C{number}" for number, system in enumerate(systems)}
     figure = Figure(figsize=(4 * (len(sizes) + 1), 4.5), layout="constrained")
     *panels, last = figure.subplots(1, len(sizes) + 1)
     for axes, size in zip(panels, sizes, strict=True):
-        _draw_recall(axes, [each for each in measured if each["num_vectors"] == size], colours, filters)
+        _draw_recall(axes, [record for record in measured if record["num_vectors"] == size], colours, filters)
         axes.set(title=f"{size:,} vectors")
     for system in systems:
-        found = [each for each in measured if each["system"] == system]
-        at = [each["num_vectors"] for each in found]
-        last.plot(at, [each["filters"]["none"]["p50_ms"] for each in found], ".-", color=colours[system], label=system)
+        records = [record for record in measured if record["system"] == system]
+        num_vectors = [record["num_vectors"] for record in records]
+        p50_ms = [record["filters"]["none"]["p50_ms"] for record in records]
+        last.plot(num_vectors, p50_ms, ".-", color=colours[system], label=system)
     last.set(title="no filter", xlabel="vectors", ylabel="p50, ms", xscale="log", yscale="log")
     last.legend(fontsize="small")
     marks = [
@@ -69,11 +77,11 @@ def plot(result: Record) -> Figure:
     return figure
 
 
-def _draw_recall(axes: Axes, found: list[Record], colours: dict[str, str], filters: list[str]) -> None:
-    for each in found:
+def _draw_recall(axes: Axes, records: list[Record], colours: dict[str, str], filters: list[str]) -> None:
+    for record in records:
         for name, marker in zip(filters, MARKERS, strict=False):
-            figures = each["filters"][name]
-            axes.plot(figures["p99_ms"], figures["recall"], marker, color=colours[each["system"]], alpha=0.8)
+            figures = record["filters"][name]
+            axes.plot(figures["p99_ms"], figures["recall"], marker, color=colours[record["system"]], alpha=0.8)
     axes.axhline(GOAL_RECALL, color="grey", linestyle=":")
     axes.axvline(GOAL_MS, color="grey", linestyle=":")
     axes.set(xlabel="p99 of a search, ms", ylabel="recall", xscale="log", ylim=(-0.05, 1.05))

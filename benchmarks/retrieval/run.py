@@ -1,24 +1,25 @@
 """The claim: a search of a million garments takes under 10 ms on one thread and misses less than 2 % of the best ten.
 
-Measures, by the number of vectors and with filters that leave more or less of them, recall of ten against exact search,
-the time of a search, and the memory and time that building takes. The systems:
+This measures, by the number of vectors and with filters that leave more or fewer of them, recall of ten against exact
+search, the time of a search, and the memory and time that building takes. The systems:
 
     ours       the catalogue's VectorIndex: exact up to a size, then product codes, and the best by them scored exactly
     flat       FAISS's exact index with its own filter
     hnswlib    a graph with its own filter: a Python function, called for every vector that is met
-    usearch    a graph; its Python package has no filter, so more are fetched and then filtered: twice what would be
-               enough if what is near the query were allowed as often as the rest, but at most 20,000
+    usearch    a graph; its Python package has no filter, so more are fetched and then filtered: twice as many as would
+               be enough if vectors near the query were allowed as often as the rest, but at most 20,000
 
 The number after a graph's name is how many vectors a search keeps in sight (ef). Graphs of many vectors take hours to
 build on one thread; above --graphs-up-to, or where they are not installed, they are left out.
 
 The vectors are made up: clusters of very different sizes and tightness around a common mean, with a few strong
-directions and many weak ones, as garment pictures have in CLIP's space. A query is like a text: far from all pictures,
-and its direction among them is that of a garment that is not there, blurred. `data` in the result has the cosines.
-The filters are independent of the vectors, but for the category, which is the query's own or, the hard case, another.
+directions and many weak ones, as garment pictures have in CLIP's space. A query is like a text: it is far from all
+pictures, and its direction among them is the blurred direction of a garment that is not there. `data` in the result has
+the cosines. The filters are independent of the vectors, except for the category, which is the query's own or, in the
+hard case, another.
 
 Each system has a process of its own and opens the same files. A time is the median of a few searches of one query, all
-filters in turn; p50 and p99 are over queries. `cpu` is the time on the processor, for when other work disturbs.
+filters in turn; p50 and p99 are over queries. `cpu` is the time on the processor, which other work disturbs less.
 
     python -m benchmarks.retrieval --out benchmarks/results/retrieval.json --plot benchmarks/results/retrieval.png
 """
@@ -27,14 +28,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -56,7 +57,11 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """How much is run. graphs_up_to: vectors. enough_s: no further round of searches is begun after it."""
+    """How much is run.
+
+    sizes: numbers of vectors. graphs_up_to: the most vectors that graphs are built of. enough_s: seconds after which no
+    further round of searches is begun.
+    """
 
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     graphs_up_to: int = 100_000
@@ -73,12 +78,12 @@ QUICK = RetrievalSettings(sizes=(10_000, 30_000), num_queries=30, num_rounds=1)
 
 
 class World:
-    """Made-up garment pictures and texts as unit vectors. The first rows of a larger world are those of a smaller."""
+    """Made-up garment pictures and texts as unit vectors. A larger world begins with the rows of a smaller one."""
 
     def __init__(self, dim: int, num_clusters: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self._seed = seed
-        # A rotation, so that no system gains from directions that lie along axes.
+        # The rotation keeps any system from gaining by directions that lie along axes.
         self._rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(np.float32)
         variances = 1 / (np.arange(dim) + 8)
         self._deviations = np.sqrt(variances / variances.sum()).astype(np.float32)
@@ -92,14 +97,13 @@ class World:
         self._mean, self._text_mean = means[0], 0.2 * means[0] + 0.98 * means[1]
 
     def pictures(self, block: int, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-        """Vectors [count, dim] and categories [count] of one block of garments."""
+        """Return vectors [count, dim] and categories [count] of one block of garments."""
         clusters, offsets = self._garments(np.random.default_rng([self._seed, 1, block]), count)
-        return _unit((np.sqrt(0.5, dtype=np.float32) * self._mean + offsets) @ self._rotation), self._categories[
-            clusters
-        ]
+        vectors = (np.float32(np.sqrt(0.5)) * self._mean + offsets) @ self._rotation
+        return _unit(vectors), self._categories[clusters]
 
     def texts(self, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-        """Vectors [count, dim] and categories [count] of queries."""
+        """Return vectors [count, dim] and categories [count] of queries."""
         rng = np.random.default_rng([self._seed, 2])
         clusters, offsets = self._garments(rng, count)
         blurred = offsets + 0.6 * self._noise(rng, count)
@@ -107,7 +111,8 @@ class World:
 
     def _garments(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], Vectors]:
         clusters = rng.choice(len(self._weights), count, p=self._weights)
-        return clusters, 0.5 * (self._centres[clusters] + self._spread[clusters] * self._noise(rng, count))
+        offsets = 0.5 * (self._centres[clusters] + self._spread[clusters] * self._noise(rng, count))
+        return clusters, offsets.astype(np.float32, copy=False)
 
     def _noise(self, rng: np.random.Generator, count: int) -> Vectors:
         return rng.standard_normal((count, len(self._deviations)), np.float32) * self._deviations
@@ -118,7 +123,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 class Query(NamedTuple):
-    """A vector, and by filter the mask that it is searched with and the rows of the best, in order."""
+    """The vector of a query, and for each filter the mask that it is searched with and the best rows, in order."""
 
     vector: Vectors
     masks: dict[str, str]
@@ -126,7 +131,7 @@ class Query(NamedTuple):
 
 
 def make_data(folder: Path, num_vectors: int, settings: RetrievalSettings) -> Record:
-    """What there is to tell of the data, now in `folder`: `vectors.npy`, `masks.npz`, `queries.npz`."""
+    """Write `vectors.npy`, `masks.npz` and `queries.npz` to `folder`; return figures that describe the data."""
     world = World(settings.dim, settings.num_clusters, settings.seed)
     texts, text_categories = world.texts(settings.num_queries)
     rng = np.random.default_rng([settings.seed, 3])
@@ -143,13 +148,11 @@ def make_data(folder: Path, num_vectors: int, settings: RetrievalSettings) -> Re
         scores = texts @ vectors[rows].T
         for name, mask in masks.items():
             best[name] = _merge(best[name], scores[:, mask[rows]], rows[mask[rows]], settings.k)
-    np.savez(folder / "masks.npz", **masks)
-    np.savez(
-        folder / "queries.npz",
-        vectors=texts,
-        categories=text_categories,
-        **{f"best {name}": found for name, (_, found) in best.items()},
-    )
+    _save(folder / "masks.npz", masks)
+    queries: dict[str, NDArray[Any]] = {"vectors": texts, "categories": text_categories}
+    for name, (_, best_rows) in best.items():
+        queries[f"best {name}"] = best_rows
+    _save(folder / "queries.npz", queries)
     half = min(num_vectors, BLOCK_ROWS) // 2
     pairs = vectors[: half // 5] @ vectors[half : half + half // 5].T
     return {
@@ -161,10 +164,15 @@ def make_data(folder: Path, num_vectors: int, settings: RetrievalSettings) -> Re
     }
 
 
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    named: dict[str, Any] = dict(arrays)
+    np.savez(path, **named)
+
+
 def _merge(
     best: tuple[Vectors, NDArray[np.int64]], scores: Vectors, rows: NDArray[np.int64], k: int
 ) -> tuple[Vectors, NDArray[np.int64]]:
-    """The best `k` [queries, k], scores and rows, of those so far and a block more."""
+    """Return the scores and rows [queries, k] of the best `k` of those so far and of one more block."""
     scores = np.concatenate([best[0], scores], axis=1)
     rows = np.concatenate([best[1], np.broadcast_to(rows, (len(scores), len(rows)))], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -172,9 +180,9 @@ def _merge(
 
 
 def read_queries(folder: Path) -> list[Query]:
-    """The queries of `make_data`. Another category is the next one."""
-    with np.load(folder / "queries.npz") as found:
-        arrays = {name: found[name] for name in found}
+    """Return the queries of `make_data`. The other category is the next one."""
+    with np.load(folder / "queries.npz") as content:
+        arrays = {name: content[name] for name in content}
     queries = []
     for number, (vector, category) in enumerate(zip(arrays["vectors"], arrays["categories"], strict=True)):
         masks = {name: name for name in FILTERS} | {
@@ -187,17 +195,20 @@ def read_queries(folder: Path) -> list[Query]:
 
 
 def anonymous_bytes() -> int:
-    """Memory that this process has for itself; mapped files are not in it."""
+    """Return the memory that this process has for itself, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def measure(system: str, folder: Path, settings: RetrievalSettings) -> list[Record]:
-    """What is reported of a system on the data in `folder`, for each of its efforts. To be run in a fresh process."""
+    """Return what is reported of a system on the data in `folder`, for each of its efforts.
+
+    It must run in a fresh process, whose memory it measures.
+    """
     faiss.omp_set_num_threads(1)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    with np.load(folder / "masks.npz") as found:
-        masks = {name: found[name] for name in found}
+    with np.load(folder / "masks.npz") as content:
+        masks = {name: content[name] for name in content}
     before, start = anonymous_bytes(), time.perf_counter()
     searches = SYSTEMS[system](vectors, masks)
     build_s, memory_bytes = time.perf_counter() - start, anonymous_bytes() - before
@@ -207,7 +218,7 @@ def measure(system: str, folder: Path, settings: RetrievalSettings) -> list[Reco
 
 
 def timed(search: Search, queries: Sequence[Query], settings: RetrievalSettings) -> Record:
-    """Recall, and percentiles of the time of a search in ms, by filter."""
+    """Return recall, and percentiles of the time of a search in ms, by filter."""
     for query in queries[:3]:
         for name in FILTERS:
             search(query.vector, len(query.best[name]), query.masks[name])
@@ -222,15 +233,19 @@ def timed(search: Search, queries: Sequence[Query], settings: RetrievalSettings)
                 here = (round_number, filter_number, number)
                 best = query.best[name]
                 start, cpu_start = time.perf_counter(), time.thread_time()
-                found = search(query.vector, len(best), query.masks[name])  # hnswlib cannot find fewer than are asked
+                # hnswlib cannot find fewer than are asked for.
+                rows = search(query.vector, len(best), query.masks[name])
                 cpu[here], wall[here] = time.thread_time() - cpu_start, time.perf_counter() - start
-                recall[here[1:]] = len(set(best) & set(found.tolist())) / len(best)
+                recall[here[1:]] = len(set(best) & set(rows.tolist())) / len(best)
     ms = {"": 1000 * np.nanmedian(wall, axis=0), "cpu_": 1000 * np.nanmedian(cpu, axis=0)}
-    return {
-        name: {"recall": float(recall[number].mean()), "least_recall": float(recall[number].min())}
-        | {f"{kind}p{p}_ms": float(np.percentile(each[number], p)) for kind, each in ms.items() for p in (50, 99)}
-        for number, name in enumerate(FILTERS)
-    }
+    by_filter = {}
+    for number, name in enumerate(FILTERS):
+        figures = {"recall": float(recall[number].mean()), "least_recall": float(recall[number].min())}
+        for clock, times in ms.items():
+            for percent in (50, 99):
+                figures[f"{clock}p{percent}_ms"] = float(np.percentile(times[number], percent))
+        by_filter[name] = figures
+    return by_filter
 
 
 def _left_out(num_vectors: int, settings: RetrievalSettings) -> Sequence[str]:
@@ -238,20 +253,19 @@ def _left_out(num_vectors: int, settings: RetrievalSettings) -> Sequence[str]:
 
 
 def benchmark(settings: RetrievalSettings, say: Callable[[str], None], keep: Callable[[Record], None]) -> Record:
-    """The result as plain values, for JSON. `say` tells of progress; `keep` gets the result after every system."""
+    """Return the result as plain values for JSON. `say` is told of progress; `keep` gets the result so far."""
     packages = {name: version(name) for name in GRAPHS if find_spec(name)}
     data: dict[str, Record] = {}
     measured: list[Record] = []
+    left_out = []
+    for num_vectors in settings.sizes:
+        left_out += [{"system": system, "num_vectors": num_vectors} for system in _left_out(num_vectors, settings)]
     result = {
         "from": provenance(),
         "settings": asdict(settings) | {"packages": packages},
         "data": data,
         "measured": measured,
-        "left_out": [
-            {"system": system, "num_vectors": num_vectors}
-            for num_vectors in settings.sizes
-            for system in _left_out(num_vectors, settings)
-        ],
+        "left_out": left_out,
     }
     for num_vectors in settings.sizes:
         with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
@@ -270,7 +284,7 @@ def main(
     graphs_up_to: Annotated[int, typer.Option(help="The most vectors that graphs are built of.")] = 100_000,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, anew after every system.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Picture to write.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute, to see that it works.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round, to see that it works.")] = False,
 ) -> None:
     """Compare the catalogue's vector index with exact search and with graphs."""
     settings = QUICK if quick else RetrievalSettings(tuple(int(size) for size in sizes.split(",")), graphs_up_to)

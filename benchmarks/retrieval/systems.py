@@ -1,9 +1,13 @@
-"""The indexes that `retrieval.py` compares, each as functions that find rows. It calls this."""
+"""The indexes that `run.py` compares, each as functions that find rows.
+
+A system is a function of vectors and masks; it builds an index and returns a search for each of its efforts, by name.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import faiss as typed_faiss
@@ -17,22 +21,24 @@ faiss: Any = typed_faiss
 NEIGHBOURS, BUILD_EF = 16, 128  # usearch's own choice of both
 EFS = (200, 1000)
 BLOCK_ROWS = 10_000
-OVERFETCH = 2  # times k / share, which would be enough if what is near the query were allowed as often as the rest
+OVERFETCH = 2  # times k / share, which would be enough if vectors near the query were allowed as often as the rest
 MAX_FETCHED = 20_000
 
 Vectors = NDArray[np.float32]
 Masks = Mapping[str, NDArray[np.bool_]]
-# A query [D], k, and the name of a mask, to at most k rows [n], best first.
+# Returns at most k rows [n], best first, for a query [D], k, and the name of a mask.
 Search = Callable[[Vectors, int, str], NDArray[np.int64]]
 
 
 def ours(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    """Return the search of the catalogue's own index."""
     index = VectorIndex.build(vectors)
     allowed = {name: None if name == "none" else index.allow(mask) for name, mask in masks.items()}
     return {"ours": lambda query, k, name: index.search(query, k, allowed[name])[1]}
 
 
 def flat(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    """Return the search of FAISS's exact index."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     for start in range(0, len(vectors), BLOCK_ROWS):
         index.add(vectors[start : start + BLOCK_ROWS])
@@ -46,6 +52,7 @@ def flat(vectors: Vectors, masks: Masks) -> dict[str, Search]:
 
 
 def hnsw(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    """Return the searches of hnswlib's graph."""
     import hnswlib
 
     index = hnswlib.Index(space="ip", dim=vectors.shape[1])
@@ -53,18 +60,19 @@ def hnsw(vectors: Vectors, masks: Masks) -> dict[str, Search]:
     for start in range(0, len(vectors), BLOCK_ROWS):
         index.add_items(vectors[start : start + BLOCK_ROWS], num_threads=1)
 
-    def search(query: Vectors, k: int, name: str, ef: int) -> NDArray[np.int64]:
+    def search(ef: int, query: Vectors, k: int, name: str) -> NDArray[np.int64]:
         index.set_ef(ef)
         try:
             allows = None if name == "none" else masks[name].item
             return index.knn_query(query, k, num_threads=1, filter=allows)[0][0].astype(np.int64)
-        except RuntimeError:  # it met fewer than k that are allowed
+        except RuntimeError:  # The search met fewer than k vectors that are allowed.
             return np.empty(0, np.int64)
 
-    return {f"hnswlib {ef}": lambda query, k, name, ef=ef: search(query, k, name, ef) for ef in EFS}
+    return {f"hnswlib {ef}": partial(search, ef) for ef in EFS}
 
 
 def usearch(vectors: Vectors, masks: Masks) -> dict[str, Search]:
+    """Return the searches of usearch's graph."""
     from usearch.index import Index
 
     index = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=NEIGHBOURS, expansion_add=BUILD_EF)
@@ -73,13 +81,13 @@ def usearch(vectors: Vectors, masks: Masks) -> dict[str, Search]:
         index.add(np.arange(start, start + len(block)), block, threads=1)
     shares = {name: mask.mean() for name, mask in masks.items()}
 
-    def search(query: Vectors, k: int, name: str, ef: int) -> NDArray[np.int64]:
+    def search(ef: int, query: Vectors, k: int, name: str) -> NDArray[np.int64]:
         index.expansion_search = ef
         count = k if name == "none" else min(math.ceil(OVERFETCH * k / shares[name]), MAX_FETCHED)
         rows = index.search(query, count, threads=1).keys.astype(np.int64)
         return rows[masks[name][rows]][:k]
 
-    return {f"usearch {ef}": lambda query, k, name, ef=ef: search(query, k, name, ef) for ef in EFS}
+    return {f"usearch {ef}": partial(search, ef) for ef in EFS}
 
 
 SYSTEMS: dict[str, Callable[[Vectors, Masks], dict[str, Search]]] = {
@@ -88,5 +96,5 @@ SYSTEMS: dict[str, Callable[[Vectors, Masks], dict[str, Search]]] = {
     "hnswlib": hnsw,
     "usearch": usearch,
 }
-# Packages of their own, which need not be installed.
+# The systems that are packages of their own, which need not be installed.
 GRAPHS = ("hnswlib", "usearch")

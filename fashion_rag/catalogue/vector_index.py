@@ -2,7 +2,7 @@
 
 Few vectors are all scored. Of many, product-quantized codes (FAISS's IVFPQFastScan) first choose candidates; the scores
 that are returned always come from the vectors, which stay in their memory-mapped file. How many are few, and the other
-numbers below, were chosen with `benchmarks/retrieval.py`. An index never changes; the catalogue builds, saves and opens
+numbers below, were chosen with `benchmarks/retrieval`. An index never changes; the catalogue builds, saves and opens
 it.
 """
 

@@ -136,7 +136,7 @@ def bench(
     from serve.bench import drawn, mix
     from serve.bench.run import BenchSettings, run, write
 
-    wanted = mix.EditMix(
+    edit_mix = mix.EditMix(
         prompts=mix.read_prompts(prompts) if prompts else drawn.drawn_prompts(),
         categories=categories.split(","),
         steps=numbers(int, "steps", steps),
@@ -147,9 +147,9 @@ def bench(
         deadline_s=deadline_s,
     )
     settings = BenchSettings(
-        out,
-        bundle,
-        wanted,
+        out=out,
+        bundle=bundle,
+        mix=edit_mix,
         rates=rates,
         duration_s=duration,
         seed=seed,
@@ -168,6 +168,6 @@ def bench(
     )
     runs = run(settings, partial(progress, "drawing photos"), load_progress)
     typer.echo(write(settings, runs), nl=False)
-    for each in runs:
-        if each.summary.late:
-            typer.echo(f"{each.name}: this client was late, so the latencies are in part its own", err=True)
+    for load in runs:
+        if load.summary.late:
+            typer.echo(f"{load.name}: this client was late, so the latencies are in part its own", err=True)

@@ -1,5 +1,5 @@
-"""Open-loop load on a server: edits that come when they come, however slow the answers. `fashion-rag bench` runs it.
+"""Open-loop load on a server: edits come at their own times, however slow the answers. `fashion-rag bench` runs it.
 
-`mix` draws what is sent and when, `drawn` the photos, `load` sends, `report` and `plot` say what came of it, `scrape`
-reads the server's own metrics, `measure` puts these together, `run` does what the command is asked.
+`mix` draws edits and their times, `drawn` draws photos, `load` sends, `scrape` reads the server's own metrics, `report`
+and `plot` show the figures, `measure` puts these together, and `run` does what the command is asked.
 """

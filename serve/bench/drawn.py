@@ -1,4 +1,4 @@
-"""What the paper-doll world gives a load: prompts, and as many persons as it wants, with masks and key points."""
+"""Prompts for a load, and photos of as many persons as it needs, with masks and key points: all of paper dolls."""
 
 import io
 import json
@@ -17,12 +17,12 @@ from fashion_rag.request import CATEGORIES
 from serve.bench.mix import Photo, Photos, Planned
 
 NUM_PROMPTS = 200
-# Persons and prompts each have random numbers of their own.
+# Persons and prompts have separate random numbers.
 PERSONS, PROMPTS = 0, 1
 
 
 def draw_photos(planned: Iterable[Planned], manifest: Manifest, progress: Callable[[], None] | None = None) -> Photos:
-    """The photo of every person in `planned`, in the size of a bundle; `progress` is called after each.
+    """Return the photo of every person in `planned`, in the size of a bundle; `progress` is called after each.
 
     A person looks the same in every plan.
     """
@@ -35,12 +35,13 @@ def draw_photos(planned: Iterable[Planned], manifest: Manifest, progress: Callab
 
 
 def drawn_prompts() -> dict[str, list[str]]:
-    """By category, captions in noun chunks of garments such as the drawn catalogue has; always the same."""
+    """Return prompts by category, always the same: captions, in noun chunks, of garments as in the drawn catalogue."""
     rng = np.random.default_rng(PROMPTS)
-    return {
-        category: [", ".join(sorted(chunks(sample_garment(rng, category)))) for _ in range(NUM_PROMPTS)]
-        for category in CATEGORIES
-    }
+    prompts: dict[str, list[str]] = {}
+    for category in CATEGORIES:
+        garments = [sample_garment(rng, category) for _ in range(NUM_PROMPTS)]
+        prompts[category] = [", ".join(sorted(chunks(garment))) for garment in garments]
+    return prompts
 
 
 def _photo(category: str, number: int, manifest: Manifest) -> Photo:

@@ -1,7 +1,7 @@
-"""Sends planned edits, each at its time, and tells how each ended. `measure` calls it.
+"""Sends planned edits, each at its time, and reports how each ended. `measure` calls it.
 
-Nobody waits here for an earlier answer before the next edit goes out, and latency counts from the moment at which an
-edit was to arrive: when the server, or this client, stalls, those who would have come meanwhile have waited too.
+The next edit goes out without waiting for earlier answers, and latency counts from the moment at which an edit was to
+arrive: if the server, or this client, stalls, the edits that would have come meanwhile have waited, too.
 """
 
 import asyncio
@@ -26,9 +26,10 @@ Kind = Literal["done", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for an edit. status: None where nothing did. failure: why there is no picture; "" where there is.
+    """The reply to an edit.
 
-    preview_at_s: when a stream's first preview was there, from the start. timings_ms: the server's, by stage.
+    status: None where nothing came back. failure: why there is no picture; "" where there is one. preview_at_s: seconds
+    from the start at which a stream's first preview was there. timings_ms: the server's own timings, by stage.
     """
 
     status: int | None = None
@@ -40,7 +41,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """How an edit ended. Seconds from the start, like the plan's `at_s`: when it was sent, and when it was over."""
+    """An edit and how it ended.
+
+    sent_s, ended_s: when it was sent and when it was over, in seconds from the start like the plan's `at_s`.
+    """
 
     planned: Planned
     sent_s: float
@@ -49,10 +53,10 @@ class EditOutcome:
 
     @property
     def kind(self) -> Kind:
-        """done: there is a picture. refused: status 429, 503 or 504. failed: anything else.
+        """Return "done" if there is a picture, "refused" for status 429, 503 or 504, and "failed" otherwise.
 
-        504 may also be an edit that was taken on and then missed its deadline; a stream, which had its status by then,
-        has failed.
+        504 may also stand for an edit that was taken on and then missed its deadline; a stream, which had its status by
+        then, has failed.
         """
         if self.reply.status in REFUSED:
             return "refused"
@@ -60,18 +64,20 @@ class EditOutcome:
 
     @property
     def latency_s(self) -> float:
-        """From the intended arrival to the end."""
+        """Return the seconds from the intended arrival to the end."""
         return self.ended_s - self.planned.at_s
 
     @property
     def send_delay_s(self) -> float:
-        """How much later than intended the client came to send it."""
+        """Return how many seconds later than intended the client sent the edit."""
         return self.sent_s - self.planned.at_s
 
     @property
     def first_preview_s(self) -> float | None:
-        """From the intended arrival to the first preview; None without one."""
-        return None if self.reply.preview_at_s is None else self.reply.preview_at_s - self.planned.at_s
+        """Return the seconds from the intended arrival to the first preview; None without one."""
+        if self.reply.preview_at_s is None:
+            return None
+        return self.reply.preview_at_s - self.planned.at_s
 
 
 Report = Callable[[EditOutcome], None]
@@ -86,12 +92,12 @@ def run(
     timeout_s: float = 300.0,
     report: Report | None = None,
 ) -> list[EditOutcome]:
-    """How each of `planned` ended, in their order, once all have; sent by a process of its own.
+    """Send edits from a process of its own; return how each of `planned` ended, in their order, once all have.
 
-    url: of the server, without /v1. keys: API keys, which the edits use in turn. timeout_s: after which the client
-    gives an edit up, counted from when it was sent. report: called with each outcome as it comes.
+    url: that of the server, without /v1. keys: API keys, which the edits use in turn. timeout_s: seconds after sending
+    an edit at which the client gives it up. report: called with each outcome as it comes.
     """
-    # Not forked: this process may have threads, and all of a graph's memory.
+    # The process is not forked, because this one may have threads, and all of a graph's memory.
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     arguments = (sending, url, planned, photos, keys, timeout_s)
@@ -117,12 +123,12 @@ def run(
 def _client(
     pipe: Connection, url: str, planned: Sequence[Planned], photos: Photos, keys: Sequence[str], timeout_s: float
 ) -> None:
-    """The process that sends."""
-    # Ctrl-C is for the process that started this one, and ends both.
+    """Send the edits, and put number and outcome of each into `pipe`. This is the process that sends."""
+    # Ctrl-C is handled by the process that started this one, which ends both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     async def main() -> None:
-        # As many connections as there are edits, or edits would wait here for each other.
+        # There may be as many connections as edits; otherwise edits would wait here for each other.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
             await send(client, planned, photos, lambda *item: pipe.send(item), keys=keys, timeout_s=timeout_s)
@@ -139,11 +145,11 @@ async def send(
     keys: Sequence[str] = (),
     timeout_s: float = 300.0,
 ) -> None:
-    """Send each edit at its time, in a task of its own; `report` gets its place in `planned` and how it ended."""
+    """Send each edit at its time, in a task of its own; `report` gets its place in `planned` and its outcome."""
     clock = asyncio.get_running_loop().time
     start = clock()
 
-    async def one(number: int, edit: Planned) -> None:
+    async def send_edit(number: int, edit: Planned) -> None:
         headers = {"authorization": f"Bearer {keys[number % len(keys)]}"} if keys else {}
         photo = photos[edit.category, edit.person]
         files = {"image": photo.image, "mask": photo.mask}
@@ -164,15 +170,15 @@ async def send(
     async with asyncio.TaskGroup() as tasks:
         for number, edit in sorted(enumerate(planned), key=lambda item: item[1].at_s):
             await asyncio.sleep(start + edit.at_s - clock())
-            tasks.create_task(one(number, edit))
+            tasks.create_task(send_edit(number, edit))
 
 
 async def _read(response: httpx.Response, stream: bool, now: Callable[[], float]) -> tuple[float, Reply]:
-    """When the reply was complete, and what it says."""
+    """Return when the reply was complete, and the reply."""
     if stream and response.status_code == 200:
         return await _read_events(response, now)
     await response.aread()
-    # Before anything is made of it, which the server does not answer for.
+    # The time is taken before the reply is parsed, which is not the server's work.
     ended_s = now()
     status, retry_after = response.status_code, response.headers.get("retry-after")
     try:
@@ -187,9 +193,10 @@ async def _read(response: httpx.Response, stream: bool, now: Callable[[], float]
 
 
 async def _read_events(response: httpx.Response, now: Callable[[], float]) -> tuple[float, Reply]:
-    """The same for a stream, which is complete with the finished picture or an error."""
+    """Return the same for a stream, which is complete with the finished picture or an error."""
     event, preview_at_s, last = "", None, None
-    # To its end, although nothing comes after the last event: to leave before would look to the server like a hang-up.
+    # The stream is read to its end, although nothing comes after the last event: to leave earlier would look to the
+    # server as if the caller had hung up.
     async for line in response.aiter_lines():
         name, _, value = line.partition(": ")
         if name == "event":
@@ -212,7 +219,7 @@ async def _read_events(response: httpx.Response, now: Callable[[], float]) -> tu
 
 
 def _finished(body: dict[str, Any], data: dict[str, Any], preview_at_s: float | None = None) -> Reply:
-    """The reply with a picture; raises KeyError without one."""
+    """Return the reply with a picture. Raises KeyError if there is no picture."""
     if not data["b64_json"]:
         raise KeyError("b64_json")
     return Reply(200, preview_at_s=preview_at_s, timings_ms=body["timings_ms"])

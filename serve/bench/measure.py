@@ -1,4 +1,4 @@
-"""From loads to runs: starts a graph where there is no server yet, warms it up, sends, and reads its metrics.
+"""Makes runs of loads: starts a graph if there is no server yet, warms it up, sends edits, and reads its metrics.
 
 `run` calls it.
 """
@@ -23,7 +23,7 @@ from serve.showcase import ensure_demo_world
 
 
 class PlannedLoad(NamedTuple):
-    """Edits to be sent, the rate at which they arrive and for how long; None for both where they come from a trace."""
+    """Edits that are to be sent, their rate, and for how many seconds they arrive; both None for edits of a trace."""
 
     planned: Sequence[Planned]
     rate: float | None = None
@@ -32,9 +32,10 @@ class PlannedLoad(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """A server: its URL without /v1, where its nodes have their metrics, if that is known, and how it is asked.
+    """A server that gets a load.
 
-    keys: API keys, used in turn. timeout_s: after which the client gives an edit up.
+    url: without /v1. metrics_urls: of its nodes, where they are known. keys: API keys, used in turn. timeout_s: seconds
+    after which the client gives an edit up.
     """
 
     url: str
@@ -45,13 +46,13 @@ class Target:
     def send(
         self, planned: Sequence[Planned], photos: Photos, report: load.Report | None = None
     ) -> list[load.EditOutcome]:
-        """How the edits ended, see `load.run`."""
+        """Send the edits and return how they ended; see `load.run`."""
         return load.run(self.url, planned, photos, keys=self.keys, timeout_s=self.timeout_s, report=report)
 
 
 @contextmanager
 def graph(bundle: Path, catalogue: str | None, **settings: Any) -> Iterator[Target]:
-    """A graph on this machine that serves as long as the block runs; arguments as of `app.run`."""
+    """Start a graph on this machine, yield it, and stop it after the block. The arguments are those of `app.run`."""
     catalogue = catalogue or str(ensure_demo_world(app.DEMO_WORLD, bundle))
     port = free_port()
     app.start(app.local_config(bundle, catalogue, **settings), "127.0.0.1", port)
@@ -73,7 +74,7 @@ def warm_up(target: Target, planned: Sequence[Planned], photos: Photos) -> None:
 def measure(
     target: Target, loads: Sequence[PlannedLoad], photos: Photos, objective_s: float, report: load.Report | None = None
 ) -> list[Run]:
-    """A run of each load, one after the other. Raises InvalidRequest where there are no metrics to read at first."""
+    """Return a run of each load, one after the other. Raises InvalidRequest if the metrics cannot be read at first."""
     try:
         before = _settled(target)
     except httpx.HTTPError as error:
@@ -84,23 +85,25 @@ def measure(
         try:
             after = _settled(target)
         except httpx.HTTPError:
-            # What the client has seen is worth no less if the server is gone now.
+            # The client's own figures are valid even if the server is gone now.
             after = None
-        server = None if before is None or after is None else scrape.server_figures(before, after, _num_rows(outcomes))
+        server = None
+        if before is not None and after is not None:
+            server = scrape.server_figures(before, after, _num_rows(outcomes))
         runs.append(Run(rate, outcomes, summarise(outcomes, objective_s, window_s), server))
         before = after
     return runs
 
 
 def _num_rows(outcomes: Sequence[load.EditOutcome]) -> int | None:
-    """Rows of the UNet calls that were made for these edits; None where some may have been given up half-way."""
+    """Return the rows of the UNet calls made for these edits; None if some edits may have been given up half-way."""
     if any(outcome.kind == "failed" or outcome.reply.status == 504 for outcome in outcomes):
         return None
     return sum(outcome.planned.num_rows for outcome in outcomes if outcome.kind == "done")
 
 
 def _settled(target: Target) -> scrape.Series | None:
-    """The metrics once they hold all that has happened so far; None where there are none to read."""
+    """Return the metrics once they hold all that has happened so far; None if no URLs are known."""
     if not target.metrics_urls:
         return None
     time.sleep(scrape.SETTLE_S)

@@ -1,4 +1,4 @@
-"""What is sent, and when: edits drawn ahead from a seed, or read from a trace. Sends nothing; knows no server.
+"""The edits of a load and their times, drawn ahead from a seed or read from a trace. Nothing is sent here.
 
 mix = EditMix(prompts={"dresses": ["long red dress"]}, categories=("dresses",), steps=(10, 50))
 planned = draw(mix, poisson(rate=2.0, duration_s=60.0, seed=0), seed=0)
@@ -19,9 +19,9 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MAX_STEPS
 
 NUM_PREVIEWS = 3
-# From here down an edit has one row in a UNet call, above it two.
+# An edit with a guidance scale above this has two rows in a UNet call, and any other has one.
 NO_GUIDANCE = 1.0
-# Arrivals and edits each have random numbers of their own, so that edits are the same at every rate.
+# Arrivals and edits have separate random numbers, so that edits are the same at every rate.
 ARRIVALS, EDITS = 0, 1
 PROMPTS_RULE = "must hold JSON: [PROMPT, ...] or {CATEGORY: [PROMPT, ...]}; a prompt: text, or a list of noun chunks"
 
@@ -30,11 +30,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EditMix:
-    """What edits are drawn from. Each entry of a sequence is as likely as the next: twice in it, twice as often.
+    """The distribution that edits are drawn from.
 
-    prompts: by category. Shares of all edits, 0 to 1: `unguided` have no guidance, where the others have the server's;
-    `repeat_person` are of a person who was there before; `stream` are streamed, with NUM_PREVIEWS previews.
-    deadline_s: of every edit; None = the server's. Raises InvalidRequest, naming the field.
+    Each entry of a sequence is equally likely, so an entry that is in it twice comes twice as often. prompts: by
+    category. unguided, repeat_person, stream: shares of all edits, from 0 to 1, that have no guidance, where the others
+    have the server's; that are of a person who was there before; and that are streamed, with NUM_PREVIEWS previews.
+    deadline_s: that of every edit; None for the server's. Raises InvalidRequest, naming the field.
     """
 
     prompts: Mapping[str, Sequence[str]]
@@ -65,7 +66,7 @@ class EditMix:
 class Planned:
     """An edit that is to arrive `at_s` seconds after the start.
 
-    person: which of the category's photos, by number. The other fields are those of the form; None is left out.
+    person: the number of one of the category's photos. The other fields are those of the form; None is left out.
     """
 
     at_s: float
@@ -85,33 +86,33 @@ class Planned:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all its UNet calls together, where the server's own guidance is on."""
+        """Return the rows of all its UNet calls together, if the server's own guidance is on."""
         guided = self.guidance_scale is None or self.guidance_scale > NO_GUIDANCE
-        return self.steps * (2 if guided else 1)
+        return 2 * self.steps if guided else self.steps
 
     def form(self) -> dict[str, Any]:
-        """The fields of the form but for the photo's."""
+        """Return the fields of the form, without those of the photo."""
         fields = dataclasses.asdict(self)
         return {name: fields[name] for name in fields if name not in ("at_s", "person") and fields[name] is not None}
 
 
 @dataclass(frozen=True)
 class Photo:
-    """The photo's own fields of the form: two PNG files, and key points as JSON."""
+    """The fields of the form that belong to the photo: two PNG files, and key points as JSON."""
 
     image: bytes
     mask: bytes
     keypoints: str
 
 
-# Each person's, by category and number.
+# The photo of each person, by category and number.
 Photos = Mapping[tuple[str, int], Photo]
 
 
 def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
-    """Seconds at which edits arrive, at random, `rate` a second on average, for as long as `duration_s`.
+    """Return the seconds at which edits arrive at random, `rate` a second on average, for `duration_s` seconds.
 
-    The same seed gives the same arrivals, and at another rate the same closer together. Raises InvalidRequest.
+    The same seed gives the same arrivals, which are closer together at a higher rate. Raises InvalidRequest.
     """
     for name, value in (("rate", rate), ("duration", duration_s)):
         if not 0 < value < math.inf:
@@ -127,13 +128,14 @@ def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
 
 
 def draw(mix: EditMix, arrivals: Sequence[float], seed: int) -> list[Planned]:
-    """An edit for each arrival, in their order. The same seed gives the same edits, whenever they arrive."""
+    """Return an edit for each arrival, in their order. The same seed gives the same edits, whenever they arrive."""
     rng = np.random.default_rng([seed, EDITS])
 
     def pick(options: Sequence[T]) -> T:
         return options[int(rng.integers(len(options)))]
 
-    planned, num_seen = list[Planned](), dict.fromkeys(mix.categories, 0)
+    planned: list[Planned] = []
+    num_seen = dict.fromkeys(mix.categories, 0)
     for at_s in arrivals:
         category = pick(mix.categories)
         if rng.random() < mix.repeat_person and num_seen[category]:
@@ -167,11 +169,13 @@ def write_trace(path: Path, planned: Sequence[Planned]) -> None:
 
 
 def read_trace(path: Path) -> list[Planned]:
-    """The edits of a trace, by arrival: JSON lines with `at_s`, `category`, `prompt`, and other fields of Planned.
+    """Return the edits of a trace, by arrival.
 
-    Raises InvalidRequest, naming the line, for what is none.
+    A trace is JSON lines with `at_s`, `category`, `prompt`, and other fields of Planned. Raises InvalidRequest, naming
+    the line, for a line that is not an edit.
     """
-    reader, planned = TypeAdapter(Planned), []
+    reader = TypeAdapter(Planned)
+    planned: list[Planned] = []
     for number, line in enumerate(_text("trace", path).splitlines(), start=1):
         try:
             planned.append(reader.validate_json(line))
@@ -185,9 +189,9 @@ def read_trace(path: Path) -> list[Planned]:
 
 
 def read_prompts(path: Path) -> dict[str, list[str]]:
-    """Prompts by category from a JSON file: a list, for all categories, or a list for each.
+    """Return prompts by category from a JSON file with one list for all categories, or a list for each.
 
-    A prompt may be a list itself, of noun chunks, which are joined as the catalogue's captions are. Raises
+    A prompt may itself be a list of noun chunks, which are joined as the catalogue's captions are. Raises
     InvalidRequest.
     """
     try:
@@ -196,10 +200,10 @@ def read_prompts(path: Path) -> dict[str, list[str]]:
         prompts = TypeAdapter(dict[str, list[str | list[str]]]).validate_python(lists)
     except ValueError as error:
         raise InvalidRequest("prompts", str(path), PROMPTS_RULE) from error
-    return {
-        category: [prompt if isinstance(prompt, str) else ", ".join(prompt) for prompt in listed]
-        for category, listed in prompts.items()
-    }
+    joined: dict[str, list[str]] = {}
+    for category, listed in prompts.items():
+        joined[category] = [prompt if isinstance(prompt, str) else ", ".join(prompt) for prompt in listed]
+    return joined
 
 
 def _text(field: str, path: Path) -> str:

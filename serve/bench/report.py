@@ -1,4 +1,4 @@
-"""What came of a load, as figures and as a table."""
+"""The figures of a load, and their table."""
 
 import dataclasses
 import math
@@ -14,13 +14,13 @@ from serve.bench.scrape import ServerFigures
 
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
-# Of the median latency. A client that is later than this measures itself.
+# A share of the median latency. A client that sends later than this measures itself.
 MAX_SEND_DELAY = 0.05
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of the edits that were done, in seconds; each interval is where 95 % of resamples have the percentile."""
+    """The latencies of the edits that were done, in seconds; an interval holds 95 % of a percentile's resamples."""
 
     p50: float
     p50_interval: tuple[float, float]
@@ -33,7 +33,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Edits refused with one status. p99_s: from the intended arrival. retry_after_share: were told when to retry."""
+    """The edits that were refused with one status.
+
+    p99_s: seconds from the intended arrival. retry_after_share: the share that was told when to retry.
+    """
 
     number: int
     p99_s: float
@@ -42,14 +45,14 @@ class Refusals:
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of one load. All times count from the intended arrival of an edit.
+    """The figures of one load. All times count from the intended arrival of an edit.
 
-    The window begins with the clock and is `window_s` long, as long as edits arrive. throughput_per_s: edits done
-    before it ends, divided by its length; what is done later does not count.
-    goodput_per_s: the same, of edits done within the objective. good_share: of all edits that arrived, those done
-    within the objective, also after the window. refusals: by status. failures: by kind, most first.
-    send_delay_p99_s: how late this client was. late: so late that the latencies are in part its own.
-    stages_ms: median and p95 of the replies' timings. None or empty where there was nothing to measure.
+    The window begins with the clock, and ends `window_s` later, when edits no longer arrive. throughput_per_s: edits
+    done before the window ends, divided by its length; edits done later do not count. goodput_per_s: the same for edits
+    done within the objective. good_share: the share of all edits that arrived and were done within the objective, also
+    after the window. refusals: by status. failures: by kind, most frequent first. send_delay_p99_s: how late this
+    client was. late: whether the latencies are in part the client's own, because it was that late. stages_ms: median
+    and p95 of the replies' timings. Figures are None or empty where there was nothing to measure.
     """
 
     window_s: float
@@ -72,7 +75,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Run:
-    """A load and what came of it. rate: edits a second that were to arrive on average; None for a trace."""
+    """A load and its figures. rate: edits a second that were to arrive on average; None for a trace."""
 
     rate: float | None
     outcomes: Sequence[EditOutcome]
@@ -81,32 +84,36 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For the head of a column."""
+        """Return the run's name, for the head of a column."""
         return "trace" if self.rate is None else f"{self.rate:g}/s"
 
     def as_record(self) -> dict[str, Any]:
-        """The figures as plain values for JSON, and those of each edit as columns, in the order of the plan."""
+        """Return the figures as plain values for JSON, and those of each edit as columns, in the order of the plan.
+
+        rows: those of the UNet, in all steps together.
+        """
         server = dataclasses.asdict(self.server) if self.server else None
         edits = {
-            "at_s": [round(one.planned.at_s, 4) for one in self.outcomes],
-            "steps": [one.planned.steps for one in self.outcomes],
-            # Of the UNet, in all steps together.
-            "rows": [one.planned.num_rows for one in self.outcomes],
-            "kind": [one.kind for one in self.outcomes],
-            "latency_s": [round(one.latency_s, 4) for one in self.outcomes],
+            "at_s": [round(outcome.planned.at_s, 4) for outcome in self.outcomes],
+            "steps": [outcome.planned.steps for outcome in self.outcomes],
+            "rows": [outcome.planned.num_rows for outcome in self.outcomes],
+            "kind": [outcome.kind for outcome in self.outcomes],
+            "latency_s": [round(outcome.latency_s, 4) for outcome in self.outcomes],
         }
         return {"rate": self.rate, "summary": dataclasses.asdict(self.summary), "server": server, "edits": edits}
 
 
 def summarise(outcomes: Sequence[EditOutcome], objective_s: float, window_s: float | None = None) -> Summary:
-    """The figures of one or more outcomes; window_s: None = until the last edit was over."""
+    """Return the figures of one or more outcomes. window_s: None for until the last edit was over."""
     window_s = window_s or max(outcome.ended_s for outcome in outcomes)
     kinds = Counter(outcome.kind for outcome in outcomes)
     done = [outcome for outcome in outcomes if outcome.kind == "done"]
     good = [outcome for outcome in done if outcome.latency_s <= objective_s]
-    previews = [each.first_preview_s for each in done if each.first_preview_s is not None]
+    failures = Counter(outcome.reply.failure for outcome in outcomes if outcome.kind == "failed")
+    previews = [outcome.first_preview_s for outcome in done if outcome.first_preview_s is not None]
     send_delay_p99_s = _percentile([outcome.send_delay_s for outcome in outcomes], 99)
-    latency = _latency([outcome.latency_s for outcome in sorted(done, key=lambda each: each.planned.at_s)])
+    by_arrival = sorted(done, key=lambda outcome: outcome.planned.at_s)
+    latency = _latency([outcome.latency_s for outcome in by_arrival])
     return Summary(
         window_s=window_s,
         objective_s=objective_s,
@@ -120,7 +127,7 @@ def summarise(outcomes: Sequence[EditOutcome], objective_s: float, window_s: flo
         latency_s=latency,
         first_preview_s=_percentiles(previews) if previews else None,
         refusals=_refusals([outcome for outcome in outcomes if outcome.kind == "refused"]),
-        failures=dict(Counter(each.reply.failure for each in outcomes if each.kind == "failed").most_common()),
+        failures=dict(failures.most_common()),
         send_delay_p99_s=send_delay_p99_s,
         late=latency is not None and send_delay_p99_s > MAX_SEND_DELAY * latency.p50,
         stages_ms=_stages(done),
@@ -128,7 +135,7 @@ def summarise(outcomes: Sequence[EditOutcome], objective_s: float, window_s: flo
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """All runs as a table in Markdown, a column each."""
+    """Return all runs as a table in Markdown, with a column for each."""
     columns = [_cells(run) for run in runs]
     names = list(dict.fromkeys(name for column in columns for name in column))
     lines = [["", *(run.name for run in runs)], ["---"] * (1 + len(runs))]
@@ -137,7 +144,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _cells(run: Run) -> dict[str, str]:
-    """What a run has to say, by what it is called."""
+    """Return the cells of a run's column, by the name of their line."""
     summary, latency, server = run.summary, run.summary.latency_s, run.server
     cells = {
         "arrived": str(summary.num_arrived),
@@ -156,8 +163,8 @@ def _cells(run: Run) -> dict[str, str]:
     if summary.first_preview_s:
         cells["first preview, p50 and p95, s"] = _pair(summary.first_preview_s, 2)
     for status, refused in summary.refusals.items():
-        told = f"Retry-After with {refused.retry_after_share:.0%}"
-        cells[f"refused with {status}"] = f"{refused.number}, p99 after {refused.p99_s:.2f} s, {told}"
+        retry_after = f"Retry-After with {refused.retry_after_share:.0%}"
+        cells[f"refused with {status}"] = f"{refused.number}, p99 after {refused.p99_s:.2f} s, {retry_after}"
     cells |= {f"failed: {failure}": str(number) for failure, number in summary.failures.items()}
     cells |= {f"{stage}, p50 and p95, ms": _pair(times, 0) for stage, times in summary.stages_ms.items()}
     if server and server.rows_per_call is not None:
@@ -177,7 +184,7 @@ def _pair(percentiles: Mapping[str, float], digits: int) -> str:
 
 
 def _latency(latencies: Sequence[float]) -> Latency | None:
-    """Of latencies in the order of arrival."""
+    """Return the figures of latencies in the order of arrival; None if there are none."""
     if not latencies:
         return None
     p50, p90, p95, p99 = (_percentile(latencies, percent) for percent in (50, 90, 95, 99))
@@ -186,10 +193,10 @@ def _latency(latencies: Sequence[float]) -> Latency | None:
 
 
 def intervals(values: Sequence[float], percents: Sequence[int]) -> list[tuple[float, float]]:
-    """Of each percentile, by the circular block bootstrap (Politis and Romano 1992), always with the same resamples.
+    """Return the interval of each percentile, by the circular block bootstrap (Politis and Romano 1992).
 
-    In blocks of neighbours, because edits that queue behind one another are slow together: drawn one by one they would
-    pass for more evidence than they are.
+    It resamples blocks of neighbours, because edits that queue behind one another are slow together: drawn one by one,
+    they would pass for more evidence than they are. The resamples are always the same.
     """
     rng = np.random.default_rng(0)
     array, length = np.asarray(values), math.isqrt(len(values))
@@ -206,14 +213,14 @@ def _refusals(refused: Iterable[EditOutcome]) -> dict[str, Refusals]:
     by_status: dict[str, list[EditOutcome]] = defaultdict(list)
     for outcome in refused:
         by_status[str(outcome.reply.status)].append(outcome)
-    return {
-        status: Refusals(
-            len(some),
-            _percentile([outcome.latency_s for outcome in some], 99),
-            sum(outcome.reply.retry_after is not None for outcome in some) / len(some),
+    refusals: dict[str, Refusals] = {}
+    for status, outcomes in sorted(by_status.items()):
+        refusals[status] = Refusals(
+            number=len(outcomes),
+            p99_s=_percentile([outcome.latency_s for outcome in outcomes], 99),
+            retry_after_share=sum(outcome.reply.retry_after is not None for outcome in outcomes) / len(outcomes),
         )
-        for status, some in sorted(by_status.items())
-    }
+    return refusals
 
 
 def _stages(done: Iterable[EditOutcome]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""`fashion-rag bench`, from what is asked for to the result on disk. The command line calls it."""
+"""`fashion-rag bench`, from its settings to the result on disk. The command line calls it."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,13 @@ from serve.bench.report import Run, markdown
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is sent to which server, and where the result goes.
+    """The edits that are sent, the server that gets them, and the files that the result goes to.
 
     out: JSON file; its table goes beside it. bundle: photos have its size; a server that is started serves it.
-    trace: file whose edits are sent, instead of any drawn from `mix`. save_trace: file for those that are sent.
-    url: of the server, without /v1; None to start one, which `catalogue`, `backend` and `compiled` are for.
-    num_warm_up: edits sent before the clock starts. metrics_urls: of the server's nodes, where it is not started here.
+    trace: file whose edits are sent, instead of any drawn from `mix`. save_trace: file for the edits that are sent.
+    url: that of the server, without /v1; None to start one, which `catalogue`, `backend` and `compiled` are for.
+    num_warm_up: edits sent before the clock starts. metrics_urls: those of the nodes of a server that is not started
+    here.
     """
 
     out: Path
@@ -60,31 +61,30 @@ def run(
     drawing: Callable[[int], AbstractContextManager[Callable[[], None]]],
     sending: Callable[[int], AbstractContextManager[load.Report]],
 ) -> list[Run]:
-    """A run of each load, one after the other.
+    """Return a run of each load, one after the other.
 
-    drawing, sending: given the number of photos, or edits, show how far it has come, by what they enter with. Raises
-    InvalidRequest for what cannot be sent or does not answer, ArtifactError for what cannot be served.
+    drawing, sending: show progress while they are entered; they are given the number of photos, or of edits, and give
+    what is to be called after each. Raises InvalidRequest for edits that cannot be sent and for a server that does not
+    answer, ArtifactError for a bundle or catalogue that cannot be served.
     """
     loads = _plan(settings)
-    edits = [edit for each in loads for edit in each.planned]
+    edits = [edit for load_of_rate in loads for edit in load_of_rate.planned]
     with drawing(len({(edit.category, edit.person) for edit in edits})) as advance:
         photos = draw_photos(edits, Bundle.open(settings.bundle).manifest, advance)
     with _target(settings) as target:
         warm_up(target, edits[: settings.num_warm_up], photos)
-        with sending(len(edits)) as seen:
-            return measure(target, loads, photos, settings.objective_s, seen)
+        with sending(len(edits)) as report:
+            return measure(target, loads, photos, settings.objective_s, report)
 
 
 def write(settings: BenchSettings, runs: Sequence[Run]) -> str:
-    """The table of the runs, once it, the figures and the plot are on disk."""
-    write_result(
-        settings.out,
-        {"from": provenance(), "server": settings.url, "runs": [each.as_record() for each in runs]},
-    )
+    """Write the figures, the table and the plot of the runs; return the table."""
+    records = [run.as_record() for run in runs]
+    write_result(settings.out, {"from": provenance(), "server": settings.url, "runs": records})
     table = markdown(runs)
     settings.out.with_suffix(".md").write_text(table)
     if settings.plot:
-        # Needs matplotlib, which not everyone has.
+        # This needs matplotlib, which not everyone has.
         from serve.bench.plot import plot
 
         write_figure(settings.plot, plot(runs))
@@ -96,9 +96,9 @@ def _plan(settings: BenchSettings) -> list[PlannedLoad]:
         loads = [PlannedLoad(read_trace(settings.trace))]
     else:
         mix, duration_s, seed = settings.mix, settings.duration_s, settings.seed
-        loads = [
-            PlannedLoad(draw(mix, poisson(rate, duration_s, seed), seed), rate, duration_s) for rate in settings.rates
-        ]
+        loads = []
+        for rate in settings.rates:
+            loads.append(PlannedLoad(draw(mix, poisson(rate, duration_s, seed), seed), rate, duration_s))
     if settings.save_trace:
         write_trace(settings.save_trace, loads[0].planned)
     return loads
@@ -106,15 +106,19 @@ def _plan(settings: BenchSettings) -> list[PlannedLoad]:
 
 @contextmanager
 def _target(settings: BenchSettings) -> Iterator[Target]:
-    """The server that is there, or one that is started, for as long as the block runs."""
+    """Yield the server that is given, or one that is started and runs as long as the block."""
     keys = _keys(settings.api_keys) if settings.api_keys else ()
-    given = {"backend": settings.backend} if settings.backend else {}
+    options = {"backend": settings.backend} if settings.backend else {}
     if settings.compiled:
-        given["compiled"] = str(settings.compiled.resolve())
-    url, bundle, catalogue = settings.url, settings.bundle, settings.catalogue
-    with nullcontext(Target(url)) if url else graph(bundle, catalogue, **given) as started:
-        metrics_urls = settings.metrics_urls or started.metrics_urls
-        yield replace(started, metrics_urls=metrics_urls, keys=keys, timeout_s=settings.timeout_s)
+        options["compiled"] = str(settings.compiled.resolve())
+    server: AbstractContextManager[Target]
+    if settings.url:
+        server = nullcontext(Target(settings.url))
+    else:
+        server = graph(settings.bundle, settings.catalogue, **options)
+    with server as target:
+        metrics_urls = settings.metrics_urls or target.metrics_urls
+        yield replace(target, metrics_urls=metrics_urls, keys=keys, timeout_s=settings.timeout_s)
 
 
 def _keys(path: Path) -> list[str]:

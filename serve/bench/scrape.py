@@ -1,4 +1,4 @@
-"""What a server's own metrics say of a load: rows per UNet call, and times. `measure` calls it."""
+"""Reads a server's own metrics of a load: rows per UNet call, and times. `measure` calls it."""
 
 import math
 import re
@@ -9,25 +9,25 @@ from itertools import pairwise
 
 import httpx
 
-# Replicas hand their metrics on every ten seconds.
+# Replicas report their metrics every ten seconds.
 SETTLE_S = 12.0
 TIMEOUT_S = 10.0
 PREFIX = "ray_fashion_rag_"
 
-# A series by its name, without the prefix, and its labels: the value at one moment, or by how much it grew.
+# The values of series by their names, without the prefix, and labels: at one moment, or by how much they grew.
 Series = Mapping[tuple[str, str], float]
-# Of a histogram: how many observations fell into each, by its upper bound.
+# How many observations of a histogram fell into each bucket, by its upper bound.
 Buckets = Mapping[float, float]
 
 
 @dataclass(frozen=True)
 class ServerFigures:
-    """What the replicas counted and timed, in all edits that they had meanwhile, whoever sent them.
+    """The figures that the replicas counted and timed, over all edits that they had meanwhile, whoever sent them.
 
-    rows_per_call: mean over UNet calls, if nobody else sent edits; None where it is not known.
-    calls_by_rows: share of the UNet calls, by the most rows that they can have had. The percentiles, in milliseconds,
-    are interpolated within the buckets of histograms. step_ms: of a UNet call. queue_ms: until an edit's first step
-    was done. stages_ms: by stage.
+    rows_per_call: mean over UNet calls, if nobody else sent edits; None where it is not known. calls_by_rows: share of
+    the UNet calls, by the most rows that they can have had. step_ms, queue_ms, stages_ms: percentiles in milliseconds,
+    interpolated within the buckets of histograms, of a UNet call, of the time until an edit's first step was done, and
+    of each stage.
     """
 
     num_calls: int
@@ -39,19 +39,22 @@ class ServerFigures:
 
 
 def scrape(urls: Sequence[str]) -> Series:
-    """The series of this project at the metrics endpoints of all nodes. Raises httpx.HTTPError."""
+    """Return the series of this project at the metrics endpoints of all nodes. Raises httpx.HTTPError."""
     return parse("\n".join(httpx.get(url, timeout=TIMEOUT_S).raise_for_status().text for url in urls))
 
 
 def parse(text: str) -> Series:
-    """The series of this project in Prometheus' text format."""
-    found = re.findall(rf"^{PREFIX}(\w+){{(.*)}} (\S+)$", text, re.MULTILINE)
-    return {(name, labels): float(value) for name, labels, value in found}
+    """Return the series of this project in a text of Prometheus' format."""
+    lines = re.findall(rf"^{PREFIX}(\w+){{(.*)}} (\S+)$", text, re.MULTILINE)
+    return {(name, labels): float(value) for name, labels, value in lines}
 
 
 def server_figures(before: Series, after: Series, num_rows: int | None) -> ServerFigures:
-    """What happened between two moments. num_rows: of all calls that this load has led to; None = not known."""
-    # A replica that came meanwhile has counted from zero.
+    """Return what happened between two moments.
+
+    num_rows: the rows of all calls that this load has led to; None if they are not known.
+    """
+    # A replica that was started meanwhile has counted from zero.
     grown = {series: value - before.get(series, 0.0) for series, value in after.items()}
     rows = _histograms(grown, "rows_per_step").get("", {})
     num_calls = sum(rows.values())
@@ -67,16 +70,20 @@ def server_figures(before: Series, after: Series, num_rows: int | None) -> Serve
 
 
 def _histograms(grown: Series, name: str) -> dict[str, Buckets]:
-    """The buckets of a histogram, lowest first, over all replicas; by the label `stage`, or "" where there is none."""
-    up_to: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
+    """Return the buckets of a histogram, lowest first, over all replicas.
+
+    They are by the label `stage`, or "" where there is none.
+    """
+    cumulative: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for (series, labels), value in grown.items():
         if series == f"{name}_bucket":
             tags = dict(re.findall(r'(\w+)="(.*?)"', labels))
-            up_to[tags.get("stage", "")][float(tags["le"])] += value
-    return {
-        stage: {bound: value - below for (_, below), (bound, value) in pairwise([(0.0, 0.0), *sorted(found.items())])}
-        for stage, found in up_to.items()
-    }
+            cumulative[tags.get("stage", "")][float(tags["le"])] += value
+    histograms: dict[str, Buckets] = {}
+    for stage, up_to in cumulative.items():
+        bounds = [(0.0, 0.0), *sorted(up_to.items())]
+        histograms[stage] = {bound: value - below for (_, below), (bound, value) in pairwise(bounds)}
+    return histograms
 
 
 def _percentiles_ms(buckets: Buckets) -> dict[str, float]:
@@ -86,7 +93,10 @@ def _percentiles_ms(buckets: Buckets) -> dict[str, float]:
 
 
 def _quantile(buckets: Buckets, share: float) -> float:
-    """As Prometheus' histogram_quantile: evenly spread within a bucket; in the last, which is open, its lower bound."""
+    """Return a quantile as Prometheus' histogram_quantile does.
+
+    Observations are taken to be spread evenly within a bucket; in the last, which is open, it is the lower bound.
+    """
     wanted, below, lower = share * sum(buckets.values()), 0.0, 0.0
     for bound, number in buckets.items():
         if number and below + number >= wanted:

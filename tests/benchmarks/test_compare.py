@@ -1,4 +1,4 @@
-"""Comparisons of made-up results: what differs is found, and noise is not."""
+"""Tests comparisons of made-up results: a change is found, and noise is none."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.compare import compare
 def result(
     seed: int, factor: float = 1.0, noise: float = 0.05, num_edits: int = 60, refused: int = 0
 ) -> dict[str, Any]:
-    """Latencies of the same edits, `factor` times as long, each off by some noise."""
+    """Return a result with the latencies of the same edits, `factor` times as long, each off by some noise."""
     lengths = np.random.default_rng(0).uniform(0.5, 5.0, num_edits)
     noisy = lengths * factor * np.random.default_rng(seed).lognormal(0.0, noise, num_edits)
     edits = {

@@ -1,4 +1,4 @@
-"""Holds `fashion-rag bench` to what it says, against a stand-in for a server and, once, the real graph."""
+"""Tests `fashion-rag bench` against a stand-in for a server and, once, against the real graph."""
 
 import json
 import threading
@@ -22,13 +22,13 @@ PHOTOS = {("dresses", 0): Photo(b"photo", b"mask", "[]")}
 DONE = {"data": [{"b64_json": "AAAA", "seed": 1}], "timings_ms": {"denoise": 7.5}}
 FULL = {"error": {"type": "Overloaded", "field": None, "message": "full"}}
 STAGES = {"retrieve", "condition", "encode", "denoise", "decode"}
-# More than httpx lets have a connection unless it is told to.
+# httpx gives fewer edits a connection unless it is configured to.
 MANY = 120
 
 
 @contextmanager
 def stand_in(answer: Callable[[bytes], tuple[int, object]]) -> Iterator[str]:
-    """Where a server answers every edit as `answer` says of its body."""
+    """Yield the URL of a server that answers every edit with what `answer` returns for its body."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -62,10 +62,10 @@ def bench(*arguments: object) -> Result:
 
 
 def test_no_edit_waits_for_another() -> None:
-    everybody = threading.Barrier(MANY, timeout=PATIENCE_S)
+    barrier = threading.Barrier(MANY, timeout=PATIENCE_S)
 
     def answer(body: bytes) -> tuple[int, object]:
-        everybody.wait()
+        barrier.wait()
         return 200, DONE
 
     seen = list[load.EditOutcome]()
@@ -92,13 +92,13 @@ def test_a_load_is_measured_and_can_be_repeated(tiny_bundle: Path, tmp_path: Pat
 
     (tmp_path / "keys").write_text("# shop\nsesame\n")
     (tmp_path / "prompts").write_text('[["green dress", "long"]]')
-    given = ("--bundle", tiny_bundle, "--api-keys", tmp_path / "keys", "--warm-up", 1)
+    options = ("--bundle", tiny_bundle, "--api-keys", tmp_path / "keys", "--warm-up", 1)
     with stand_in(answer) as url:
         drawn = ("--rate", 40, "--duration", 1, "--steps", "10,50", "--prompts", tmp_path / "prompts", "--seed", 4)
         kept = ("--save-trace", tmp_path / "trace", "--plot", tmp_path / "plots" / "first.png")
-        first = bench("--url", url, *given, *drawn, *kept, "--out", tmp_path / "new" / "first.json")
+        first = bench("--url", url, *options, *drawn, *kept, "--out", tmp_path / "new" / "first.json")
         half = len(bodies)
-        again = bench("--url", url, *given, "--trace", tmp_path / "trace", "--out", tmp_path / "again.json")
+        again = bench("--url", url, *options, "--trace", tmp_path / "trace", "--out", tmp_path / "again.json")
     assert (first.exit_code, again.exit_code) == (0, 0), (first.output, again.output)
     planned = read_trace(tmp_path / "trace")
     assert half == len(bodies) / 2 == 1 + len(planned)
@@ -119,15 +119,17 @@ def test_a_load_is_measured_and_can_be_repeated(tiny_bundle: Path, tmp_path: Pat
 
 
 def fields(body: bytes) -> list[bytes]:
-    """The parts of a multipart body, without what stands between them."""
+    """Return the parts of a multipart body, without the boundaries."""
     return body.split(body.split(b"\r\n", 1)[0])
 
 
 def test_rates_are_sent_one_after_the_other(tiny_bundle: Path, tmp_path: Path) -> None:
     with stand_in(lambda body: (200, DONE)) as url:
-        given = ("--url", url, "--bundle", tiny_bundle, "--warm-up", 0, "--duration", 1)
-        result = bench(*given, "--rate", "5,20", "--out", tmp_path / "out.json")
-        assert bench(*given, "--rate", "5,20", "--save-trace", tmp_path / "no", "--out", tmp_path / "no").exit_code == 2
+        options = ("--url", url, "--bundle", tiny_bundle, "--warm-up", 0, "--duration", 1)
+        result = bench(*options, "--rate", "5,20", "--out", tmp_path / "out.json")
+        assert (
+            bench(*options, "--rate", "5,20", "--save-trace", tmp_path / "no", "--out", tmp_path / "no").exit_code == 2
+        )
     assert result.exit_code == 0, result.output
     slow, fast = json.loads((tmp_path / "out.json").read_text())["runs"]
     assert (slow["rate"], fast["rate"]) == (5.0, 20.0)
@@ -153,10 +155,10 @@ def test_rates_are_sent_one_after_the_other(tiny_bundle: Path, tmp_path: Path) -
 def test_what_cannot_be_is_one_line(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], named: str
 ) -> None:
-    """Nobody listens at the URL, so that the last of these has reached the warm-up."""
+    # Nobody listens at the URL, so the case without arguments has reached the warm-up.
     monkeypatch.setattr(scrape, "SETTLE_S", 0.0)
-    given = ("--url", "http://127.0.0.1:9", "--bundle", tiny_bundle, "--out", tmp_path / "out.json")
-    result = bench(*given, *arguments)
+    options = ("--url", "http://127.0.0.1:9", "--bundle", tiny_bundle, "--out", tmp_path / "out.json")
+    result = bench(*options, *arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: {named}: got ")
     assert not (tmp_path / "out.json").exists()
@@ -180,8 +182,8 @@ def test_a_server_that_is_gone_at_the_end_costs_only_its_metrics(monkeypatch: py
         yield scrape.parse('ray_fashion_rag_rows_per_step_bucket{le="2.0"} 10.0')
         raise scrape.httpx.ConnectError("gone")
 
-    found = metrics()
-    monkeypatch.setattr(scrape, "scrape", lambda urls: next(found))
+    answers = metrics()
+    monkeypatch.setattr(scrape, "scrape", lambda urls: next(answers))
     with stand_in(lambda body: (200, DONE)) as url:
         target = measure.Target(url, ("http://127.0.0.1:9/metrics",))
         with_metrics, without = measure.measure(target, [measure.PlannedLoad(planned)] * 2, PHOTOS, 5.0)
@@ -191,18 +193,18 @@ def test_a_server_that_is_gone_at_the_end_costs_only_its_metrics(monkeypatch: py
 
 @pytest.mark.parametrize(("status", "num_rows"), [(503, 20), (504, None), (500, None)])
 def test_rows_are_known_where_nothing_is_given_up_half_way(status: int, num_rows: int | None) -> None:
-    done, other = (Planned(0.0, "dresses", "red", steps=steps) for steps in (10, 50))
+    done, undone = (Planned(0.0, "dresses", "red", steps=steps) for steps in (10, 50))
     outcomes = [
         load.EditOutcome(done, 0.0, 1.0, load.Reply(200)),
-        load.EditOutcome(other, 0.0, 1.0, load.Reply(status, "...")),
+        load.EditOutcome(undone, 0.0, 1.0, load.Reply(status, "...")),
     ]
     assert measure._num_rows(outcomes) == num_rows
 
 
 def test_the_graph_does_what_is_sent(url: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    mix = ("--steps", "2,4", "--garments", "0,1,3", "--stream", 0.5, "--unguided", 0.3, "--repeat-person", 0.3)
-    given = ("--url", url, "--bundle", tiny_bundle, "--rate", 5, "--duration", 2, *mix)
-    result = bench(*given, "--save-trace", tmp_path / "trace", "--out", tmp_path / "out.json")
+    edit_mix = ("--steps", "2,4", "--garments", "0,1,3", "--stream", 0.5, "--unguided", 0.3, "--repeat-person", 0.3)
+    options = ("--url", url, "--bundle", tiny_bundle, "--rate", 5, "--duration", 2, *edit_mix)
+    result = bench(*options, "--save-trace", tmp_path / "trace", "--out", tmp_path / "out.json")
     assert result.exit_code == 0, result.output
     (run,) = json.loads((tmp_path / "out.json").read_text())["runs"]
     planned = read_trace(tmp_path / "trace")
@@ -213,7 +215,7 @@ def test_the_graph_does_what_is_sent(url: str, tiny_bundle: Path, tmp_path: Path
     nodes = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()]
     stages: set[str] = set()
     end = time.monotonic() + PATIENCE_S
-    # Replicas report every few seconds, each at its own time.
+    # Replicas report every few seconds, each at a different time.
     while not stages >= {"rows", *STAGES} and time.monotonic() < end:
         figures = server_figures({}, scrape.scrape(nodes), 1)
         stages = {*figures.stages_ms, *(["rows"] if figures.num_calls else [])}

@@ -1,4 +1,4 @@
-"""Holds the client to sending on time whatever the server does, and to telling every end apart. In virtual time."""
+"""Tests, in virtual time, that the client sends on time whatever the server does, and tells every end apart."""
 
 import asyncio
 import json
@@ -25,9 +25,9 @@ Server = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock, `now`, jumps to whatever is due next: waiting takes no time, and times are exact.
+    """An event loop whose clock, `now`, jumps to the next event: waiting takes no time, and times are exact.
 
-    To move it by hand is to keep the loop from running for so long.
+    Setting the clock forward by hand stands for a loop that does not run for so long.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def edits(*arrivals: float, **fields: Any) -> list[Planned]:
 def outcomes(
     server: Server | httpx.AsyncBaseTransport, planned: Sequence[Planned], **options: Any
 ) -> list[EditOutcome]:
-    """How edits end that are sent to a stand-in for a server."""
+    """Send edits to a stand-in for a server; return how they end."""
     ended = dict[int, EditOutcome]()
 
     async def main() -> None:
@@ -69,7 +69,7 @@ def outcomes(
 
 
 def takes(seconds: float, status: int = 200, content: object = DONE, headers: dict[str, str] | None = None) -> Server:
-    """A server that needs so long for every edit, however many it has."""
+    """Return a server that takes so long for every edit, however many it has."""
 
     async def answer(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(seconds)
@@ -81,7 +81,7 @@ def takes(seconds: float, status: int = 200, content: object = DONE, headers: di
 
 
 def streams(*parts: tuple[float, str], finished: Callable[[], None] = lambda: None) -> Server:
-    """A server that streams each text after a pause; `finished` is called if the client stays to the end."""
+    """Return a server that streams each text after a pause; `finished` is called if the client stays to the end."""
 
     class Stream(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -101,7 +101,7 @@ def event(name: str, **data: Any) -> str:
 
 
 def test_edits_go_out_on_time_however_slow_the_answers() -> None:
-    """The server does one edit at a time, in 3 s; who waits for the answers would send the third only after 6 s."""
+    # The server does one edit at a time, in 3 s; a client that waited for answers would send the third only after 6 s.
     turn = asyncio.Lock()
 
     async def one_at_a_time(request: httpx.Request) -> httpx.Response:
@@ -119,7 +119,7 @@ def test_latency_counts_from_the_intended_arrival_when_the_client_is_late() -> N
     async def stall(request: httpx.Request) -> httpx.Response:
         loop = cast(VirtualLoop, asyncio.get_running_loop())
         if loop.now < 1:
-            # The process gets no time on the processor.
+            # For so long, the process gets no time on the processor.
             loop.now += 5.0
         return await takes(1.0)(request)
 
@@ -190,7 +190,7 @@ def error(kind: str, field: str | None = None) -> dict[str, Any]:
     ],
 )
 def test_every_end_is_told_apart(status: int, content: object, kind: str, failure: str) -> None:
-    # Who is refused a stream gets no events but a status, too.
+    # A stream that is refused has a status, too, instead of events.
     for stream in (False, True) if status != 200 else (False,):
         (ended,) = outcomes(takes(1.0, status, content), edits(0.0, stream=stream))
         assert (ended.kind, ended.reply.status, ended.reply.failure, ended.latency_s) == (kind, status, failure, 1.0)
@@ -199,13 +199,16 @@ def test_every_end_is_told_apart(status: int, content: object, kind: str, failur
 
 def test_when_to_come_back_is_noted() -> None:
     server = takes(0.5, 503, error("Overloaded"), {"retry-after": "5"})
-    (told,), (untold,) = (outcomes(each, edits(0.0)) for each in (server, takes(0.5, 503, error("Overloaded"))))
-    assert (told.reply.retry_after, untold.reply.retry_after) == ("5", None)
+    (with_header,) = outcomes(server, edits(0.0))
+    (without,) = outcomes(takes(0.5, 503, error("Overloaded")), edits(0.0))
+    assert (with_header.reply.retry_after, without.reply.retry_after) == ("5", None)
 
 
 def test_an_edit_that_takes_too_long_is_given_up() -> None:
     ended = outcomes(takes(100.0), edits(0.0, 1.0), timeout_s=20.0)
-    assert [(each.kind, each.reply.failure, each.latency_s) for each in ended] == [("failed", "timeout", 20.0)] * 2
+    assert [(outcome.kind, outcome.reply.failure, outcome.latency_s) for outcome in ended] == [
+        ("failed", "timeout", 20.0)
+    ] * 2
 
 
 def test_a_connection_that_fails_is_an_end_too() -> None:
@@ -220,7 +223,7 @@ def test_a_connection_that_fails_is_an_end_too() -> None:
 
 def test_a_stream_is_timed_to_its_first_preview_and_to_its_picture() -> None:
     preview = event("image_edit.partial_image", b64_json="AAAA")
-    # The last part closes the stream later, when the picture has long been there.
+    # The last part closes the stream long after the picture has come.
     server = streams((1.0, preview[:20]), (1.0, preview[20:]), (2.0, preview), (3.0, completed()), (9.0, ""))
     (ended,) = outcomes(server, edits(10.0, stream=True, partial_images=2))
     assert (ended.kind, ended.first_preview_s, ended.latency_s) == ("done", 2.0, 7.0)

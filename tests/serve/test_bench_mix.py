@@ -1,4 +1,4 @@
-"""Holds planned edits to their mix, their seed and their files."""
+"""Tests that planned edits follow their mix, their seed and their files."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert arrivals[-1] < 1000
     gaps = [after - before for before, after in pairwise(arrivals)]
     assert min([arrivals[0], *gaps]) > 0
-    # Of an exponential distribution, mean and deviation are the same.
+    # An exponential distribution has the same mean and deviation.
     assert np.mean(gaps) == pytest.approx(0.25, rel=0.05)
     assert np.std(gaps) == pytest.approx(0.25, rel=0.05)
 
@@ -78,10 +78,10 @@ def test_edits_are_drawn_as_the_mix_says() -> None:
 def test_persons_come_again_as_often_as_the_mix_says(wanted: float) -> None:
     planned = plan(repeat_person=wanted)
     times = Counter((edit.category, edit.person) for edit in planned)
-    # The first of each category is new in any case.
+    # The first person of each category is always new.
     assert 1 - len(times) / len(planned) == pytest.approx(wanted, abs=0.03)
     if wanted < 1:
-        # Any of those who were there, not always the same.
+        # A person who comes again is any of those who were there, not always the same.
         assert max(times.values()) < 20
     for category in CATEGORIES:
         numbers = sorted(person for name, person in times if name == category)
@@ -175,7 +175,7 @@ def test_prompts_that_are_none_are_refused(tmp_path: Path, content: str) -> None
 def test_drawn_prompts_are_noun_chunks() -> None:
     prompts = drawn_prompts()
     assert set(prompts) == set(CATEGORIES)
-    assert all(prompt.count(", ") == 2 for some in prompts.values() for prompt in some)
+    assert all(prompt.count(", ") == 2 for listed in prompts.values() for prompt in listed)
     assert drawn_prompts() == prompts
 
 

@@ -1,4 +1,4 @@
-"""Holds the figures of a load to outcomes whose figures are known, and the table and the plot to the figures."""
+"""Tests the figures of a load on outcomes whose figures are known, and that table and plot show the figures."""
 
 import json
 from typing import Any
@@ -22,8 +22,8 @@ def outcome(
 
 def test_percentiles_are_those_of_the_edits_that_were_done() -> None:
     done = [outcome(second, 1.0 + second / 100) for second in range(101)]
-    others = [outcome(1.0, 0.001, 503, "503 Overloaded"), outcome(2.0, 300.0, None, "timeout")]
-    latency = summarise([*done, *others], 5.0).latency_s
+    not_done = [outcome(1.0, 0.001, 503, "503 Overloaded"), outcome(2.0, 300.0, None, "timeout")]
+    latency = summarise([*done, *not_done], 5.0).latency_s
     assert latency is not None
     assert (latency.p50, latency.p90, latency.p95, latency.p99) == pytest.approx((1.5, 1.9, 1.95, 1.99))
     assert latency.mean == pytest.approx(1.5)
@@ -32,7 +32,7 @@ def test_percentiles_are_those_of_the_edits_that_were_done() -> None:
 
 
 def test_throughput_is_what_is_done_within_the_window() -> None:
-    # Done at 2, 4, 9, 11 and 13 s, after 1, 3, 6, 3 and 4 s.
+    # They are done at 2, 4, 9, 11 and 13 s, after 1, 3, 6, 3 and 4 s.
     done = [outcome(1.0, 1.0), outcome(1.0, 3.0), outcome(3.0, 6.0), outcome(8.0, 3.0), outcome(9.0, 4.0)]
     summary = summarise([*done, outcome(5.0, 0.1, 429, "429 Overloaded")], objective_s=3.0, window_s=10.0)
     assert summary.throughput_per_s == pytest.approx(3 / 10)
@@ -49,11 +49,11 @@ def test_without_a_window_it_lasts_until_the_last_edit_is_over() -> None:
 def test_refusals_are_by_status() -> None:
     refused = [outcome(0.0, 0.1 * number, 503, "503 Overloaded", retry_after="5") for number in range(1, 4)]
     silent = [outcome(0.0, 0.3, 503, "503 reply in another form"), outcome(0.0, 60.0, 504, "504 DeadlineExceeded")]
-    found = summarise([*refused, *silent], 5.0).refusals
-    assert list(found) == ["503", "504"]
-    assert (found["503"].number, found["503"].retry_after_share) == (4, 0.75)
-    assert found["503"].p99_s == pytest.approx(0.3)
-    assert (found["504"].number, found["504"].p99_s, found["504"].retry_after_share) == (1, 60.0, 0.0)
+    refusals = summarise([*refused, *silent], 5.0).refusals
+    assert list(refusals) == ["503", "504"]
+    assert (refusals["503"].number, refusals["503"].retry_after_share) == (4, 0.75)
+    assert refusals["503"].p99_s == pytest.approx(0.3)
+    assert (refusals["504"].number, refusals["504"].p99_s, refusals["504"].retry_after_share) == (1, 60.0, 0.0)
 
 
 def test_failures_are_by_kind_most_first() -> None:
@@ -72,19 +72,19 @@ def test_a_late_client_says_so(late_s: float, late: bool) -> None:
 
 
 def test_previews_and_stages_are_those_of_the_replies() -> None:
-    some = [
+    outcomes = [
         outcome(10.0, 4.0, preview_at_s=11.0, timings_ms={"denoise": 10.0, "decode": 1.0}),
         outcome(20.0, 4.0, preview_at_s=23.0, timings_ms={"denoise": 30.0, "decode": 3.0}),
         outcome(30.0, 4.0),
     ]
-    summary = summarise(some, 5.0)
+    summary = summarise(outcomes, 5.0)
     assert summary.first_preview_s == pytest.approx({"p50": 2.0, "p95": 2.9})
     assert summary.stages_ms["denoise"] == pytest.approx({"p50": 20.0, "p95": 29.0})
     assert summary.stages_ms["decode"] == pytest.approx({"p50": 2.0, "p95": 2.9})
 
 
 def width(latencies: list[float]) -> float:
-    latency = summarise([outcome(number, each) for number, each in enumerate(latencies)], 5.0).latency_s
+    latency = summarise([outcome(number, seconds) for number, seconds in enumerate(latencies)], 5.0).latency_s
     assert latency is not None
     return latency.p50_interval[1] - latency.p50_interval[0]
 
@@ -92,7 +92,7 @@ def width(latencies: list[float]) -> float:
 def test_edits_that_are_slow_together_are_less_evidence() -> None:
     times = np.random.default_rng(0).normal(5.0, 1.0, 400)
     assert width(sorted(times)) > 2 * width(times.tolist())
-    # Close to sqrt(pi / 2 / 400), the standard error of a median of independent times, to both sides.
+    # The standard error of a median of independent times is sqrt(pi / 2 / 400), to both sides.
     assert width(times.tolist()) == pytest.approx(2 * 1.96 * (np.pi / 2 / 400) ** 0.5, rel=0.35)
     assert width([2.0] * 30) == 0.0
 
@@ -122,17 +122,17 @@ ray_fashion_rag_stage_seconds_bucket{stage="encode",le="+Inf"} 3.0
 
 
 def test_a_servers_figures_are_what_has_grown() -> None:
-    found = server_figures(parse(BEFORE), parse(AFTER), num_rows=28)
-    assert (found.num_calls, found.rows_per_call) == (10, 2.8)
-    assert found.calls_by_rows == pytest.approx({"2": 0.6, "4": 0.4})
-    assert found.stages_ms["decode"] == pytest.approx({"p50": 100.0, "p95": 190.0})
-    assert found.stages_ms["encode"] == pytest.approx({"p50": 200.0, "p95": 200.0})
-    assert (found.step_ms, found.queue_ms) == ({}, {})
+    figures = server_figures(parse(BEFORE), parse(AFTER), num_rows=28)
+    assert (figures.num_calls, figures.rows_per_call) == (10, 2.8)
+    assert figures.calls_by_rows == pytest.approx({"2": 0.6, "4": 0.4})
+    assert figures.stages_ms["decode"] == pytest.approx({"p50": 100.0, "p95": 190.0})
+    assert figures.stages_ms["encode"] == pytest.approx({"p50": 200.0, "p95": 200.0})
+    assert (figures.step_ms, figures.queue_ms) == ({}, {})
 
 
 def test_a_server_that_did_nothing_has_no_rows() -> None:
-    found = server_figures(parse(BEFORE), parse(BEFORE), num_rows=0)
-    assert (found.num_calls, found.rows_per_call, found.calls_by_rows) == (0, None, {})
+    figures = server_figures(parse(BEFORE), parse(BEFORE), num_rows=0)
+    assert (figures.num_calls, figures.rows_per_call, figures.calls_by_rows) == (0, None, {})
 
 
 SERVER = ServerFigures(10, 2.8, {"2": 0.6, "4": 0.4}, {"p50": 41.0, "p95": 83.0}, {}, {})

@@ -10,8 +10,9 @@ import pytest
 
 from serve.config import Config, ServeConfig
 
-PAGE = Path(__file__).parents[2] / "serve" / "README.md"
-ROWS = re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
+PAGE = (Path(__file__).parents[2] / "serve/README.md").read_text()
+SECTION = PAGE.split("\n## Settings\n")[1].split("\n## ")[0]
+ROWS = re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \| (.+?) \|$", SECTION, re.MULTILINE)
 JUST_BELOW = 1e-4
 
 

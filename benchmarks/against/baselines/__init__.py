@@ -1,1 +1,1 @@
-"""The servers that ours is compared with, and ours, each started as a script: `python -m benchmarks.against.baselines.NAME`."""
+"""The servers that ours is compared with, and ours, run with `python -m benchmarks.against.baselines.NAME`."""

@@ -1,9 +1,9 @@
-"""What one would write with Ray Serve: `@serve.batch` around the whole edit of `eager.py`, in one deployment.
+"""The server that one would write with Ray Serve: `@serve.batch` around the whole edit of `eager.py`, one deployment.
 
     python -m benchmarks.against.baselines.batched --catalogue out/world/catalogue --port 8002
 
-`against.py` compares with it. The edits of a batch that have the same steps and guidance go through one loop together,
-those with others after them; all are answered once the last is done, as `@serve.batch` does.
+The edits of a batch that have the same steps and guidance go through one loop together, and each further group after
+them; all are answered once the last is done, as `@serve.batch` does.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from serve.messages import Edited
 
 MAX_BATCH = 4
 BATCH_WAIT_S = 0.05
-# In a replica, so that the next batch is there when one ends, and nobody is refused.
+# A replica takes so many calls that the next batch is there when one ends, and nobody is refused.
 MAX_CALLS = 1000
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
@@ -47,7 +47,7 @@ add_handlers(api)
 
 
 def edit_groups(editor: Callable[[Sequence[EditRequest]], list[Edited]], batch: Sequence[EditRequest]) -> list[Edited]:
-    """The edited photos of a batch, in its order. Raises InvalidRequest if one of them cannot be edited."""
+    """Return the edited photos of a batch, in its order. Raises InvalidRequest if one of them cannot be edited."""
     groups = defaultdict(list)
     for place, request in enumerate(batch):
         groups[request.num_inference_steps, request.guidance_scale].append(place)
@@ -63,13 +63,13 @@ class Batched:
     """The whole server: one replica."""
 
     def __init__(self, bundle: Path, catalogue: str) -> None:
-        # Ray would leave it one.
+        # Ray would leave PyTorch one thread.
         torch.set_num_threads(os.cpu_count() or 1)
         self.editor = Editor.load(bundle, catalogue)
 
     @api.post("/v1/images/edits")
     async def edit(self, http: Request) -> JSONResponse:
-        """The reply to a form."""
+        """Return the reply to a form."""
         form, requests = await read_requests(http, self.editor.manifest)
         edited = await asyncio.gather(*map(self._edit, requests))
         return await reply(form, requests, edited)

@@ -1,9 +1,9 @@
-"""What one would write with diffusers: its networks and scheduler, PyTorch eager, one edit at a time behind FastAPI.
+"""The server that one would write with diffusers: its networks and scheduler, eager, one edit at a time behind FastAPI.
 
     python -m benchmarks.against.baselines.eager --catalogue out/world/catalogue --port 8001
 
-`against.py` compares with it, `batched.py` batches its loop. Same weights, catalogue, form and reply as our own server;
-a deadline, a stream or a caller who has left it takes no notice of.
+`batched.py` batches its loop. Weights, catalogue, form and reply are those of our own server; it takes no notice of a
+deadline, of a wish for a stream, or of a caller who has left.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Editor:
 
     @classmethod
     def load(cls, bundle_path: Path, catalogue: str) -> Editor:
-        """The editor of a bundle. Raises ArtifactError for what cannot be loaded."""
+        """Load the editor of a bundle. Raises ArtifactError for a part that cannot be loaded."""
         bundle = Bundle.open(bundle_path)
         return cls(
             manifest=bundle.manifest,
@@ -81,13 +81,15 @@ class Editor:
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[EditRequest]) -> list[Edited]:
-        """The edited photos of requests that all have the first one's steps and guidance scale.
+        """Return the edited photos of requests that all have the first one's steps and guidance scale.
 
         Raises InvalidRequest if one of them cannot be edited.
         """
         started = time.perf_counter()
         matches = retrieve_many(self.catalogue, requests)
-        words = [pseudo_words(self.garment_encoder, [match.garment for match in found]) for found in matches]
+        words = []
+        for of_request in matches:
+            words.append(pseudo_words(self.garment_encoder, [match.garment for match in of_request]))
         prompts = condition(self.prompt_encoder, requests, words)
         latents, seen = self._encode(requests)
         uncond = torch.cat([prompt.negative_prompt_embeds for prompt in prompts])
@@ -98,15 +100,15 @@ class Editor:
         pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
         timings_s = {"edit": time.perf_counter() - started}
         return [
-            Edited(finish(request, picture), tuple(map(_used, found)), timings_s)
-            for request, picture, found in zip(requests, pictures, matches, strict=True)
+            Edited(finish(request, picture), tuple(map(_used, of_request)), timings_s)
+            for request, picture, of_request in zip(requests, pictures, matches, strict=True)
         ]
 
     def _encode(self, requests: Sequence[EditRequest]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Initial latents, and mask, masked-image latents and pose at their size, a row for each request."""
+        """Return the initial latents, and mask, masked-image latents and pose at their size, a row for each request."""
         photos = [prepare(request, self.manifest) for request in requests]
         image, mask, pose_map = (torch.cat(rows) for rows in zip(*photos, strict=True))
-        # Each row from a generator of its own, as diffusers' pipelines do; the order of the draws is the pipeline's.
+        # Each row has a generator of its own, as in diffusers' pipelines, and draws in the order of our pipeline.
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         posterior = self.vae.encode(image * (1 - mask)).latent_dist
         latents = randn_tensor(posterior.mean.shape, generator=generators)
@@ -147,26 +149,27 @@ def _used(match: Any) -> GarmentUsed:
 
 
 async def read_requests(http: Request, manifest: Manifest) -> tuple[EditForm, list[EditRequest]]:
-    """The form of an HTTP request, and the edits that it asks for. Raises as `read_form` and `edit_requests`."""
-    form = await read_form(http, MAX_BODY_BYTES, EditForm)
+    """Return the form of an HTTP request, and the edits that it asks for. Raises as `read_form`, `edit_requests`."""
     settings, request_id = IngressSettings(), uuid.uuid4().hex
+    form = await read_form(http, MAX_BODY_BYTES, EditForm, settings)
     return form, await asyncio.to_thread(edit_requests, form, manifest, settings, request_id, time.time())
 
 
 async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequence[Edited]) -> JSONResponse:
-    """What our own server would answer."""
-    pictures, seeds = [one.image for one in edited], [request.seed for request in requests]
-    result = (edited[0].garments, edited[0].timings_s, requests[0].icc_profile)
-    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, *result)
+    """Return what our own server would answer."""
+    pictures = [photo.image for photo in edited]
+    seeds = [request.seed for request in requests]
+    first, profile = edited[0], requests[0].icc_profile
+    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, first.garments, first.timings_s, profile)
     return JSONResponse(body.model_dump())
 
 
 def build(editor: Editor) -> FastAPI:
-    """The server."""
+    """Return the server's application."""
     api = FastAPI()
     add_handlers(api)
     lock = asyncio.Lock()
-    # Always the same one, because PyTorch keeps a pool of helpers for each thread that calls it.
+    # It is always the same thread, because PyTorch keeps a pool of helpers for each thread that calls it.
     thread = ThreadPoolExecutor(1, "edit")
 
     @api.post("/v1/images/edits")

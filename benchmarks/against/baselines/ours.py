@@ -1,4 +1,4 @@
-"""Our own graph on this machine, started like the baselines: `fashion-rag serve` with a number of threads to choose.
+"""Our own graph on this machine, started like the baselines: `fashion-rag serve` with a choice of threads.
 
 python -m benchmarks.against.baselines.ours --catalogue out/world/catalogue --port 8003 --backend torch
 """
@@ -18,7 +18,7 @@ def main(
     bundle: BundleOption = DEMO_BUNDLE,
     port: PortOption = 8003,
     backend: Annotated[str, typer.Option(help="torch, onnx, or another of `fashion-rag serve`.")] = "onnx",
-    threads: Annotated[int | None, typer.Option(help="Of each network.", show_default="one a core")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each network.", show_default="one a core")] = None,
 ) -> None:
     """Answer edits until Ctrl-C."""
     app.run(bundle, catalogue, HOST, port, backend=backend, num_threads=threads or os.cpu_count())

@@ -1,9 +1,10 @@
-"""Holds the comparison to its arithmetic, on made-up servers and outcomes."""
+"""Tests the arithmetic of the comparison on made-up servers and outcomes."""
 
 import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def called(server: Server, planned: Sequence[Planned], num_callers: int, duratio
 
 
 def turn(system: str, number: int = 0, **changes: Any) -> dict[str, Any]:
-    """Twice as good as the baselines in everything, if it is ours."""
+    """Return a turn; those of our systems are twice as good as the baselines in everything."""
     better = 2.0 if system in "cd" else 1.0
     plain = {
         "system": system,
@@ -61,7 +62,7 @@ def turn(system: str, number: int = 0, **changes: Any) -> dict[str, Any]:
         "cold_start_s": 10.0,
         "light_s": [1.0 / better, 2.0 / better],
         "saturated": {"edits_per_s": 1.0 * better, "steps_per_s": 30.0 * better},
-        "steady": {"steps": [10, 20, 10, 50], "latency_s": [each / better for each in (1.0, 4.0, 2.0, 8.0)]},
+        "steady": {"steps": [10, 20, 10, 50], "latency_s": [seconds / better for seconds in (1.0, 4.0, 2.0, 8.0)]},
         "overload": {"good": {"edits_per_s": 0.9 * better, "steps_per_s": 15.0 * better}},
     }
     return plain | changes
@@ -70,25 +71,25 @@ def turn(system: str, number: int = 0, **changes: Any) -> dict[str, Any]:
 def test_callers_wait_for_their_answers() -> None:
     planned = EDITS.light(5)
     outcomes = called(takes(2.0), planned, num_callers=2, duration_s=100.0)
-    assert [each.planned.at_s for each in outcomes] == [0.0, 0.0, 2.0, 2.0, 4.0]
-    assert [each.ended_s for each in outcomes] == [2.0, 2.0, 4.0, 4.0, 6.0]
-    assert [each.latency_s for each in outcomes] == [2.0] * 5
-    assert [replace(each.planned, at_s=0.0) for each in outcomes] == planned
+    assert [outcome.planned.at_s for outcome in outcomes] == [0.0, 0.0, 2.0, 2.0, 4.0]
+    assert [outcome.ended_s for outcome in outcomes] == [2.0, 2.0, 4.0, 4.0, 6.0]
+    assert [outcome.latency_s for outcome in outcomes] == [2.0] * 5
+    assert [replace(outcome.planned, at_s=0.0) for outcome in outcomes] == planned
 
 
 def test_callers_stop_when_the_time_is_over() -> None:
     outcomes = called(takes(2.0), EDITS.saturating(), num_callers=3, duration_s=3.0)
-    assert [each.planned.at_s for each in outcomes] == [0.0] * 3 + [2.0] * 3
-    assert all(each.kind == "done" for each in outcomes)
+    assert [outcome.planned.at_s for outcome in outcomes] == [0.0] * 3 + [2.0] * 3
+    assert all(outcome.kind == "done" for outcome in outcomes)
 
 
 def test_every_system_is_sent_the_same_edits_of_known_persons() -> None:
     first, second = EDITS.coming(5.0, 60.0, deadline_s=2.0), EDITS.coming(5.0, 60.0, deadline_s=2.0)
     assert first == second != Edits(PROMPTS, EDITS.photos, seed=4).coming(5.0, 60.0, deadline_s=2.0)
-    assert {each.steps for each in first} == set(STEPS)
-    assert {each.deadline_s for each in first} == {2.0}
-    assert {(each.category, each.person) for each in first} <= EDITS.photos.keys()
-    assert {(each.steps, each.at_s, each.num_garments) for each in EDITS.light(7)} == {(20, 0.0, 1)}
+    assert {edit.steps for edit in first} == set(STEPS)
+    assert {edit.deadline_s for edit in first} == {2.0}
+    assert {(edit.category, edit.person) for edit in first} <= EDITS.photos.keys()
+    assert {(edit.steps, edit.at_s, edit.num_garments) for edit in EDITS.light(7)} == {(20, 0.0, 1)}
 
 
 def test_pace_counts_edits_by_their_time_between_and_within_the_objective() -> None:
@@ -119,25 +120,25 @@ def test_over_rounds_is_the_median_of_medians() -> None:
 def test_the_interval_is_of_rounds_and_of_what_is_in_them() -> None:
     _, low, high = over_rounds([[1.0], [2.0], [3.0]])
     assert (low, high) == (1.0, 3.0)
-    _, low, high = over_rounds([[float(each) for each in range(100)]])
+    _, low, high = over_rounds([[float(value) for value in range(100)]])
     assert 30 < low < 50 < high < 70
 
 
 def test_ratios_are_of_pairs() -> None:
     turns = [turn("a", light_s=[1.0, 10.0, 100.0]), turn("d", light_s=[1.0, 2.0, 50.0])]
-    # Of medians it would be 5 as well, of sums 2.1; of pairs 1, 5 and 2.
-    assert ratios(turns, "a", "d", lambda each: each["light_s"]).value == 2.0
+    # The ratio of the medians would be 5, and that of the sums 2.1; the ratios of the pairs are 1, 5 and 2.
+    assert ratios(turns, "a", "d", lambda turn: turn["light_s"]).value == 2.0
 
 
 def test_ratios_need_rounds_of_both() -> None:
     turns = [turn("a", 0), turn("a", 1), turn("d", 0)]
     with pytest.raises(AssertionError):
-        ratios(turns, "a", "d", lambda each: each["light_s"])
+        ratios(turns, "a", "d", lambda turn: turn["light_s"])
 
 
 def test_rows_compare_the_better_way_round() -> None:
-    found = rows([turn(name, number) for number in range(3) for name in SYSTEMS])
-    figures = [(row.compared, row.figure.value, row.met) for row in found if row.figure]
+    claims = rows([turn(name, number) for number in range(3) for name in SYSTEMS])
+    figures = [(row.compared, row.figure.value, row.met) for row in claims if row.figure]
     assert figures == [
         ("(a) / (d)", 2.0, False),
         ("(a) / (d)", 2.0, None),
@@ -149,19 +150,19 @@ def test_rows_compare_the_better_way_round() -> None:
         ("(d) / (b)", 0.5, None),
         ("(d)", 0.5, False),
     ]
-    assert found[0].cells == dict.fromkeys("abcd", 10.0)
-    assert found[1].cells == {"a": 1.5, "b": 1.5, "c": 0.75, "d": 0.75}
-    assert found[7].cells["b"] == pytest.approx(7.4)
-    assert found[8].cells["b"] == pytest.approx(1.95)
-    assert found[10].cells == {"a": 0.9, "d": 0.9}
-    json.dumps([row.as_record() for row in found], allow_nan=False)
+    assert claims[0].cells == dict.fromkeys("abcd", 10.0)
+    assert claims[1].cells == {"a": 1.5, "b": 1.5, "c": 0.75, "d": 0.75}
+    assert claims[7].cells["b"] == pytest.approx(7.4)
+    assert claims[8].cells["b"] == pytest.approx(1.95)
+    assert claims[10].cells == {"a": 0.9, "d": 0.9}
+    json.dumps([row.as_record() for row in claims], allow_nan=False)
 
 
 def test_a_cheaper_way_to_as_good_a_picture_counts_only_where_it_is_named() -> None:
-    found = rows(
+    claims = rows(
         [turn("a", light_s=[4.0] * 2), turn("b"), turn("c"), turn("d", light_s=[2.0] * 2, as_good_s=[1.0] * 2)]
     )
-    by_name = {row.name: row for row in found if row.compared == "(a) / (d)"}
+    by_name = {row.name: row for row in claims if row.compared == "(a) / (d)"}
     assert {name: row.figure and row.figure.value for name, row in by_name.items()} == {
         "one edit of 20 steps, s": 2.0,
         "one as good, s": 4.0,
@@ -181,8 +182,8 @@ def test_a_goal_is_met_or_missed(value: float, goal: float, at_most: bool, met: 
 
 
 def test_a_table_has_as_many_cells_in_every_line() -> None:
-    found = rows([turn(name) for name in SYSTEMS])
-    assert len({line.count("|") for line in table(found).splitlines()}) == 1
+    claims = rows([turn(name) for name in SYSTEMS])
+    assert len({line.count("|") for line in table(claims).splitlines()}) == 1
 
 
 def test_a_plot_shows_every_claim_and_both_systems(tmp_path: Path) -> None:
@@ -204,46 +205,48 @@ def test_each_system_is_measured_as_planned(monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(url: str, planned: list[Planned], photos: object, *, timeout_s: float) -> list[EditOutcome]:
         open_loops.append((planned, timeout_s))
-        # The first is refused, the others are in time.
+        # The first edit is refused, and the others are in time.
         return [
-            outcome(each.at_s, each.at_s + 1.0, each.steps, DONE if number else REFUSED)
-            for number, each in enumerate(planned)
+            outcome(edit.at_s, edit.at_s + 1.0, edit.steps, DONE if number else REFUSED)
+            for number, edit in enumerate(planned)
         ]
 
     monkeypatch.setattr("benchmarks.against.run.closed_loop", closed_loop)
     monkeypatch.setattr("benchmarks.against.run.load.run", run)
     settings = AgainstSettings(num_light=3, saturated_s=30.0, steady_s=50.0, overload_s=20.0)
-    found = {name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS}
-    assert {name: [key for key in ("steady", "overload") if key in found[name]] for name in found} == {
+    records = {
+        name: measure(name, "", settings, EDITS, 7.0 if name == "d" else None, lambda _: None) for name in SYSTEMS
+    }
+    assert {name: [key for key in ("steady", "overload") if key in records[name]] for name in records} == {
         "a": ["overload"],
         "b": ["steady"],
         "c": [],
         "d": ["steady", "overload"],
     }
-    # Eight callers, an edit in two seconds.
-    assert {each["saturated"]["edits_per_s"] for each in found.values()} == {4.0}
-    assert found["d"]["light_s"] == [2.0] * 3
-    assert found["b"]["steady"]["rate"] == LOAD * 4.0
-    assert found["d"]["steady"]["rate"] == 7.0
-    assert found["d"]["steady"]["latency_s"][:2] == [120.0, pytest.approx(1.0)]
-    assert found["d"]["overload"]["rate"] == OVERLOAD * 4.0
+    # Each of eight callers has an edit done in two seconds.
+    assert {record["saturated"]["edits_per_s"] for record in records.values()} == {4.0}
+    assert records["d"]["light_s"] == [2.0] * 3
+    assert records["b"]["steady"]["rate"] == LOAD * 4.0
+    assert records["d"]["steady"]["rate"] == 7.0
+    assert records["d"]["steady"]["latency_s"][:2] == [120.0, pytest.approx(1.0)]
+    assert records["d"]["overload"]["rate"] == OVERLOAD * 4.0
     overload, timeout_s = open_loops[-1]
-    assert {each.deadline_s for each in overload} == {DEADLINE * 2.0}
+    assert {edit.deadline_s for edit in overload} == {DEADLINE * 2.0}
     assert timeout_s == 2 * DEADLINE * 2.0
-    # Not the 20 s of the settings, because the deadline is long.
+    # It lasts longer than the 20 s of the settings, because the deadline is long.
     assert len(overload) == pytest.approx(5 * DEADLINE * 2.0 * OVERLOAD * 4.0, rel=0.1)
-    assert found["d"]["overload"]["summary"]["window_s"] == 5 * DEADLINE * 2.0
+    assert records["d"]["overload"]["summary"]["window_s"] == 5 * DEADLINE * 2.0
 
 
 def test_each_system_has_a_script() -> None:
     assert scripts(2).keys() == SYSTEMS.keys()
-    assert all((BASELINES / script).is_file() for script, *_ in scripts(2).values())
+    assert all(find_spec(f"{BASELINES}.{script}") for script, *_ in scripts(2).values())
 
 
 def test_a_server_that_dies_is_told_with_what_it_said() -> None:
     edit = EDITS.light(1)[0]
     with (
         pytest.raises(RuntimeError, match="No such option"),
-        served(("eager.py", "--no-such-option"), edit, EDITS.photos),
+        served(("eager", "--no-such-option"), edit, EDITS.photos),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Holds the baselines to the pipeline's pictures: what is compared is how edits are served, not what comes out."""
+"""Tests that the baselines make the pipeline's pictures: only the ways of serving edits are to differ."""
 
 import asyncio
 import base64
@@ -89,8 +89,8 @@ def test_a_batch_takes_a_loop_for_each_number_of_steps_and_guidance() -> None:
     loops = []
 
     def editor(requests: Sequence[EditRequest]) -> list[Edited]:
-        loops.append([each.seed for each in requests])
-        return [Edited(each.image, (), {"seed": each.seed}) for each in requests]
+        loops.append([request.seed for request in requests])
+        return [Edited(request.image, (), {"seed": request.seed}) for request in requests]
 
     batch = [
         request(seed=0),

@@ -29,7 +29,7 @@ from fashion_rag.errors import FashionRAGError
 
 INPUTS = Inputs.blank((2, 2), 4)
 STEP_S = {2: 1.0, 4: 1.5}
-# While the first runs, the others come.
+# The second and third come while the first runs.
 COMING = [NumberedArrival(0, 2.0, 3), NumberedArrival(1, 2.5, 1), NumberedArrival(2, 2.6, 2)]
 
 
@@ -46,8 +46,8 @@ def test_edits_take_the_time_of_the_steps_that_they_wait_for_and_share(
 ) -> None:
     engine = SimulatedEngine(Limits(max_rows=4), STEP_S)
     times = serve(engine, engine.sleep, COMING, let_in, INPUTS)
-    assert [each.done_s for each in times] == pytest.approx(done_s)
-    assert [each.empty_s for each in times] == pytest.approx(empty_s)
+    assert [edit_times.done_s for edit_times in times] == pytest.approx(done_s)
+    assert [edit_times.empty_s for edit_times in times] == pytest.approx(empty_s)
 
 
 def test_batches_take_the_oldest_and_no_more_than_fit() -> None:
@@ -73,11 +73,11 @@ def test_an_edit_that_fails_ends_the_benchmark() -> None:
 
 def test_arrivals_are_equal_parts_the_same_at_every_rate() -> None:
     slow, fast = (arrivals((10, 20, 50), 3000, rate, seed=1) for rate in (0.5, 2.0))
-    assert [each.num_steps for each in slow] == [each.num_steps for each in fast]
-    assert [each.at_s for each in slow] == pytest.approx([4 * each.at_s for each in fast])
-    assert [sum(each.num_steps == steps for each in slow) for steps in (10, 20, 50)] == [1000] * 3
+    assert [arrival.num_steps for arrival in slow] == [arrival.num_steps for arrival in fast]
+    assert [arrival.at_s for arrival in slow] == pytest.approx([4 * arrival.at_s for arrival in fast])
+    assert [sum(arrival.num_steps == steps for arrival in slow) for steps in (10, 20, 50)] == [1000] * 3
     assert 3000 / slow[-1].at_s == pytest.approx(0.5, rel=0.1)
-    pauses = np.diff([each.at_s for each in slow])
+    pauses = np.diff([arrival.at_s for arrival in slow])
     assert pauses.min() > 0 and pauses.std() == pytest.approx(pauses.mean(), rel=0.1)
     assert arrivals((10, 20, 50), 3000, 0.5, seed=2) != slow
 
@@ -114,13 +114,13 @@ def test_methods_are_compared_on_the_same_arrivals_and_by_the_answers_that_they_
         seen.append(coming)
         # The second repeat is slower for all, the third for shared steps.
         slower = (1, 3, 4 if let_in is anyone else 1)[(len(seen) - 1) // 3]
-        return [Times(*(slower * each for each in seconds[let_in]))] * len(coming)
+        return [Times(*(slower * value for value in seconds[let_in]))] * len(coming)
 
     level = compare(run, "uniform", 0.5, STEP_S, num_edits=4, num_repeats=3, seed=0)
     assert seen[0] == seen[1] == seen[2] != seen[3]
-    p95 = {name: found["p95_s"] for name, found in level["methods"].items()}
+    p95 = {name: method_figures["p95_s"] for name, method_figures in level["methods"].items()}
     assert p95 == {"shared": 6.0, "whole": 8.0, "early": 4.0, "alike": 1.0}
-    ratios = {name: found["p95_s"] for name, found in level["shared_divided_by"].items()}
+    ratios = {name: spreads["p95_s"] for name, spreads in level["shared_divided_by"].items()}
     assert ratios == {
         "whole": {"median": 0.25, "min": 0.25, "max": 1.0},
         "early": {"median": 0.5, "min": 0.5, "max": 2.0},

@@ -18,7 +18,6 @@ from benchmarks.modules.models import MeasuredModel, Networks, TimedPictures, bu
 from benchmarks.modules.report import edit_table, module_table, plot
 from benchmarks.modules.run import (
     QUICK,
-    add_shares,
     benchmark,
     compare,
     gpu_limit,
@@ -26,6 +25,7 @@ from benchmarks.modules.run import (
     main,
     measure_edits,
     measure_network,
+    with_shares,
 )
 from benchmarks.modules.runners import NetworkRunner, OpenVinoModule, Workshop, batch_sizes, count_flops, why_not
 from export.compiled_module import CompiledModule
@@ -82,20 +82,18 @@ def test_each_round_begins_with_another_runner() -> None:
 
 def test_a_runner_is_compared_with_eager_round_by_round() -> None:
     # The second round is slow for both, the third for eager alone.
-    found = compare({NetworkRunner.ONNX: [1.0, 5.0, 1.0], NetworkRunner.EAGER: [2.0, 15.0, 10.0]})
-    assert found["onnx"] == {
+    compared = compare({NetworkRunner.ONNX: [1.0, 5.0, 1.0], NetworkRunner.EAGER: [2.0, 15.0, 10.0]})
+    assert compared["onnx"] == {
         "s": {"p25": 1.0, "median": 1.0, "p75": 3.0},
         "times_faster": {"p25": 2.5, "median": 3.0, "p75": 6.5},
     }
-    assert found["eager"]["times_faster"]["median"] == 1.0
+    assert compared["eager"]["times_faster"]["median"] == 1.0
 
 
 def test_a_share_is_of_what_the_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     runners = {"eager": {"s": {"median": 0.5}}}
-    add_shares(runners, 3e12, 10e12)
-    assert runners["eager"]["share"] == pytest.approx(0.6)
-    add_shares(runners, 3e12, None)
-    assert runners["eager"]["share"] is None
+    assert with_shares(runners, 3e12, 10e12)["eager"]["share"] == pytest.approx(0.6)
+    assert with_shares(runners, 3e12, None)["eager"]["share"] is None
     for name, limit in (("NVIDIA H100 80GB HBM3", 790e12), ("NVIDIA T4", None)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert gpu_limit(torch.device("cuda")) == limit
@@ -103,7 +101,7 @@ def test_a_share_is_of_what_the_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Recorder(nn.Module):
-    """Remembers the rows of each call."""
+    """A network that remembers the rows of each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +118,7 @@ def test_every_runner_has_a_turn_in_every_round_at_the_rows_it_is_measured_at(tm
     workshop = make_workshop(model, tmp_path, {"vae_decoder": (2,)})
     settings = replace(QUICK, num_rounds=4)
     seconds = measure_network(networks, model.specs["vae_decoder"], workshop, settings)
-    assert {rows: {name: len(each) for name, each in found.items()} for rows, found in seconds.items()} == {
+    assert {rows: {name: len(times) for name, times in by_runner.items()} for rows, by_runner in seconds.items()} == {
         1: {"eager": 4},
         2: {"eager": 4, "compile": 4},
     }
@@ -186,10 +184,10 @@ def test_edits_are_compared_by_time_and_picture() -> None:
     networks = {NetworkRunner.EAGER: {}, NetworkRunner.ONNX: {"unet": Recorder()}}
     level = measure_edits(model_of_pictures(make_edit), 2, networks, QUICK, exact=True)
     assert (level["batch"], level["unet_rows"]) == (2, 4)
-    found = level["runners"]["onnx"]
-    assert found["s"]["median"] == 2.0 and found["times_faster"]["median"] == 4.0
-    assert (found["edits_per_s"], found["max_difference_255"]) == (1.0, 2)
-    assert found["stages_s"] == {"encode": 1.0, "denoise": 1.0}
+    record = level["runners"]["onnx"]
+    assert record["s"]["median"] == 2.0 and record["times_faster"]["median"] == 4.0
+    assert (record["edits_per_s"], record["max_difference_255"]) == (1.0, 2)
+    assert record["stages_s"] == {"encode": 1.0, "denoise": 1.0}
 
 
 def test_a_picture_that_is_off_is_refused_in_float32() -> None:
@@ -216,7 +214,7 @@ def test_an_untrained_model_of_toy_size(tmp_path: Path) -> None:
             got = networks[name](*inputs)
             assert (tuple(got.shape), got.dtype) == ((2, *output.shape), output.dtype)
             assert torch.equal(got, again.specs[name].load(None, torch.float32)(*inputs))
-        # As on a GPU, where it is what is timed.
+        # On a GPU, float16 is what is timed.
         measure(spec, networks[name], spec.load(None, torch.float16), torch.float16)
     pictures, stages_s = model.make_edit(networks, 3)()
     assert pictures.shape == (3, 64, 48, 3) and pictures.std() > 10
@@ -250,9 +248,9 @@ def test_the_full_size_is_that_of_the_paper() -> None:
     with torch.device("meta"):
         model = untrained_model(CPU, 50)
     networks = {name: spec.load(None, torch.float16) for name, spec in model.specs.items()}
-    assert sum(each.numel() for each in networks["unet"].parameters()) == pytest.approx(866e6, rel=1e-3)
+    assert sum(weight.numel() for weight in networks["unet"].parameters()) == pytest.approx(866e6, rel=1e-3)
     flops = {name: count_flops(spec, networks[name]) for name, spec in model.specs.items()}
-    # Of an edit of 50 guided steps: 58.2e12 in the UNet, 0.8e12 for encoding, 1.9e12 for decoding.
+    # An edit of 50 guided steps has 58.2e12 in the UNet, 0.8e12 for encoding and 1.9e12 for decoding.
     assert model.edit_rows["unet"] * flops["unet"] == pytest.approx(58.2e12, rel=2e-3)
     assert flops["vae_encoder"] == pytest.approx(0.83e12, rel=1e-2)
     assert flops["vae_decoder"] == pytest.approx(1.88e12, rel=1e-2)

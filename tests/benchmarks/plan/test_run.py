@@ -20,12 +20,12 @@ CURVE = Curve("a device", "made up", True, {1: 0.02, 2: 0.02, 8: 0.05}, {name: S
 SERVER = ServerSetup(max_edits=100, max_waiting=64, cores=2.0, num_replicas=2)
 
 
-def planner(num_edits: int, **others: Any) -> Planner:
-    return Planner(replace(SERVER, cores=None, **others).system(CURVE), TrafficMix(), num_edits)
+def planner(num_edits: int, **changes: Any) -> Planner:
+    return Planner(replace(SERVER, cores=None, **changes).system(CURVE), TrafficMix(), num_edits)
 
 
 def measurement(*rates: float) -> Measurement:
-    """As if the simulation with another seed were the server."""
+    """Return a measurement as if the simulation with another seed were the server."""
     runs = []
     for rate in rates:
         coming = poisson(TrafficMix(), rate, 600, seed=3)
@@ -59,8 +59,8 @@ def test_figures_of_some_edits() -> None:
     result = SimulationResult(edits)
     result.calls.update({2: 3, 4: 1})
     result.replicas, result.ended_s = [(0.0, 2)], 20.0
-    found = figures(result, edits, 10.0, 18.0)
-    assert astuple(found) == pytest.approx((2.5, 5.55, 5.91, 3 / 8, 1, 2.5))
+    of_edits = figures(result, edits, 10.0, 18.0)
+    assert astuple(of_edits) == pytest.approx((2.5, 5.55, 5.91, 3 / 8, 1, 2.5))
     assert figures(result, edits[5:], 10.0, 18.0).p95_s == math.inf
 
 
@@ -72,8 +72,8 @@ def test_a_measurement_goes_to_a_file_and_back_and_is_predicted(tmp_path: Path) 
     assert predicted.p95_s == pytest.approx(written.runs[0].measured.p95_s, rel=0.1)
     output = run("validate", str(path), "--out", str(tmp_path / "out.json"), "--num-seeds", "1")
     assert output.count("measured.json") == 2
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["runs"][0]["predicted"] == asdict(predicted) and found["from"]["packages"]
+    written_result = json.loads((tmp_path / "out.json").read_text())
+    assert written_result["runs"][0]["predicted"] == asdict(predicted) and written_result["from"]["packages"]
 
 
 def test_an_error_shows(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_error_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "complaint"),
+    ("name", "value", "message"),
     [
         ("stages_s", {"parse": {"median": 1, "p95": 1}}, "stages_s: got"),
         ("step_time_s", {}, "step_time_s: got"),
@@ -92,9 +92,9 @@ def test_an_error_shows(tmp_path: Path) -> None:
         ("measured", None, "measured"),
     ],
 )
-def test_a_curve_that_is_incomplete_is_refused(tmp_path: Path, name: str, value: object, complaint: str) -> None:
+def test_a_curve_that_is_incomplete_is_refused(tmp_path: Path, name: str, value: object, message: str) -> None:
     path = write(tmp_path / "curve.json", asdict(CURVE) | {name: value})
-    with pytest.raises(ValidationError, match=complaint):
+    with pytest.raises(ValidationError, match=message):
         read(Curve, path)
 
 
@@ -117,14 +117,14 @@ def test_a_sample_of_a_fleet_does_as_the_whole_fleet(load: float) -> None:
     fleet, plan = 4 * SAMPLE, planner(2500)
     rate = load * plan.most * fleet
     sampled = plan.at(rate, fleet)
-    # As many edits a replica, so that both are as settled.
+    # Each replica gets as many edits as in the sample, so that both are as settled.
     whole = simulate(plan.system, poisson(TrafficMix(), rate, 4 * 2500, seed=5), fleet, seed=5)
     settled = whole.edits[1000:]
-    found = figures(whole, settled, settled[0].arrival.at_s, settled[-1].arrival.at_s)
-    assert sampled.p50_s == pytest.approx(found.p50_s, rel=0.1)
-    assert sampled.p95_s == pytest.approx(found.p95_s, rel=0.1)
-    assert sampled.throughput * 4 == pytest.approx(found.throughput, rel=0.1)
-    assert sampled.rows_per_call == pytest.approx(found.rows_per_call, rel=0.1)
+    of_fleet = figures(whole, settled, settled[0].arrival.at_s, settled[-1].arrival.at_s)
+    assert sampled.p50_s == pytest.approx(of_fleet.p50_s, rel=0.1)
+    assert sampled.p95_s == pytest.approx(of_fleet.p95_s, rel=0.1)
+    assert sampled.throughput * 4 == pytest.approx(of_fleet.throughput, rel=0.1)
+    assert sampled.rows_per_call == pytest.approx(of_fleet.rows_per_call, rel=0.1)
 
 
 def test_the_least_number_keeps_the_objective_and_one_less_does_not() -> None:
@@ -161,11 +161,11 @@ def test_capacity_says_what_its_figures_are_worth(tmp_path: Path, monkeypatch: p
     output = run("capacity", "--curve", str(curve), *arguments, "--out", str(out), "--plot", str(picture))
     assert "published figures, not measured" in output and "out of reach" in output
     result = json.loads(out.read_text())
-    assert [each["replicas"] for each in result["capacity"]] == [None, 1, None, 1]
+    assert [fleet["replicas"] for fleet in result["capacity"]] == [None, 1, None, 1]
     assert result["capacity"][1]["dollars_per_1000"] == pytest.approx(3.6 / 0.02 / 3.6)
     day = result["day"]
     assert day["highest_rate"] == 0.04 and day["objective_s"] == 2.5 and day["kept"] == 1 and day["refused"] == 0
-    # One replica is the least that there may be.
+    # There is always one replica.
     assert day["gpu_hours"] == {"scaled": pytest.approx(2, abs=0.1), "at its busiest all day": 2}
     assert picture.stat().st_size > 0
 

@@ -1,4 +1,4 @@
-"""Holds the simulation to what is known: queueing theory, the real engine, and sums done by hand."""
+"""Tests the simulation against queueing theory, the real engine, and sums done by hand."""
 
 import math
 import random
@@ -22,12 +22,12 @@ NOTHING = dict.fromkeys(STAGES, Spread(0.0, 0.0))
 STEP_S = {1: 0.02, 2: 0.02, 4: 0.03, 8: 0.05}
 STAGES_S = {name: Spread(0.01, 0.02) for name in STAGES}
 SERVER = System(STEP_S, STAGES_S, Limits(8, 16, margin_s=0.5))
-# One edit in a call, nobody refused, and nothing but the UNet.
+# A call takes one edit, nobody is refused, and only the UNet takes time.
 QUEUE = System({2: 0.25}, NOTHING, Limits(2, NEVER_FULL), max_edits=NEVER_FULL, deadline_s=math.inf)
 
 
 def latencies(result: SimulationResult) -> list[float]:
-    return [each.latency_s for each in result.edits if each.latency_s is not None]
+    return [edit.latency_s for edit in result.edits if edit.latency_s is not None]
 
 
 def p95(result: SimulationResult) -> float:
@@ -37,7 +37,7 @@ def p95(result: SimulationResult) -> float:
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_one_row_in_a_call_of_fixed_time_is_the_queue_of_the_textbook(load: float) -> None:
     result = simulate(QUEUE, poisson(TrafficMix((4,)), load, 15_000, seed=0), 1, seed=0)
-    # M/D/1, with a service time of 4 * 0.25 s.
+    # This is M/D/1, with a service time of 4 * 0.25 s.
     assert np.mean(latencies(result)) == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
 
 
@@ -45,7 +45,7 @@ def test_edits_on_one_core_share_it_as_in_the_textbook() -> None:
     stages = NOTHING | {"hops": Spread(1.0, 1.0)}
     system = replace(QUEUE, step_time_s={2: 1e-6}, stages_s=stages, cores=1.0)
     result = simulate(system, poisson(TrafficMix((1,)), 0.6, 10_000, seed=0), 1, seed=0)
-    # Processor sharing: the mean depends on the mean of the work alone.
+    # This is processor sharing, where the mean depends on the mean of the work alone.
     assert np.mean(latencies(result)) == pytest.approx(1 / (1 - 0.6), rel=0.06)
 
 
@@ -57,16 +57,16 @@ def test_steps_are_shared_as_the_real_engine_shares_them() -> None:
     system = replace(QUEUE, step_time_s=step_s, limits=limits)
     for cores in (None, 1.0):
         result = simulate(
-            replace(system, cores=cores), [Arrival(each.at_s, each.num_steps, 7.5) for each in coming], 1, 0
+            replace(system, cores=cores), [Arrival(arrival.at_s, arrival.num_steps, 7.5) for arrival in coming], 1, 0
         )
-        assert latencies(result) == pytest.approx([each.done_s for each in times])
+        assert latencies(result) == pytest.approx([edit_times.done_s for edit_times in times])
         assert max(result.calls) == 8
 
 
 def test_an_edit_alone_takes_the_longer_of_the_branches_and_all_the_rest() -> None:
     # The prompt's turn on the GPU comes after the person's.
     seconds = {"parse": 1, "retrieve": 6, "condition": 4, "encode": 5, "decode": 8, "reply": 16, "hops": 32}
-    system = replace(SERVER, stages_s={name: Spread(each, each) for name, each in seconds.items()})
+    system = replace(SERVER, stages_s={name: Spread(number, number) for name, number in seconds.items()})
     (edit,) = simulate(system, [Arrival(3.0, 10, 7.5)], 1, 0).edits
     assert edit.latency_s == pytest.approx(1 + (6 + 4) + 10 * 0.02 + 8 + 16 + 32)
     # On one core the branches take turns.
@@ -83,7 +83,7 @@ def test_calls_beyond_the_cores_slow_each_other() -> None:
     clock.after(0.75, lambda: processor.run(0.25, lambda: ended.append(clock.now)))
     while clock.next(math.inf):
         pass
-    # Of the three, half is left. The fourth has done its quarter at 1.25; then the three need 0.25 each at 2/3.
+    # Half of the three is left. The fourth has done its quarter at 1.25; then the three need 0.25 each at 2/3.
     assert ended == pytest.approx([1.25, 1.625, 1.625, 1.625])
 
 
@@ -113,23 +113,23 @@ def test_every_edit_is_done_refused_or_still_there() -> None:
     coming = poisson(TrafficMix(guided=0.7), 12.0, 600, seed=1)
     for until_s in (20.0, math.inf):
         result = simulate(replace(SERVER, deadline_s=4.0), coming, 2, 0, until_s=until_s)
-        done, refused = len(latencies(result)), sum(each.refused for each in result.edits)
-        left = sum(each.latency_s is None and not each.refused for each in result.edits)
+        done, refused = len(latencies(result)), sum(edit.refused for edit in result.edits)
+        left = sum(edit.latency_s is None and not edit.refused for edit in result.edits)
         assert done + refused + left == len(result.edits)
         assert done and refused and (left > 0) == (until_s == 20.0)
-    assert [each.arrival for each in result.edits] == coming
+    assert [edit.arrival for edit in result.edits] == coming
     assert max(latencies(result)) <= 4.0
 
 
 def test_too_many_are_refused_by_the_door_and_by_the_denoiser() -> None:
     together = [Arrival(0.0, 50, 7.5)] * 30
     for system, num_refused in (
-        (SERVER, 10),  # 4 run and 16 wait; 24 might be in the ingress
+        (SERVER, 10),  # 4 run and 16 wait, and the ingress takes 24
         (replace(SERVER, max_edits=10), 20),
         (replace(SERVER, max_edits=100, limits=Limits(8, 4)), 22),
-        (replace(SERVER, deadline_s=1.4), 30),  # 50 steps take 1 s alone, but margin and the way here 0.5
+        (replace(SERVER, deadline_s=1.4), 30),  # 50 steps take 1 s alone; the margin and the stages before take 0.5 s
     ):
-        refused = sum(each.refused for each in simulate(system, together, 1, 0).edits)
+        refused = sum(edit.refused for edit in simulate(system, together, 1, 0).edits)
         assert refused == num_refused
 
 
@@ -142,14 +142,14 @@ def test_an_edit_that_is_late_after_denoising_is_not_done() -> None:
 
 def test_the_same_seed_gives_the_same_result() -> None:
     coming = poisson(TrafficMix(), 3.0, 200, seed=0)
-    first, again, other = (latencies(simulate(SERVER, coming, 3, seed)) for seed in (0, 0, 1))
-    assert first == again != other
+    first, again, reseeded = (latencies(simulate(SERVER, coming, 3, seed)) for seed in (0, 0, 1))
+    assert first == again != reseeded
 
 
 def test_more_replicas_are_never_worse() -> None:
     coming = poisson(TrafficMix(), 6.0, 800, seed=0)
     results = [simulate(SERVER, coming, num, 0) for num in (1, 2, 3, 6, 12)]
-    refused = [sum(each.refused for each in result.edits) for result in results]
+    refused = [sum(edit.refused for edit in result.edits) for result in results]
     assert refused == sorted(refused, reverse=True) and refused[0] > 0
     waits = [p95(result) for result, num in zip(results, refused, strict=True) if not num]
     assert len(waits) >= 3 and waits == sorted(waits, reverse=True)
@@ -163,7 +163,7 @@ def test_looking_at_two_queues_is_better_than_at_none() -> None:
 def test_arrivals_have_their_rate_and_their_mix() -> None:
     coming = poisson(TrafficMix((10, 30), 0.25), 2.0, 20_000, seed=0)
     assert len(coming) / coming[-1].at_s == pytest.approx(2.0, rel=0.03)
-    shares = Counter((each.num_steps, each.num_rows) for each in coming)
+    shares = Counter((arrival.num_steps, arrival.num_rows) for arrival in coming)
     assert shares[10, 2] / len(coming) == pytest.approx(0.125, abs=0.01) and set(shares) == {
         (steps, rows) for steps in (10, 30) for rows in (1, 2)
     }
@@ -172,13 +172,13 @@ def test_arrivals_have_their_rate_and_their_mix() -> None:
 
 def test_a_day_has_its_busiest_hour_in_the_evening() -> None:
     coming = list(varying(TrafficMix(), lambda at_s: day_rate(0.2, at_s), 0.2, DAY_S, seed=0))
-    hours = Counter(int(each.at_s // 3600) for each in coming)
+    hours = Counter(int(arrival.at_s // 3600) for arrival in coming)
     busy, quiet = hours[19] + hours[20], hours[7] + hours[8]
     assert busy / 7200 == pytest.approx(0.2, rel=0.1) and quiet / 7200 == pytest.approx(0.2 * NIGHT, rel=0.2)
 
 
-def scaler(**others: float) -> Scaler:
-    return Scaler(replace(Scaling(target_load=0.5, upscale_delay_s=10, downscale_delay_s=30, start_s=5), **others), 4)
+def scaler(**changes: float) -> Scaler:
+    return Scaler(replace(Scaling(target_load=0.5, upscale_delay_s=10, downscale_delay_s=30, start_s=5), **changes), 4)
 
 
 def test_the_count_is_that_of_the_rule_after_its_delay() -> None:
@@ -199,9 +199,9 @@ def test_replicas_come_after_their_start_and_go_when_there_is_nothing_left() -> 
     # For 200 s 1.2 of what a replica can do, and then one long edit alone that keeps the graph going.
     coming = [Arrival(2.6 * number, 50, 7.5) for number in range(77)] + [Arrival(201.0, 200, 7.5)]
     result = simulate(WIDE, coming, 1, 0, scaler())
-    # Reported at 10 s, and 10 s later decided.
+    # The load is reported at 10 s, and decided on 10 s later.
     assert result.replicas[:2] == [(0.0, 1), (20.0, 3)]
-    # It leaves the look-back period within 40 s of its end, and 30 s after that it is decided.
+    # The load leaves the look-back period within 40 s of its end, and the decision comes 30 s after that.
     assert [num for _, num in result.replicas[2:]][-1] == 1
     assert 230 < result.replicas[-1][0] <= 280
     ends = [at_s for at_s, _ in result.replicas[1:]] + [result.ended_s]
@@ -211,7 +211,7 @@ def test_replicas_come_after_their_start_and_go_when_there_is_nothing_left() -> 
 
 
 def test_the_number_is_steady_under_a_steady_load() -> None:
-    # At 18 replicas each has what it should. In 30 s 86 edits come, 11 % more or less.
+    # With 18 replicas each has the target load. In 30 s 86 edits come, 11 % more or less.
     coming = poisson(TrafficMix((50,)), 18 * 0.5 * 0.32, 4000, seed=1)
     many = Scaler(Scaling(target_load=0.5, start_s=5), 40)
     result = simulate(WIDE, coming, 20, 0, many)
@@ -221,7 +221,7 @@ def test_the_number_is_steady_under_a_steady_load() -> None:
 
 
 def test_a_replica_takes_edits_once_it_has_started() -> None:
-    # Edits at once that keep one replica busy; what comes later is served by another, or not.
+    # The first edits keep one replica busy; later ones are served by another replica once it has started.
     system = replace(WIDE, step_time_s={2: 1.0, 32: 16.0})
     coming = [Arrival(0.0, 100, 7.5)] * 10 + [Arrival(at_s, 1, 7.5) for at_s in (24.0, 30.0)]
     *_, before, after = simulate(system, coming, 1, 0, scaler()).edits

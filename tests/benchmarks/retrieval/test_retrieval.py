@@ -31,8 +31,8 @@ def test_the_world_is_unit_vectors_the_same_each_time_in_every_size() -> None:
     again, _ = World(16, 20, seed=0).pictures(block=1, count=50)
     np.testing.assert_array_equal(pictures, again)
     assert set(categories) == {0, 1, 2}
-    others = [World(16, 20, seed=1).pictures(1, 50)[0], World(16, 20, seed=0).pictures(0, 50)[0]]
-    assert not any(np.allclose(pictures, other) for other in others)
+    different = [World(16, 20, seed=1).pictures(1, 50)[0], World(16, 20, seed=0).pictures(0, 50)[0]]
+    assert not any(np.allclose(pictures, vectors) for vectors in different)
 
 
 def test_texts_are_far_from_all_pictures_yet_nearer_to_some() -> None:
@@ -65,12 +65,12 @@ def test_the_best_are_those_of_brute_force(folder: Path) -> None:
 def test_every_system_finds_most_of_the_best_in_so_little(folder: Path, system: str) -> None:
     if system in GRAPHS:
         pytest.importorskip(system)
-    for found in measure(system, folder, SMALL):
-        assert found["num_vectors"] == 3000
-        assert found["system"].split()[0] == system
-        assert found["filters"].keys() == set(FILTERS)
+    for record in measure(system, folder, SMALL):
+        assert record["num_vectors"] == 3000
+        assert record["system"].split()[0] == system
+        assert record["filters"].keys() == set(FILTERS)
         for name in FILTERS if system != "usearch" else ("none", "10 %"):
-            figures = found["filters"][name]
+            figures = record["filters"][name]
             # An exact system may take one of the sixty for another, whose score differs in the last digit alone.
             assert figures["recall"] >= (0.98 if system in ("ours", "flat") else 0.9)
             assert figures["least_recall"] <= figures["recall"]
@@ -84,8 +84,8 @@ def test_recall_counts_what_is_missed(folder: Path) -> None:
     def half(query: NDArray[np.float32], k: int, name: str) -> NDArray[np.int64]:
         return np.array(best[query.tobytes(), name][: k // 2])
 
-    found = timed(half, queries, SMALL)
-    assert [found[name]["recall"] for name in FILTERS[:3]] == [0.5] * 3
+    by_filter = timed(half, queries, SMALL)
+    assert [by_filter[name]["recall"] for name in FILTERS[:3]] == [0.5] * 3
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +101,11 @@ def test_the_result_is_plain_and_can_be_shown(tmp_path: Path, monkeypatch: pytes
         pytest.importorskip(name)
     # Starting processes takes most of a minute.
     monkeypatch.setattr(retrieval, "ProcessPoolExecutor", lambda num_workers, context: ThreadPoolExecutor(num_workers))
-    said: list[str] = []
+    messages: list[str] = []
     kept: list[str] = []
-    result = benchmark(replace(SMALL, num_queries=2), said.append, lambda result: kept.append(json.dumps(result)))
+    result = benchmark(replace(SMALL, num_queries=2), messages.append, lambda result: kept.append(json.dumps(result)))
     assert json.loads(kept[-1]) == json.loads(json.dumps(result))
-    assert len(kept) == 6 and len(said) == 8
+    assert len(kept) == 6 and len(messages) == 8
     assert result["left_out"] == [{"system": name, "num_vectors": 6000} for name in ("hnswlib", "usearch")]
     console = Console(file=io.StringIO(), width=80)
     console.print(*tables(result), sep="\n")
