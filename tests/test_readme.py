@@ -110,7 +110,8 @@ def test_the_python_example_runs(tiny_bundle: Path, tiny_catalogue: Path, tmp_pa
     mask.save(tmp_path / "mask.png")
     run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()
-    assert Image.open(tmp_path / "edited.png").size == (48, 64)
+    with Image.open(tmp_path / "edited.png") as edited:
+        assert edited.size == (48, 64)
 
 
 def test_prose_lines_are_short() -> None:
