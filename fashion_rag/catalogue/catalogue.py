@@ -17,14 +17,15 @@ from PIL import Image
 
 from fashion_rag.artifacts import cache_folder, sha256
 from fashion_rag.catalogue.attributes import Attributes, Filter, Filters
-from fashion_rag.catalogue.changes import Added, Change, fold, read_since
+from fashion_rag.catalogue.changes import Change, GarmentAdded, fold, read_since
 from fashion_rag.catalogue.garment_encoding import INDEX_FOLDER, WORDS_FILE, Part
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.vector_index import VectorIndex, inner_products, is_unit
-from fashion_rag.catalogue.versions import Version, current, fetch, live
+from fashion_rag.catalogue.version_manifest import Version
+from fashion_rag.catalogue.versions import current, fetch, live
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
@@ -44,7 +45,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Query:
+class GarmentQuery:
     """What to search for. attributes: of each name, the values of which a garment must have one."""
 
     like: Like
@@ -65,7 +66,7 @@ class Catalogue:
         self._refused = refused
         # What other encoders have made waits for the next build.
         self._last = fold({name: log[name] for name in log if base.takes(log[name])}, base.version)
-        self._added = {each: change for each, change in sorted(self._last.items()) if isinstance(change, Added)}
+        self._added = {each: change for each, change in sorted(self._last.items()) if isinstance(change, GarmentAdded)}
         added = [change.vector for change in self._added.values()]
         self._added_vectors = np.stack(added) if added else np.empty((0, base.part.vectors.shape[1]), np.float32)
         self._added_names = {name for change in self._added.values() for name in change.row.attributes}
@@ -137,9 +138,9 @@ class Catalogue:
 
         Raises InvalidRequest for an unknown category or k < 1. Needs a catalogue opened with its encoder.
         """
-        return self.search_many([Query(like, category, k, attributes or {})])[0]
+        return self.search_many([GarmentQuery(like, category, k, attributes or {})])[0]
 
-    def search_many(self, queries: Sequence[Query]) -> list[list[Match]]:
+    def search_many(self, queries: Sequence[GarmentQuery]) -> list[list[Match]]:
         """Return what `search` finds for each query, with all the texts encoded together.
 
         Raises as `search` for the first query that cannot be.
@@ -151,7 +152,7 @@ class Catalogue:
                 raise InvalidRequest("num_garments", query.k, "must be at least 1 to search")
         return [self._matches(vector, query) for vector, query in zip(self._vectors(queries), queries, strict=True)]
 
-    def _vectors(self, queries: Sequence[Query]) -> list[NDArray[np.float32]]:
+    def _vectors(self, queries: Sequence[GarmentQuery]) -> list[NDArray[np.float32]]:
         encoder = self._base.encoder
         assert encoder is not None, "a catalogue opened without an encoder cannot be searched"
         texts = [query.like for query in queries if isinstance(query.like, str)]
@@ -166,7 +167,7 @@ class Catalogue:
                 vectors.append(query.like)
         return vectors
 
-    def _matches(self, vector: NDArray[np.float32], query: Query) -> list[Match]:
+    def _matches(self, vector: NDArray[np.float32], query: GarmentQuery) -> list[Match]:
         base, names = self._base, query.attributes.keys()
         known_names = (base.attributes.names - {CATEGORY}) | self._added_names
         if unknown := sorted(names - known_names):
@@ -185,7 +186,7 @@ class Catalogue:
         found.sort(key=lambda each: (-each[0], each[1].id))
         return [Match(garment, score) for score, garment in found[: query.k]]
 
-    def _garment(self, change: Added) -> Garment:
+    def _garment(self, change: GarmentAdded) -> Garment:
         base = self._base
         made_by = change.encoders.get(INVERSION)
         knows_words = made_by is not None and made_by == base.inversion and base.part.fits(change.pseudo_words)
@@ -228,7 +229,7 @@ class Base:
 
     def takes(self, change: Change) -> bool:
         """Return whether a change can be laid over the version."""
-        return not isinstance(change, Added) or (
+        return not isinstance(change, GarmentAdded) or (
             change.encoders.get(RETRIEVAL) == self.version.encoders[RETRIEVAL]
             and change.vector.shape == self.part.vectors.shape[1:]
             and is_unit(change.vector)
@@ -249,7 +250,7 @@ def _attributes(part: Part) -> Attributes:
     )
 
 
-def _passes(row: GarmentRow, query: Query) -> bool:
+def _passes(row: GarmentRow, query: GarmentQuery) -> bool:
     if row.category != query.category:
         return False
     for name, values in query.attributes.items():

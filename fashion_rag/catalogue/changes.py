@@ -26,7 +26,8 @@ from safetensors.numpy import load, save
 
 from fashion_rag.catalogue.storage import STAMP, Root, moment, stamp
 from fashion_rag.catalogue.table import GarmentRow, check_id, checked, from_record, to_record
-from fashion_rag.catalogue.versions import CHANGES, Version, is_texts, versions
+from fashion_rag.catalogue.version_manifest import Version, is_texts
+from fashion_rag.catalogue.versions import CHANGES, versions
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 CHANGE_NAME = STAMP + r"-[0-9a-f]{32}"
@@ -34,7 +35,7 @@ MAX_CHANGE_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class Added:
+class GarmentAdded:
     """A garment that is new, or takes the place of the one with its id.
 
     vector: float32 [D] of its picture. pseudo_words: float32 [P, W]. encoders: the fingerprints of what made them, as
@@ -52,17 +53,17 @@ class Added:
 
 
 @dataclass(frozen=True)
-class Deleted:
+class GarmentDeleted:
     """A garment that is gone; one that never was does no harm."""
 
     garment_id: str
 
 
-Change = Added | Deleted
+Change = GarmentAdded | GarmentDeleted
 
 
 @dataclass(frozen=True)
-class Found:
+class NewChanges:
     """Changes in the log, by name in their order, and what is no change, by name with the reason."""
 
     changes: dict[str, Change]
@@ -95,11 +96,11 @@ def append(root: Root, change: Change) -> str:
     return name
 
 
-def read_since(root: Root, seen: Collection[str]) -> Found:
+def read_since(root: Root, seen: Collection[str]) -> NewChanges:
     """Return the changes, and what is none, with names that are not in `seen`: one listing, and a read for each new
     one.
     """
-    found = Found({}, {})
+    found = NewChanges({}, {})
     for name in root.names(CHANGES):
         if name in seen:
             continue
@@ -169,7 +170,7 @@ def _read(root: Root, name: str) -> Change:
 
 def _encode(change: Change) -> bytes:
     """Return a safetensors file; what is not an array of floats is JSON, in an array of bytes."""
-    if isinstance(change, Deleted):
+    if isinstance(change, GarmentDeleted):
         return save({"change": _json_array({"deleted": check_id(change.garment_id)})})
     _check_added(change)
     words = {"added": to_record(checked(change.row)), "encoders": dict(change.encoders)}
@@ -189,15 +190,15 @@ def _decode(data: bytes) -> Change:
         arrays = load(data)
         words = json.loads(arrays["change"].tobytes())
         if set(words) == {"deleted"}:
-            return Deleted(check_id(words["deleted"]))
-        added = Added(from_record(words["added"]), arrays["vector"], arrays["pseudo_words"], words["encoders"])
+            return GarmentDeleted(check_id(words["deleted"]))
+        added = GarmentAdded(from_record(words["added"]), arrays["vector"], arrays["pseudo_words"], words["encoders"])
     except (KeyError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise ArtifactError(f"not a change: {error!r}") from error
     _check_added(added)
     return added
 
 
-def _check_added(added: Added) -> None:
+def _check_added(added: GarmentAdded) -> None:
     for name, array, dimensions in (("vector", added.vector, 1), ("pseudo_words", added.pseudo_words, 2)):
         if array.dtype != np.float32 or array.ndim != dimensions or not array.size or not np.isfinite(array).all():
             shown = f"{array.dtype} {list(array.shape)}"

@@ -41,7 +41,7 @@ class Encoders:
     inversion: GarmentEncoder
 
 
-class Encoded(NamedTuple):
+class EncodedGarment(NamedTuple):
     """A garment ready for a version: its row, the vector [D] of its picture and its pseudo-words [P, W], float32."""
 
     row: GarmentRow
@@ -56,9 +56,9 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[Encoded | Skipped]:
+def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[EncodedGarment | Skipped]:
     """Return each garment encoded, its picture now in `root`; one whose picture or words break a rule is skipped."""
-    outcomes: list[Encoded | Skipped] = []
+    outcomes: list[EncodedGarment | Skipped] = []
     rows, pictures = [], []
     for garment in garments:
         try:
@@ -72,7 +72,7 @@ def encode(garments: Sequence[Garment], encoders: Encoders, root: Root) -> list[
         vectors = encoders.retrieval.encode_images(pictures)
         with torch.inference_mode():
             words = encoders.inversion(encoders.inversion.pixels(pictures)).cpu().numpy()
-        outcomes += map(Encoded, rows, vectors, words)
+        outcomes += map(EncodedGarment, rows, vectors, words)
     return outcomes
 
 
@@ -91,7 +91,7 @@ def _stored(garment: Garment, root: Root) -> tuple[GarmentRow, Image.Image]:
 
 
 class Part:
-    """Encoded garments in a folder: a version's own, or some of one that is being made. Arrays stay on disk."""
+    """EncodedGarment garments in a folder: a version's own, or some of one that is being made. Arrays stay on disk."""
 
     def __init__(self, folder: Path) -> None:
         """Raise ArtifactError for files that are damaged or do not fit each other."""
@@ -99,9 +99,9 @@ class Part:
         self.vectors = _mapped(folder / VECTORS_FILE, len(self.garments), 2)
         self.pseudo_words = _mapped(folder / WORDS_FILE, len(self.garments), 3)
 
-    def __getitem__(self, row: int) -> Encoded:
+    def __getitem__(self, row: int) -> EncodedGarment:
         """Return the garment of a row."""
-        return Encoded(self.garments[row], self.vectors[row], self.pseudo_words[row])
+        return EncodedGarment(self.garments[row], self.vectors[row], self.pseudo_words[row])
 
     def ids(self) -> list[str]:
         """Return the id of each garment."""
@@ -117,7 +117,7 @@ class Part:
         return pseudo_words.shape == self.pseudo_words.shape[1:]
 
     @staticmethod
-    def write(folder: Path, encoded: Sequence[Encoded]) -> None:
+    def write(folder: Path, encoded: Sequence[EncodedGarment]) -> None:
         """Write one or more garments, in their order, into an existing folder."""
         Garments(to_table(each.row for each in encoded)).write(folder / GARMENTS_FILE)
         first = encoded[0]

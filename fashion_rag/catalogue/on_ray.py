@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, Encoded, Encoders, Skipped, encode
+from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, EncodedGarment, Encoders, Skipped, encode
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.catalogue.storage import Root
 
 
-class Encoder:
+class EncodingWorker:
     """One worker: loads the encoders once. Garments pass as bytes: a table has no other column for them."""
 
     def __init__(self, load: Callable[[], Encoders], root: Root) -> None:
@@ -33,7 +33,7 @@ def on_ray(
     root: Root,
     num_workers: int = 1,
     num_gpus: float = 0,
-) -> Iterator[Sequence[Encoded | Skipped]]:
+) -> Iterator[Sequence[EncodedGarment | Skipped]]:
     """`build.Compute` on the Ray that this process is connected to; workers take `num_gpus` of a GPU each.
 
     root must be one that every node can write to. A worker or node that dies costs its batches another attempt.
@@ -41,7 +41,7 @@ def on_ray(
     rows = [{"garment": pickle.dumps(garment)} for batch in batches for garment in batch]
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
     encoded = data.map_batches(
-        Encoder,
+        EncodingWorker,
         fn_constructor_args=(load, root),
         batch_size=BATCH_SIZE,
         compute=ray.data.ActorPoolStrategy(size=num_workers),

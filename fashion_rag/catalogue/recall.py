@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fashion_rag.catalogue.catalogue import Catalogue, Query
+from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
 
@@ -48,7 +48,7 @@ def evaluate(catalogue: Catalogue, progress: Callable[[int, int], None] = lambda
             ranks[category] = []
             for start in range(0, len(garments), SEARCHED_TOGETHER):
                 some = garments[start : start + SEARCHED_TOGETHER]
-                queries = [Query(_first_chunks(garment, num_chunks), category, max(RANKS)) for garment in some]
+                queries = [GarmentQuery(_first_chunks(garment, num_chunks), category, max(RANKS)) for garment in some]
                 for garment, matches in zip(some, catalogue.search_many(queries), strict=True):
                     ids = [match.garment.id for match in matches]
                     ranks[category].append(ids.index(garment.id) + 1 if garment.id in ids else None)

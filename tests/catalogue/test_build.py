@@ -20,8 +20,8 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import build as build_module
 from fashion_rag.catalogue.build import in_process
 from fashion_rag.catalogue.catalogue import Catalogue
-from fashion_rag.catalogue.changes import Added, append
-from fashion_rag.catalogue.garment_encoding import Encoded, Part, Skipped, encode
+from fashion_rag.catalogue.changes import GarmentAdded, append
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Part, Skipped, encode
 from fashion_rag.catalogue.garments import INVERSION, MAX_STORED_SIDE, RETRIEVAL, Garment, garments_in, stored_jpeg
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.vector_index import VectorIndex
@@ -464,7 +464,7 @@ def test_a_mirror_is_built_over_a_damaged_version(root: Path, pictures: Path) ->
 def test_a_change_that_does_not_fit_is_encoded_again(root: Path, pictures: Path) -> None:
     made(root, painted(pictures, {"a": "red"}))
     row, _, words = encoded(root, "b", "blue")
-    append(Root.at(root), Added(row, np.ones(3, np.float32), words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, np.ones(3, np.float32), words, FINGERPRINTS))
     compute = Counting()
     made(root, [], compute=compute)
     assert compute.ids == ["b"]
@@ -473,7 +473,7 @@ def test_a_change_that_does_not_fit_is_encoded_again(root: Path, pictures: Path)
 def test_a_change_whose_vector_is_no_unit_vector_is_encoded_again(root: Path, pictures: Path) -> None:
     made(root, painted(pictures, {"a": "red"}))
     row, vector, words = encoded(root, "b", "blue")
-    append(Root.at(root), Added(row, 2 * vector, words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, 2 * vector, words, FINGERPRINTS))
     compute = Counting()
     made(root, [], compute=compute)
     assert compute.ids == ["b"]
@@ -523,7 +523,7 @@ def test_a_stored_picture_keeps_its_colours() -> None:
 def test_encode_gives_an_outcome_for_each_garment(root: Path, pictures: Path) -> None:
     a, b = painted(pictures, {"a": "red", "b": "blue"})
     outcomes = encode([a, broken(pictures, "c", b"no picture"), b], load(), Root.at(root))
-    assert {each.row.id for each in outcomes if isinstance(each, Encoded)} == {"a", "b"}
+    assert {each.row.id for each in outcomes if isinstance(each, EncodedGarment)} == {"a", "b"}
     assert {each.garment_id for each in outcomes if isinstance(each, Skipped)} == {"c"}
     encoders: Any = Mock()
     assert encode([broken(pictures, "c", None)], encoders, Root.at(root))[0].garment_id == "c"
@@ -533,7 +533,7 @@ def test_encode_gives_an_outcome_for_each_garment(root: Path, pictures: Path) ->
 def write_part(folder: Path, pictures: Path) -> Path:
     folder.mkdir()
     outcomes = encode(painted(pictures, {"a": "red", "b": "blue"}), load(), Root.at(folder.with_name("root")))
-    Part.write(folder, [each for each in outcomes if isinstance(each, Encoded)])
+    Part.write(folder, [each for each in outcomes if isinstance(each, EncodedGarment)])
     return folder
 
 

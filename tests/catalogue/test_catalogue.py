@@ -15,8 +15,8 @@ from PIL import Image
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import changes, versions
 from fashion_rag.catalogue.build import build
-from fashion_rag.catalogue.catalogue import Catalogue, Query
-from fashion_rag.catalogue.changes import Added, append, clear
+from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery
+from fashion_rag.catalogue.changes import GarmentAdded, append, clear
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, garments_in
 from fashion_rag.catalogue.retrieval_encoder import BATCH_SIZE, RetrievalEncoder
 from fashion_rag.catalogue.storage import Root
@@ -132,7 +132,7 @@ def test_searches_together_are_what_they_are_alone(tiny_catalogue: Path, encoder
         (catalogue.vector("red-shirt"), "upper_body", 2),
         ("", "upper_body", 1),
     ] * 13
-    queries = [Query(*like) for like in likes]
+    queries = [GarmentQuery(*like) for like in likes]
     alone = [catalogue.search(*like) for like in likes]
     together = catalogue.search_many(queries)
     assert [ids(matches) for matches in together] == [ids(matches) for matches in alone]
@@ -145,7 +145,9 @@ def test_all_texts_are_encoded_in_one_call(tiny_catalogue: Path, encoder: Retrie
     counting: Any = Mock(wraps=encoder, fingerprint=encoder.fingerprint)
     catalogue = Catalogue.open(tiny_catalogue, counting)
     picture = Image.new("RGB", (48, 64), "blue")
-    catalogue.search_many([Query("red", "dresses", 2), Query(picture, "dresses", 1), Query("blue", "lower_body", 1)])
+    catalogue.search_many(
+        [GarmentQuery("red", "dresses", 2), GarmentQuery(picture, "dresses", 1), GarmentQuery("blue", "lower_body", 1)]
+    )
     counting.encode_texts.assert_called_once_with(["red", "blue"])
     counting.encode_images.assert_called_once_with([picture])
 
@@ -169,7 +171,10 @@ def test_equal_garments_come_by_id(tmp_path: Path) -> None:
 )
 def test_a_search_that_cannot_be_is_refused(shop: Path, category: str, k: int, field: str) -> None:
     catalogue = opened(shop)
-    for queries in ([Query("red", category, k)], [Query("red", "dresses", 1), Query("red", category, k)]):
+    for queries in (
+        [GarmentQuery("red", category, k)],
+        [GarmentQuery("red", "dresses", 1), GarmentQuery("red", category, k)],
+    ):
         with pytest.raises(InvalidRequest) as caught:
             catalogue.search_many(queries)
         assert caught.value.field == field
@@ -178,7 +183,7 @@ def test_a_search_that_cannot_be_is_refused(shop: Path, category: str, k: int, f
 def test_a_category_without_garments_has_no_matches(shop: Path) -> None:
     catalogue = opened(shop)
     assert catalogue.search("red", "lower_body", 3) == []
-    found = catalogue.search_many([Query("red", "lower_body", 3), Query("red", "upper_body", 3)])
+    found = catalogue.search_many([GarmentQuery("red", "lower_body", 3), GarmentQuery("red", "upper_body", 3)])
     assert [ids(matches) for matches in found] == [[], ["shirt"]]
 
 
@@ -371,7 +376,7 @@ def test_what_is_left_out_does_not_hide_what_was_there(root: Path) -> None:
 
 def test_a_change_whose_vector_does_not_fit_is_left_out(root: Path) -> None:
     row, _, words = encoded(root, "e", "black")
-    append(Root.at(root), Added(row, np.ones(3, np.float32), words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, np.ones(3, np.float32), words, FINGERPRINTS))
     catalogue = opened(root)
     assert set(ids(catalogue.search("red", "dresses", 9))) == {"a", "b", "c", "d"}
 
@@ -441,7 +446,7 @@ def test_refreshed_is_the_same_until_something_changes(root: Path) -> None:
 
 def test_what_is_replaced_answers_as_before(root: Path, tmp_path: Path) -> None:
     catalogue = opened(root)
-    queries = [Query("red", "dresses", 3), Query("blue", "dresses", 9, {"size": "M"})]
+    queries = [GarmentQuery("red", "dresses", 3), GarmentQuery("blue", "dresses", 9, {"size": "M"})]
     before, garments = catalogue.search_many(queries), list(catalogue)
     made(root, painted(tmp_path / "new", {"a": "black", "z": "red"}), mirror=True)
     fresh = catalogue.refreshed()
@@ -648,7 +653,7 @@ def test_a_remote_catalogue_is_kept_in_a_cache(shop: Path, tmp_path: Path) -> No
     assert ids(catalogue.search("blue", "dresses", 1)) == ["c"]
     assert catalogue.get("c").image().size == (32, 32)
     assert [path.name for path in (tmp_path / "cache" / "versions").iterdir()] == [current(at)]
-    append(at, changes.Deleted("c"))
+    append(at, changes.GarmentDeleted("c"))
     assert "c" not in shown(catalogue.refreshed())
     for name in ("embeddings.npy", "garments.parquet"):
         store.rm(at.full(f"versions/{current(at)}/{name}"))
@@ -661,7 +666,7 @@ def test_searches_at_once_find_what_they_find_alone(root: Path) -> None:
     add(root, "e", "black", attributes={"size": ("S",)})
     catalogue = opened(root)
     filters: list[dict[str, Any]] = [{}, {"size": "S"}, {"size": ["M", "L"]}, {"season": "summer"}]
-    queries = [Query(colour, "dresses", k, each) for colour in COLOURS for k in (1, 3) for each in filters]
+    queries = [GarmentQuery(colour, "dresses", k, each) for colour in COLOURS for k in (1, 3) for each in filters]
     alone = [catalogue.search_many([query])[0] for query in queries]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda query: catalogue.search_many([query])[0], queries * 4)) == alone * 4

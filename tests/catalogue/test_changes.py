@@ -18,10 +18,21 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from fashion_rag.catalogue import storage as root_module
-from fashion_rag.catalogue.changes import Added, Change, Deleted, append, clear, fold, pending, put_image, read_since
+from fashion_rag.catalogue.changes import (
+    Change,
+    GarmentAdded,
+    GarmentDeleted,
+    append,
+    clear,
+    fold,
+    pending,
+    put_image,
+    read_since,
+)
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.catalogue.versions import Version, current, prune, publish
+from fashion_rag.catalogue.version_manifest import Version
+from fashion_rag.catalogue.versions import current, prune, publish
 from fashion_rag.errors import InvalidRequest
 from tests.catalogue.test_versions import PROJECT, run_here, steps_survived
 
@@ -35,9 +46,9 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     root.remove("")
 
 
-def added(garment_id: str = "a", caption: str = "") -> Added:
+def added(garment_id: str = "a", caption: str = "") -> GarmentAdded:
     row = replace(ROW, id=garment_id, caption=caption)
-    return Added(row, np.ones(4, np.float32), np.ones((2, 3), np.float32), {"image": "abc"})
+    return GarmentAdded(row, np.ones(4, np.float32), np.ones((2, 3), np.float32), {"image": "abc"})
 
 
 def publish_with(root: Root, tmp_path: Path, changes: dict[str, str]) -> Version:
@@ -53,26 +64,26 @@ def version_holding(changes: dict[str, str]) -> Version:
 
 
 def words(changes: dict[str, Change]) -> dict[str, str | None]:
-    return {name: change.row.caption if isinstance(change, Added) else None for name, change in changes.items()}
+    return {name: change.row.caption if isinstance(change, GarmentAdded) else None for name, change in changes.items()}
 
 
 def test_changes_come_back_as_they_were(root: Root) -> None:
     vector = np.array([0.5, -1, 3e-30], np.float32)
     pseudo_words = np.arange(6, dtype=np.float32).reshape(2, 3)
     names = [
-        append(root, Added(ROW, vector, pseudo_words, {"image": "abc", "text": "def"})),
-        append(root, Deleted("b")),
+        append(root, GarmentAdded(ROW, vector, pseudo_words, {"image": "abc", "text": "def"})),
+        append(root, GarmentDeleted("b")),
     ]
     found = read_since(root, set())
     assert list(found.changes) == names == sorted(names)
     assert found.refused == {}
     first, second = found.changes.values()
-    assert isinstance(first, Added)
+    assert isinstance(first, GarmentAdded)
     assert (first.row, first.encoders, first.garment_id) == (ROW, {"image": "abc", "text": "def"}, "a")
     assert first.vector.dtype == first.pseudo_words.dtype == np.float32
     np.testing.assert_array_equal(first.vector, vector)
     np.testing.assert_array_equal(first.pseudo_words, pseudo_words)
-    assert second == Deleted("b")
+    assert second == GarmentDeleted("b")
 
 
 def test_only_what_is_new_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +97,14 @@ def test_only_what_is_new_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -
         return whole(root, name, max_bytes)
 
     monkeypatch.setattr(Root, "read", reading)
-    second = append(root, Deleted("b"))
+    second = append(root, GarmentDeleted("b"))
     assert list(read_since(root, {first}).changes) == [second]
     assert read == [f"changes/{second}"]
     assert read_since(root, {first, second}).changes == {}
 
 
 def test_a_change_cleared_while_the_log_is_read_is_passed_over(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [append(root, Deleted(garment_id)) for garment_id in "ab"]
+    names = [append(root, GarmentDeleted(garment_id)) for garment_id in "ab"]
     listed = root.names("changes")
     root.remove(f"changes/{names[0]}")
     monkeypatch.setattr(Root, "names", lambda root, folder: listed)
@@ -104,8 +115,8 @@ def test_a_change_cleared_while_the_log_is_read_is_passed_over(root: Root, monke
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (Deleted("../a"), "id"),
-        (Deleted(""), "id"),
+        (GarmentDeleted("../a"), "id"),
+        (GarmentDeleted(""), "id"),
         (added("a/b"), "id"),
         (replace(added(), row=replace(ROW, image="../../x")), "image"),
         (replace(added(), vector=np.ones(4)), "vector"),
@@ -163,7 +174,7 @@ def foreign_files() -> list[bytes]:
 @pytest.mark.parametrize("data", foreign_files())
 def test_a_torn_or_foreign_file_is_reported_and_passed_over(root: Root, data: bytes) -> None:
     bad = forged(root, data)
-    good = append(root, Deleted("a"))
+    good = append(root, GarmentDeleted("a"))
     found = read_since(root, set())
     assert list(found.changes) == [good]
     assert list(found.refused) == [bad]
@@ -189,7 +200,7 @@ def test_a_changed_bit_is_reported(root: Root) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "20260101T000000000000Z-0", "99991231T235959999999Z-" + "0" * 32])
 def test_a_name_of_something_else_is_reported(root: Root, name: str) -> None:
     root.write(f"changes/{name}", b"text")
-    good = append(root, Deleted("a"))
+    good = append(root, GarmentDeleted("a"))
     found = read_since(root, set())
     assert (list(found.changes), list(found.refused)) == ([good], [name])
 
@@ -202,7 +213,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size
 def state_after(state: dict[str, Change], last: dict[str, Change]) -> dict[str, Change]:
     """Return the garments there are once `last` has been laid over those of `state`."""
     laid_over = state | last
-    return {garment_id: change for garment_id, change in laid_over.items() if isinstance(change, Added)}
+    return {garment_id: change for garment_id, change in laid_over.items() if isinstance(change, GarmentAdded)}
 
 
 @given(operations=OPERATIONS, data=st.data())
@@ -210,13 +221,13 @@ def test_the_last_word_is_the_same_whenever_a_build_takes_changes_in(
     operations: list[tuple[str, bool]], data: st.DataObject
 ) -> None:
     log: dict[str, Change] = {
-        f"2026{index:04}": added(garment_id) if adds else Deleted(garment_id)
+        f"2026{index:04}": added(garment_id) if adds else GarmentDeleted(garment_id)
         for index, (garment_id, adds) in enumerate(operations)
     }
     expected: dict[str, Change] = {}
     for change in log.values():
         expected.pop(change.garment_id, None)
-        if isinstance(change, Added):
+        if isinstance(change, GarmentAdded):
             expected[change.garment_id] = change
     # They come to light in any order, and the builds fall anywhere among them.
     arrivals = data.draw(st.permutations(list(log)))
@@ -244,7 +255,7 @@ def test_what_follows_overrules_however_wrong_the_clocks(operations: list[tuple[
                     return datetime.now(tz) + timedelta(seconds=wrong_s)
 
             patch.setattr(root_module, "datetime", Clock)
-            names.append(append(root, added(garment_id, str(index)) if adds else Deleted(garment_id)))
+            names.append(append(root, added(garment_id, str(index)) if adds else GarmentDeleted(garment_id)))
             last[garment_id] = str(index) if adds else None
     found = read_since(root, set())
     root.remove("")
@@ -279,7 +290,7 @@ def test_two_processes_lose_none_of_each_others_changes(tmp_path: Path) -> None:
 
 def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
     first = publish_with(root, tmp_path, {})
-    names = [append(root, change) for change in (added("a", "old"), added("b"), Deleted("b"), added("a", "new"))]
+    names = [append(root, change) for change in (added("a", "old"), added("b"), GarmentDeleted("b"), added("a", "new"))]
     bad = forged(root, b"torn")
     found = pending(root, first)
     assert words(found.last) == {"a": "new", "b": None}
@@ -295,7 +306,7 @@ def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
 
 def test_a_change_goes_once_every_version_holds_it(root: Root, tmp_path: Path) -> None:
     assert clear(root) == []
-    one, two = append(root, added("a")), append(root, Deleted("b"))
+    one, two = append(root, added("a")), append(root, GarmentDeleted("b"))
     assert clear(root) == []
     first = publish_with(root, tmp_path, {})
     second = publish_with(root, tmp_path, {one: "a", two: "b"})
@@ -328,8 +339,8 @@ def test_a_fast_clock_overrules_nothing_that_comes_after_a_build(root: Root, tmp
 
 
 def test_a_manifest_cannot_have_other_files_cleared(root: Root, tmp_path: Path) -> None:
-    change = append(root, Deleted("b"))
-    append(root, Deleted("c"))
+    change = append(root, GarmentDeleted("b"))
+    append(root, GarmentDeleted("c"))
     version = publish_with(root, tmp_path, {change: "b", "../CURRENT": "x", f"../versions/{change}": "y", "": "z"})
     assert clear(root) == [change]
     assert current(root) == version.name

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, Part, encode
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Encoders, Part, encode
 from fashion_rag.catalogue.garments import Garment
-from fashion_rag.catalogue.on_ray import Encoder
+from fashion_rag.catalogue.on_ray import EncodingWorker
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.versions import live
 from tests.catalogue.toy import Colours, load, made, painted
@@ -29,7 +29,7 @@ from pathlib import Path
 import ray
 from fashion_rag.catalogue.on_ray import on_ray
 from fashion_rag.catalogue.garments import garments_in
-from tests.catalogue.test_ingest import dying
+from tests.catalogue.test_on_ray import dying
 from tests.catalogue.toy import made
 
 root, pictures, memory = map(Path, sys.argv[1:])
@@ -73,11 +73,11 @@ def test_a_worker_gives_what_encode_gives(tmp_path: Path) -> None:
     garments.insert(1, Garment("gone", "dresses", "", tmp_path / "gone.jpg"))
     root = Root.at(tmp_path / "catalogue")
     batch = {"garment": np.array([pickle.dumps(garment) for garment in garments], object)}
-    outcomes = [pickle.loads(outcome) for outcome in Encoder(load, root)(batch)["outcome"]]
+    outcomes = [pickle.loads(outcome) for outcome in EncodingWorker(load, root)(batch)["outcome"]]
     for found, expected in zip(outcomes, encode(garments, load(), root), strict=True):
         assert type(found) is type(expected)
         assert found[0] == expected[0]
-        if isinstance(found, Encoded) and isinstance(expected, Encoded):
+        if isinstance(found, EncodedGarment) and isinstance(expected, EncodedGarment):
             assert np.array_equal(found.vector, expected.vector)
             assert np.array_equal(found.pseudo_words, expected.pseudo_words)
 

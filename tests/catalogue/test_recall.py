@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.catalogue import Match, Query
+from fashion_rag.catalogue.catalogue import GarmentQuery, Match
 from fashion_rag.catalogue.garments import Garment, garments_in
 from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
 from fashion_rag.demo.world.layout import write_dresscode
@@ -23,16 +23,16 @@ class Ranked:
     def __init__(self, garments: Sequence[Garment], ranks: dict[tuple[str, str], tuple[str, int | None]]) -> None:
         self.garments = garments
         self.ranks = ranks
-        self.searches: list[list[Query]] = []
+        self.searches: list[list[GarmentQuery]] = []
 
     def __iter__(self) -> Iterator[Garment]:
         return iter(self.garments)
 
-    def search_many(self, queries: list[Query]) -> list[list[Match]]:
+    def search_many(self, queries: list[GarmentQuery]) -> list[list[Match]]:
         self.searches.append(queries)
         return [self._matches(query) for query in queries]
 
-    def _matches(self, query: Query) -> list[Match]:
+    def _matches(self, query: GarmentQuery) -> list[Match]:
         garment_id, rank = self.ranks[query.category, str(query.like)]
         found = [f"other-{position}" for position in range(query.k)]
         if rank is not None:

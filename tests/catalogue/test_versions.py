@@ -18,8 +18,8 @@ import pytest
 from fashion_rag.catalogue import storage as root_module
 from fashion_rag.catalogue import versions as module
 from fashion_rag.catalogue.storage import Root, moment, stamp
+from fashion_rag.catalogue.version_manifest import Version
 from fashion_rag.catalogue.versions import (
-    Version,
     VersionConflict,
     activate,
     current,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from fashion_rag.catalogue.build import Built, build, in_process
-from fashion_rag.catalogue.changes import Added, Deleted, append
-from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, encode
+from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted, append
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Encoders, encode
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment, garments_in
 from fashion_rag.catalogue.storage import Root
 
@@ -91,19 +91,19 @@ def made(root: Path, garments: Sequence[Garment], **how: Any) -> Built:
     return build(Root.at(root), garments, **how)
 
 
-def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **said: Any) -> Encoded:
+def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **said: Any) -> EncodedGarment:
     """Return a garment ready to be added, with its picture in the root."""
     picture = paint(root.with_name(f"{root.name}-uploads") / f"{garment_id}.png", colour)
     (outcome,) = encode([Garment(garment_id, category, "", picture, **said)], load(), Root.at(root))
-    assert isinstance(outcome, Encoded)
+    assert isinstance(outcome, EncodedGarment)
     return outcome
 
 
 def add(root: Path, *garment: str, encoders: Mapping[str, str] = FINGERPRINTS, **said: Any) -> str:
     """Return the name of the change that adds the garment of this id, colour and category."""
-    return append(Root.at(root), Added(*encoded(root, *garment, **said), encoders))
+    return append(Root.at(root), GarmentAdded(*encoded(root, *garment, **said), encoders))
 
 
 def delete(root: Path, garment_id: str) -> str:
     """Return the name of the change that deletes the garment of this id."""
-    return append(Root.at(root), Deleted(garment_id))
+    return append(Root.at(root), GarmentDeleted(garment_id))
