@@ -14,7 +14,7 @@ from fashion_rag.catalogue.garment_encoding import EncodedGarment, Part, Skipped
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.catalogue.known_garments import KnownGarments
 from fashion_rag.catalogue.storage import Root
-from fashion_rag.catalogue.table import checked
+from fashion_rag.catalogue.table import GarmentRow, checked
 from fashion_rag.catalogue.version_manifest import Version
 from fashion_rag.catalogue.versions import current, fetch, open_version
 from fashion_rag.errors import ArtifactError, InvalidRequest
@@ -57,7 +57,7 @@ def read_live(root: Root, cache: Path, mirror: bool) -> LiveState:
 class Wanted:
     """The garments that a version is to have, by id.
 
-    digests: the SHA-256 of each one's picture, by id. unreadable: the garments whose picture could not be read for one.
+    digests: the SHA-256 of the picture of each garment, by id. unreadable: garments whose picture cannot be read.
     """
 
     garments: Mapping[str, Garment]
@@ -66,12 +66,18 @@ class Wanted:
 
     def not_in(self, known: KnownGarments) -> list[Garment]:
         """Return the garments with a readable picture that are not known."""
-        keys = self.digests.items()
-        return [self.garments[garment_id] for garment_id, digest in keys if (garment_id, digest) not in known]
+        unknown = []
+        for garment_id, digest in self.digests.items():
+            if (garment_id, digest) not in known:
+                unknown.append(self.garments[garment_id])
+        return unknown
 
 
 def wanted_garments(root: Root, live: LiveState, garments: Iterable[Garment], mirror: bool) -> Wanted:
-    """Return what the version is to have: the earlier garments unless it mirrors, then `garments`, then the changes."""
+    """Return what the version is to have: the live garments, with `garments` and then the changes laid over them.
+
+    mirror: leave out the live garments.
+    """
     wanted = {}
     if live.part and not mirror:
         wanted = {row.id: Garment.stored(root, row) for row in live.part.garments}
@@ -91,13 +97,13 @@ def wanted_garments(root: Root, live: LiveState, garments: Iterable[Garment], mi
 
 
 def unknown_earlier(root: Root, before: Part | None, skipped: Iterable[Skipped], known: KnownGarments) -> list[Garment]:
-    """Return the garments that the live version has of the skipped ids, and that are not known."""
-    earlier = []
+    """Return the skipped garments as they were in `before`, as far as they were there and are not known."""
+    unknown = []
     for garment_id in {skip.garment_id for skip in skipped}:
-        row = before.garments.find(garment_id) if before else None
-        if before and row is not None:
-            earlier.append(Garment.stored(root, before.garments[row]))
-    return [garment for garment in earlier if (garment.id, garment.digest()) not in known]
+        row = _row_in(before, garment_id)
+        if row is not None and (row.id, row.sha256) not in known:
+            unknown.append(Garment.stored(root, row))
+    return unknown
 
 
 def choose(
@@ -139,7 +145,12 @@ def _with_description(encoded: EncodedGarment, garment: Garment) -> EncodedGarme
 
 def _earlier(garment_id: str, before: Part | None, known: KnownGarments) -> EncodedGarment | None:
     """Return a garment as it was in `before`, None if it was not there or is not known."""
-    row = before.garments.find(garment_id) if before else None
-    if before is None or row is None:
+    row = _row_in(before, garment_id)
+    return None if row is None else known.get(garment_id, row.sha256)
+
+
+def _row_in(part: Part | None, garment_id: str) -> GarmentRow | None:
+    if part is None:
         return None
-    return known.get(garment_id, before.garments[row].sha256)
+    number = part.garments.find(garment_id)
+    return None if number is None else part.garments[number]
