@@ -74,10 +74,10 @@ def test_changes_come_back_as_they_were(root: Root) -> None:
         append(root, GarmentAdded(ROW, vector, pseudo_words, {"image": "abc", "text": "def"})),
         append(root, GarmentDeleted("b")),
     ]
-    found = read_since(root, set())
-    assert list(found.changes) == names == sorted(names)
-    assert found.refused == {}
-    first, second = found.changes.values()
+    new = read_since(root, set())
+    assert list(new.changes) == names == sorted(names)
+    assert new.refused == {}
+    first, second = new.changes.values()
     assert isinstance(first, GarmentAdded)
     assert (first.row, first.encoders, first.garment_id) == (ROW, {"image": "abc", "text": "def"}, "a")
     assert first.vector.dtype == first.pseudo_words.dtype == np.float32
@@ -108,8 +108,8 @@ def test_a_change_cleared_while_the_log_is_read_is_passed_over(root: Root, monke
     listed = root.names("changes")
     root.remove(f"changes/{names[0]}")
     monkeypatch.setattr(Root, "names", lambda root, folder: listed)
-    found = read_since(root, set())
-    assert (list(found.changes), found.refused) == ([names[1]], {})
+    new = read_since(root, set())
+    assert (list(new.changes), new.refused) == ([names[1]], {})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_change_that_breaks_a_rule_is_not_stored(root: Root, change: Change, f
 
 
 def forged(root: Root, data: bytes) -> str:
-    """Return a file with a name that fits its content, as if a writer had meant it."""
+    """Write a file with a name that fits its content, as a writer of changes would, and return the name."""
     name = f"20260101T000000000000Z-{hashlib.sha256(data).hexdigest()[:32]}"
     root.write(f"changes/{name}", data)
     return name
@@ -175,10 +175,10 @@ def foreign_files() -> list[bytes]:
 def test_a_torn_or_foreign_file_is_reported_and_passed_over(root: Root, data: bytes) -> None:
     bad = forged(root, data)
     good = append(root, GarmentDeleted("a"))
-    found = read_since(root, set())
-    assert list(found.changes) == [good]
-    assert list(found.refused) == [bad]
-    assert found.refused[bad]
+    new = read_since(root, set())
+    assert list(new.changes) == [good]
+    assert list(new.refused) == [bad]
+    assert new.refused[bad]
     assert read_since(root, {good, bad}).refused == {}
 
 
@@ -201,11 +201,11 @@ def test_a_changed_bit_is_reported(root: Root) -> None:
 def test_a_name_of_something_else_is_reported(root: Root, name: str) -> None:
     root.write(f"changes/{name}", b"text")
     good = append(root, GarmentDeleted("a"))
-    found = read_since(root, set())
-    assert (list(found.changes), list(found.refused)) == ([good], [name])
+    new = read_since(root, set())
+    assert (list(new.changes), list(new.refused)) == ([good], [name])
 
 
-# Order.
+# The order of changes.
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=12)
 
@@ -229,7 +229,7 @@ def test_the_last_word_is_the_same_whenever_a_build_takes_changes_in(
         expected.pop(change.garment_id, None)
         if isinstance(change, GarmentAdded):
             expected[change.garment_id] = change
-    # They come to light in any order, and the builds fall anywhere among them.
+    # The changes come to light in any order, and builds may happen between any two of them.
     arrivals = data.draw(st.permutations(list(log)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=3)))
     state: dict[str, Change] = {}
@@ -257,10 +257,10 @@ def test_what_follows_overrules_however_wrong_the_clocks(operations: list[tuple[
             patch.setattr(root_module, "datetime", Clock)
             names.append(append(root, added(garment_id, str(index)) if adds else GarmentDeleted(garment_id)))
             last[garment_id] = str(index) if adds else None
-    found = read_since(root, set())
+    new = read_since(root, set())
     root.remove("")
-    assert list(found.changes) == names
-    assert words(fold(found.changes, version_holding({}))) == last
+    assert list(new.changes) == names
+    assert words(fold(new.changes, version_holding({}))) == last
 
 
 def append_many(path: str, name: str) -> None:
@@ -275,29 +275,29 @@ def test_two_processes_lose_none_of_each_others_changes(tmp_path: Path) -> None:
     script = f"import sys; from {__name__} import append_many; append_many(*sys.argv[1:])"
     runs = [subprocess.Popen([sys.executable, "-c", script, root.path, name], cwd=PROJECT) for name in ("a", "b")]
     assert [run.wait() for run in runs] == [0, 0]
-    found = read_since(root, set())
-    assert found.refused == {}
-    assert len(found.changes) == 160
-    last = words(fold(found.changes, version_holding({})))
+    new = read_since(root, set())
+    assert new.refused == {}
+    assert len(new.changes) == 160
+    last = words(fold(new.changes, version_holding({})))
     assert set(last) == {"shared", *(f"{name}{number}" for name in "ab" for number in range(40))}
     assert last["shared"] in ("a39", "b39")
-    shared = [change.row.caption for change in found.changes.values() if change.garment_id == "shared"]  # type: ignore[union-attr]
+    shared = [change.row.caption for change in new.changes.values() if change.garment_id == "shared"]  # type: ignore[union-attr]
     assert [caption for caption in shared if caption[0] == "a"] == [f"a{number}" for number in range(40)]
 
 
-# With versions.
+# Changes and versions.
 
 
 def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
     first = publish_with(root, tmp_path, {})
     names = [append(root, change) for change in (added("a", "old"), added("b"), GarmentDeleted("b"), added("a", "new"))]
     bad = forged(root, b"torn")
-    found = pending(root, first)
-    assert words(found.last) == {"a": "new", "b": None}
-    assert found.taken_in == dict(zip(names, "abba", strict=True))
-    assert list(found.refused) == [bad]
+    lacking = pending(root, first)
+    assert words(lacking.last) == {"a": "new", "b": None}
+    assert lacking.taken_in == dict(zip(names, "abba", strict=True))
+    assert list(lacking.refused) == [bad]
     late = append(root, added("b", "late"))
-    second = publish_with(root, tmp_path, found.taken_in)
+    second = publish_with(root, tmp_path, lacking.taken_in)
     assert words(pending(root, second).last) == {"b": "late"}
     # The version after that has not forgotten what is still in the log.
     third = publish_with(root, tmp_path, {late: "b"})
@@ -306,21 +306,21 @@ def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
 
 def test_a_change_goes_once_every_version_holds_it(root: Root, tmp_path: Path) -> None:
     assert clear(root) == []
-    one, two = append(root, added("a")), append(root, GarmentDeleted("b"))
+    name_a, name_b = append(root, added("a")), append(root, GarmentDeleted("b"))
     assert clear(root) == []
     first = publish_with(root, tmp_path, {})
-    second = publish_with(root, tmp_path, {one: "a", two: "b"})
-    three = append(root, added("c"))
+    second = publish_with(root, tmp_path, {name_a: "a", name_b: "b"})
+    name_c = append(root, added("c"))
     assert clear(root) == []
     assert list(pending(root, first).last) == ["a", "b", "c"]
     prune(root, keep=0, grace_s=0)
-    assert clear(root) == [one, two]
+    assert clear(root) == [name_a, name_b]
     assert list(pending(root, second).last) == ["c"]
-    publish_with(root, tmp_path, {three: "c"})
+    publish_with(root, tmp_path, {name_c: "c"})
     prune(root, keep=0, grace_s=0)
-    # The latest stays.
+    # The latest change stays.
     assert clear(root) == []
-    assert root.names("changes") == [three]
+    assert root.names("changes") == [name_c]
 
 
 def test_a_fast_clock_overrules_nothing_that_comes_after_a_build(root: Root, tmp_path: Path) -> None:
@@ -370,12 +370,12 @@ def kill_writers(work: str) -> None:
     def check() -> None:
         pictures = [path for path in Path(root.path).glob("images/*/*")]
         assert all(path.stem == hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures)
-        found = read_since(root, set())
-        assert found.refused == {}
-        assert len(found.changes) <= len(pictures)
-        seen.append(len(found.changes))
+        new = read_since(root, set())
+        assert new.refused == {}
+        assert len(new.changes) <= len(pictures)
+        seen.append(len(new.changes))
         store()
-        assert len(read_since(root, set()).changes) == len(found.changes) + 1
+        assert len(read_since(root, set()).changes) == len(new.changes) + 1
 
     print(steps_survived(store, check, lambda: shutil.rmtree(root.path, ignore_errors=True)), *set(seen))
 
