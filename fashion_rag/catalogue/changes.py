@@ -107,17 +107,18 @@ def read_since(root: Root, seen: Collection[str]) -> NewChanges:
 
     This takes one listing of the log, and one read for each new name.
     """
-    new = NewChanges({}, {})
+    changes: dict[str, Change] = {}
+    refused: dict[str, str] = {}
     for name in root.names(CHANGES):
         if name in seen:
             continue
         try:
-            new.changes[name] = _read(root, name)
+            changes[name] = _read(root, name)
         except FileNotFoundError:
             continue  # It was cleared since the listing.
         except (ArtifactError, InvalidRequest) as error:
-            new.refused[name] = str(error)
-    return new
+            refused[name] = str(error)
+    return NewChanges(changes, refused)
 
 
 def fold(changes: Mapping[str, Change], version: Version) -> dict[str, Change]:
