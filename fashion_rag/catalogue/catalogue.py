@@ -129,7 +129,7 @@ class Catalogue:
         yield from map(self._garment, self._added.values())
 
     def get(self, garment_id: str) -> Garment:
-        """Return the garment of this id. Raises InvalidRequest for an unknown one."""
+        """Return the garment of this id. Raises InvalidRequest for an unknown id."""
         if change := self._added.get(garment_id):
             return self._garment(change)
         row = None if garment_id in self._last else self._base.part.garments.find(garment_id)
@@ -240,7 +240,8 @@ class OpenedVersion:
             )
         folder = fetch(root, version, cache)
         for name, entry in version.files.items():
-            # Wrong pseudo-words show in a picture, and reading all of them takes minutes. Other faults show nowhere.
+            # Wrong pseudo-words would show in a picture, and reading all of them takes minutes. Nothing would show that
+            # another file is wrong.
             if name != WORDS_FILE and sha256(folder / name) != entry.sha256:
                 raise ArtifactError(f"{folder / name}: has changed since it was published: SHA-256 differs")
         part = Part(folder)
