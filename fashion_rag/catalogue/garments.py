@@ -104,7 +104,7 @@ class Garment:
 def garments_in(source: Path, phase: dresscode.Phase = "test") -> list[Garment]:
     """Return the garments that a catalogue is to be made of, by category and id.
 
-    source: one of
+    source: is one of
     - a folder in the Dress Code layout, known by its `fine_captions.json`; it gives the garments of `phase`
     - a folder of `CATEGORY/ID.jpg` (or .jpeg, .png, .webp) with an optional `captions.json` (id -> caption)
     - a Parquet file with the columns id, category and image (a path relative to the file), and optionally caption;
