@@ -1,6 +1,6 @@
 """Garments that a build need not encode again: from the live version, from its changes, or from a build cut short.
 
-`build.py` fills one for each build. Parts on disk keep what was encoded until the build that takes it in has published.
+Each build collects them. What it encodes is kept in parts on disk until the build that takes it in has published.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def kept_parts(folder: Path, root: Root) -> list[Part]:
 
 
 def keep_part(folder: Path, encoded: Sequence[EncodedGarment]) -> Part:
-    """Return one or more garments as a part that is now in `folder`, whole, for the builds to come."""
+    """Write one or more garments into `folder` as a part, which appears whole or not at all, and return it."""
     path = folder / f"part-{secrets.token_hex(8)}"
     with written_aside(path) as new:
         Part.write(new, encoded)
