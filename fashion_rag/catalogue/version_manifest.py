@@ -1,6 +1,6 @@
 """The manifest of a catalogue version: which files it has, which encoders made it, which live changes it holds.
 
-`versions.py` writes a manifest as the last file of a version, and trusts one that it reads only if it keeps every rule.
+`versions.py` writes a manifest as the last file of a version, and accepts only manifests that keep every rule.
 """
 
 from __future__ import annotations
