@@ -205,7 +205,7 @@ def prune(root: Root, keep: int = 3, grace_s: float = 3600.0) -> list[str]:
 
 
 def _last_used(root: Root, names: Iterable[str]) -> dict[str, datetime]:
-    """Return when each of these versions was begun or last replaced, whichever is later; names without a time go."""
+    """Return when each of these versions was begun or last replaced, whichever is later, by name."""
     last_used = {}
     for name in names:
         begun = moment(name)
