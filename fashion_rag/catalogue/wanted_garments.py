@@ -24,8 +24,8 @@ from fashion_rag.errors import ArtifactError, InvalidRequest
 class LiveState:
     """The live version as a build finds it, with the changes that have been made since.
 
-    name: the live version, None before the first. encoders: the fingerprints of what made it. part: what it holds; None
-    where there is no version, or a damaged one that nothing is needed of. log: the live changes that it does not hold.
+    name: of the live version, None before the first. encoders: the fingerprints of its encoders. part: its garments;
+    None if there is no version, or if it is damaged and not needed. log: the live changes that it does not hold.
     """
 
     name: str | None
@@ -109,9 +109,9 @@ def unknown_earlier(root: Root, before: Part | None, skipped: Iterable[Skipped],
 def choose(
     wanted: Wanted, known: KnownGarments, before: Part | None, skipped_ids: Collection[str]
 ) -> tuple[list[EncodedGarment], list[Skipped]]:
-    """Return the garments of the version, by category and id, and those that cannot be had as they are wanted.
+    """Return the garments of the version, by category and id, and those that cannot be taken in as they are wanted.
 
-    What cannot be had stays as it was in `before`. skipped_ids: garments that are known already not to be had.
+    A garment that cannot be taken in stays as it was in `before`. skipped_ids: garments that have been skipped already.
     """
     chosen: list[EncodedGarment] = []
     not_taken: list[Skipped] = []
