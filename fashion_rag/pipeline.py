@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Values
-from fashion_rag.catalogue.catalogue import Catalogue, Match, Query
+from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery, Match
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.colour import to_srgb
 from fashion_rag.data.finish import finish
@@ -81,7 +81,7 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
     Raises InvalidRequest as `retrieve` for the first request that cannot be met.
     """
     matches: list[list[Match]] = [[] for _ in requests]
-    queries: dict[int, Query] = {}
+    queries: dict[int, GarmentQuery] = {}
     for row, request in enumerate(requests):
         if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
             continue
@@ -90,7 +90,7 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
         if request.garment_ids:
             matches[row] = [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
         else:
-            queries[row] = Query(request.search_text, request.category, request.num_garments, request.attributes)
+            queries[row] = GarmentQuery(request.search_text, request.category, request.num_garments, request.attributes)
     if catalogue is not None and queries:
         for row, found in zip(queries, catalogue.search_many(list(queries.values())), strict=True):
             if not found:
@@ -99,7 +99,7 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
     return matches
 
 
-def _nothing_found(catalogue: Catalogue, query: Query) -> InvalidRequest:
+def _nothing_found(catalogue: Catalogue, query: GarmentQuery) -> InvalidRequest:
     """Return the error for a query that no garment passes; it names the filter that is at fault."""
     unless = "unless num_garments=0"
     if query.attributes and catalogue.search_many([replace(query, k=1, attributes={})])[0]:

@@ -25,7 +25,7 @@ from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Filter
 from fashion_rag.catalogue.catalogue import Catalogue, Match
-from fashion_rag.catalogue.changes import Added, Deleted, append, put_image
+from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted, append, put_image
 from fashion_rag.catalogue.garments import INVERSION
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
@@ -166,12 +166,12 @@ class Retriever:
         picture = open_image(jpeg)
         stored = replace(row, image=put_image(self.root, jpeg))
         vector = self.encoder.encode_images([picture])[0]
-        append(self.root, Added(stored, vector, pseudo_words, self.fingerprints))
+        append(self.root, GarmentAdded(stored, vector, pseudo_words, self.fingerprints))
 
     async def delete(self, garment_id: str) -> None:
         """Take a garment out of the catalogue. Raises InvalidRequest for an unknown id."""
         self.catalogue.get(garment_id)
-        await asyncio.to_thread(append, self.root, Deleted(garment_id))
+        await asyncio.to_thread(append, self.root, GarmentDeleted(garment_id))
         await self._refresh()
 
 

@@ -23,7 +23,7 @@ from export.parity import Parity
 from export.to_tensorrt import BuildProgress
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
-from fashion_rag.catalogue.changes import Deleted, append
+from fashion_rag.catalogue.changes import GarmentDeleted, append
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import Garments
 from fashion_rag.cli import app
@@ -233,7 +233,7 @@ def test_a_catalogue_is_published_rolled_back_and_pruned(tiny_bundle: Path, worl
     (first,) = versions()
     assert first.startswith("* ") and first.endswith("6 garments")
     garments = Garments.read(next((catalogue / "versions").glob("*/garments.parquet")))
-    append(Root.at(catalogue), Deleted(garments[0].id))
+    append(Root.at(catalogue), GarmentDeleted(garments[0].id))
     published = run("index", "publish", *options)
     assert "5 garments (0 encoded, 5 kept, 1 removed)" in published.stdout
     assert [line[0] for line in versions()] == [" ", "*"]

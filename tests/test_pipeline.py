@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_rag.catalogue.catalogue import Catalogue
-from fashion_rag.catalogue.changes import Added, Deleted
+from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted
 from fashion_rag.catalogue.garments import StoredPicture
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.data.colour import from_srgb, to_srgb
@@ -205,7 +205,7 @@ def added_to(catalogue: Catalogue, **attributes: str) -> Catalogue:
     values = {name: (value,) for name, value in attributes.items()}
     row = GarmentRow("red-top", "upper_body", "", garment.picture.reference, garment.picture.sha256, attributes=values)
     base = catalogue._base
-    change = Added(row, catalogue.vector("black-top"), garment.pseudo_words, base.version.encoders)
+    change = GarmentAdded(row, catalogue.vector("black-top"), garment.pseudo_words, base.version.encoders)
     return Catalogue(base, {"9" * 20 + "-a": change}, ())
 
 
@@ -229,7 +229,9 @@ def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, 
 def test_an_empty_category_is_refused_by_name(pipeline: Pipeline, attributes: dict[str, list[str]]) -> None:
     assert pipeline.catalogue is not None
     catalogue = added_to(pipeline.catalogue, size="M")
-    gone = {str(row): Deleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"}
+    gone = {
+        str(row): GarmentDeleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"
+    }
     emptied = Catalogue(catalogue._base, {**catalogue._log, **{"9" * 20 + name: one for name, one in gone.items()}}, ())
     with pytest.raises(InvalidRequest, match=r"category: got 'dresses'; must have garments .*num_garments=0"):
         retrieve(emptied, edit_request(category="dresses", attributes=attributes))

@@ -1,1 +1,1 @@
-"""Garments that can be found by text: the retrieval encoder, the stored garments and the index over them."""
+"""A catalogue of garments that are found by text: the retrieval encoder, the stored garments and their index."""

@@ -1,7 +1,7 @@
 """The attributes of a catalogue version's garments, and filters by them as rows that a search may return.
 
-A filter reads `{"category": "dresses", "colour": ["red", "blue"], "size": "M"}`: a garment passes if it has one of the
-values of every attribute named. The catalogue makes one `Filters` when it opens a version.
+A filter reads `{"category": "dresses", "colour": ["red", "blue"], "size": "M"}`: a garment passes if it has, of every
+attribute that the filter names, at least one of the values. The catalogue makes one `Filters` when it opens a version.
 """
 
 from __future__ import annotations
@@ -18,45 +18,47 @@ from numpy.typing import NDArray
 from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    # The HTTP side reads filters, too, and does without FAISS.
+    # The HTTP side reads filters, too, and must not load FAISS.
     from fashion_rag.catalogue.vector_index import Allowed, VectorIndex
 
 Values = str | Sequence[str]
 Filter = Mapping[str, Values]
 
-MAX_KEPT = 256  # filters, at most 0.2 MB each for a million garments
+# So many filters are kept, each of at most 0.2 MB for a million garments.
+MAX_KEPT = 256
 
 
 class Attributes:
     """The rows of each value of each attribute. A row may have no, one or several values of an attribute.
 
-    What is kept grows with the values that rows have, not with how many different ones there are.
+    The memory it takes grows with the number of values that rows have, not with the number of different values.
     """
 
     def __init__(self, of_rows: Sequence[Filter]) -> None:
-        rows: defaultdict[str, defaultdict[str, array[int]]] = defaultdict(lambda: defaultdict(lambda: array("i")))
+        growing: defaultdict[tuple[str, str], array[int]] = defaultdict(lambda: array("i"))
         for row, attributes in enumerate(of_rows):
             for name, values in attributes.items():
-                for value in (values,) if isinstance(values, str) else values:
-                    rows[name][value].append(row)
-        self._rows = {
-            name: {value: np.array(found, np.int32) for value, found in by_value.items()}
-            for name, by_value in rows.items()
-        }
+                for value in _as_values(values):
+                    growing[name, value].append(row)
+        self._rows: dict[str, dict[str, NDArray[np.int32]]] = {}
+        for (name, value), rows in growing.items():
+            self._rows.setdefault(name, {})[value] = np.array(rows, np.int32)
         self._num_rows = len(of_rows)
 
     @property
     def names(self) -> Set[str]:
-        """Return the attributes that rows have."""
+        """Return the names of the attributes that rows have."""
         return self._rows.keys()
 
     def mask(self, wanted: Filter) -> NDArray[np.bool_]:
-        """Return which rows [N] pass the filter; all without attributes, and none with a value that no row has.
+        """Return which rows [N] pass the filter, as booleans.
 
-        Raises InvalidRequest for an attribute that no row has, and for one without a value.
+        All rows pass a filter without attributes. No row passes one with a value that no row has.
+
+        Raises InvalidRequest for an attribute that no row has, and for an attribute without a value.
         """
         passes = np.ones(self._num_rows, bool)
-        for name, values in _in_order(wanted):
+        for name, values in _normalised(wanted):
             if name not in self._rows:
                 raise InvalidRequest("attributes", name, f"must name attributes among {', '.join(sorted(self._rows))}")
             has_value = np.zeros(self._num_rows, bool)
@@ -67,16 +69,16 @@ class Attributes:
 
 
 class Filters:
-    """Filters as the rows that they allow in one index; those met last are kept."""
+    """The rows that each filter allows in one index. The last filters that were asked for are kept ready."""
 
     def __init__(self, index: VectorIndex, attributes: Attributes, without: Sequence[int] = ()) -> None:
-        """Return the without: rows that no filter allows."""
-        # Not a method, whose cache would keep a replaced version in memory until the garbage collector comes by.
+        """Make the filters of an index and its attributes. without: rows that no filter allows."""
+        # The cache is not on a method: that would keep a replaced version in memory until the garbage collector runs.
         self._allowed = lru_cache(MAX_KEPT)(partial(_allow, index, attributes, without))
 
     def allowed(self, wanted: Filter) -> Allowed:
         """Return the rows that pass the filter, ready for `VectorIndex.search`. Raises as `Attributes.mask`."""
-        return self._allowed(_in_order(wanted))
+        return self._allowed(_normalised(wanted))
 
 
 def _allow(
@@ -90,23 +92,27 @@ def _allow(
     return index.allow(mask)
 
 
-def _in_order(wanted: Filter) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the filter in the one form that all ways to write it share."""
-    found = {}
+def _as_values(values: Values) -> Sequence[str]:
+    return (values,) if isinstance(values, str) else values
+
+
+def _normalised(wanted: Filter) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the filter in a form that is the same for all ways to write it. Raises InvalidRequest for a bad value."""
+    normalised = {}
     for name, values in wanted.items():
-        alternatives = (values,) if isinstance(values, str) else values
+        alternatives = _as_values(values)
         if not alternatives or not all(isinstance(value, str) for value in alternatives):
             raise InvalidRequest("attributes", {name: values}, "must be a text or a list of at least one")
-        found[name] = tuple(sorted(set(alternatives)))
-    return tuple(sorted(found.items()))
+        normalised[name] = tuple(sorted(set(alternatives)))
+    return tuple(sorted(normalised.items()))
 
 
 def parse_filter(wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Return the filter that texts "NAME=VALUE" ask for. Raises InvalidRequest for one that is none."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for each in wanted:
-        name, equals, value = each.partition("=")
+    """Return the filter that texts "NAME=VALUE" ask for. Raises InvalidRequest for a text of another form."""
+    parsed: defaultdict[str, list[str]] = defaultdict(list)
+    for text in wanted:
+        name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise InvalidRequest("attributes", each, "must be NAME=VALUE")
-        found[name].append(value)
-    return dict(found)
+            raise InvalidRequest("attributes", text, "must be NAME=VALUE")
+        parsed[name].append(value)
+    return dict(parsed)

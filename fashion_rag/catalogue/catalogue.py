@@ -1,7 +1,7 @@
-"""The catalogue: garments found by text, picture or likeness, inside a category. The pipeline and the servers open one.
+"""The catalogue: garments of a category, found by text, picture or likeness. The pipeline and the servers open one.
 
-It shows one version, with the live changes that the version does not hold laid over it, and never changes: `refreshed`
-gives another. Whoever keeps to one of them sees one state from search to inversion.
+A catalogue shows one version, with the live changes that the version does not hold laid over it. It never changes;
+`refreshed` gives another. So a caller that keeps to one catalogue sees the same state from search to inversion.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from PIL import Image
 
 from fashion_rag.artifacts import cache_folder, sha256
 from fashion_rag.catalogue.attributes import Attributes, Filter, Filters
-from fashion_rag.catalogue.changes import Added, Change, fold, read_since
+from fashion_rag.catalogue.changes import Change, GarmentAdded, fold, read_since
 from fashion_rag.catalogue.garment_encoding import INDEX_FOLDER, WORDS_FILE, Part
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.vector_index import VectorIndex, inner_products, is_unit
-from fashion_rag.catalogue.versions import Version, current, fetch, live
+from fashion_rag.catalogue.version_manifest import Version
+from fashion_rag.catalogue.versions import current, fetch, live
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-# Filtered by like an attribute, under a name that no attribute can have.
+# The category is filtered by like an attribute, under a name that no attribute can have.
 CATEGORY = ":category"
 
-# A shopper's words, a picture, or a unit vector [D].
+# What a search looks for: a shopper's words, a picture, or a unit vector [D].
 Like = str | Image.Image | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Match:
-    """A garment found, and the cosine of its picture's vector and the query's; None where the caller named it."""
+    """A garment that a search found, and the cosine of its vector and the query's; None if the caller named it."""
 
     garment: Garment
     score: float | None
 
 
 @dataclass(frozen=True)
-class Query:
-    """What to search for. attributes: of each name, the values of which a garment must have one."""
+class GarmentQuery:
+    """What to search for: the `k` garments of a category most like `like` that pass the filter `attributes`."""
 
     like: Like
     category: str
@@ -54,25 +55,32 @@ class Query:
 
 
 class Catalogue:
-    """Garments by id and by likeness. Made by `open` and `refreshed`; safe to search from several threads.
+    """Garments, found by id and by likeness. Made by `open` and `refreshed`; safe to search from several threads.
 
-    version: of what it shows; it differs wherever garments or pictures do.
+    version: names the state that it shows; two states with different garments or pictures have different names.
     """
 
-    def __init__(self, base: Base, log: Mapping[str, Change], refused: Collection[str]) -> None:
+    def __init__(self, base: OpenedVersion, log: Mapping[str, Change], refused: Collection[str]) -> None:
+        """Lay changes over a version. log: the changes by name. refused: names in the log that are not to be read."""
         self._base = base
         self._log = log
         self._refused = refused
-        # What other encoders have made waits for the next build.
-        self._last = fold({name: log[name] for name in log if base.takes(log[name])}, base.version)
-        self._added = {each: change for each, change in sorted(self._last.items()) if isinstance(change, Added)}
-        added = [change.vector for change in self._added.values()]
-        self._added_vectors = np.stack(added) if added else np.empty((0, base.part.vectors.shape[1]), np.float32)
-        self._added_names = {name for change in self._added.values() for name in change.row.attributes}
+        # Garments that other encoders have made wait for the next build.
+        self._last = fold({name: change for name, change in log.items() if base.takes(change)}, base.version)
+        self._added: dict[str, GarmentAdded] = {}
+        self._added_names: set[str] = set()
+        for garment_id, change in sorted(self._last.items()):
+            if isinstance(change, GarmentAdded):
+                self._added[garment_id] = change
+                self._added_names.update(change.row.attributes)
+        self._added_vectors = np.empty((len(self._added), base.part.vectors.shape[1]), np.float32)
+        for number, added in enumerate(self._added.values()):
+            self._added_vectors[number] = added.vector
         self._gone = [row for row in map(base.part.garments.find, self._last) if row is not None]
         self._filters = Filters(base.index, base.attributes, without=self._gone)
-        names = "".join(sorted(log.keys() - base.version.changes.keys()))
-        self.version = base.version.name + (f"+{hashlib.sha256(names.encode()).hexdigest()[:16]}" if names else "")
+        self.version = base.version.name
+        if names := "".join(sorted(log.keys() - base.version.changes.keys())):
+            self.version += f"+{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
     @classmethod
     def open(
@@ -84,27 +92,33 @@ class Catalogue:
     ) -> Catalogue:
         """Return the live version in `root`, a folder or any URL of fsspec, with the changes made since.
 
-        Without an encoder, `get` works but no search. inversion: fingerprint of what is to wear the garments, whose
-        pseudo-words are then given; those of another are left out. cache: local folder for versions of remote roots.
-        Raises ArtifactError for what is no whole catalogue, and for one that another encoder built.
+        encoder: needed to search; without one, `get` works and searches do not.
+        inversion: the fingerprint of the encoder whose pseudo-words the garments are to have; those of others are left
+            out, and without it all are.
+        cache: local folder for the versions of remote roots; in the user's cache by default.
+
+        Raises ArtifactError for a catalogue that is missing or damaged, or that another retrieval encoder built.
         """
         at = Root.at(root)
         log = read_since(at, ())
-        return cls(Base.open(at, encoder, inversion, cache or cache_folder() / "catalogues"), log.changes, log.refused)
+        base = OpenedVersion.open(at, encoder, inversion, cache or cache_folder() / "catalogues")
+        return cls(base, log.changes, log.refused)
 
     def refreshed(self) -> Catalogue:
-        """Return what is live now: this catalogue where that is the same. Cheap enough to ask every second.
+        """Return the catalogue as it is live now, which is this one if nothing has changed.
 
-        Raises ArtifactError for a version that cannot be shown; this catalogue is as good as before.
+        It is cheap enough to be asked every second. Raises ArtifactError for a live version that cannot be shown; this
+        catalogue can still be used then.
         """
         base, root = self._base, self._base.root
         if current(root) != base.version.name:
             log = read_since(root, ())
-            return Catalogue(Base.open(root, base.encoder, base.inversion, base.cache), log.changes, log.refused)
-        found = read_since(root, self._log.keys() | set(self._refused))
-        if not found.changes and not found.refused:
+            base = OpenedVersion.open(root, base.encoder, base.inversion, base.cache)
+            return Catalogue(base, log.changes, log.refused)
+        new = read_since(root, self._log.keys() | set(self._refused))
+        if not new.changes and not new.refused:
             return self
-        return Catalogue(base, {**self._log, **found.changes}, {*self._refused, *found.refused})
+        return Catalogue(base, {**self._log, **new.changes}, {*self._refused, *new.refused})
 
     def __len__(self) -> int:
         return len(self._base.part.garments) - len(self._gone) + len(self._added)
@@ -115,7 +129,7 @@ class Catalogue:
         yield from map(self._garment, self._added.values())
 
     def get(self, garment_id: str) -> Garment:
-        """Return the garment of this id. Raises InvalidRequest for an unknown one."""
+        """Return the garment of this id. Raises InvalidRequest for an unknown id."""
         if change := self._added.get(garment_id):
             return self._garment(change)
         row = None if garment_id in self._last else self._base.part.garments.find(garment_id)
@@ -124,7 +138,7 @@ class Catalogue:
         return self._base.garment(row)
 
     def vector(self, garment_id: str) -> NDArray[np.float32]:
-        """Return the vector [D] of a garment's picture, to search for what is like it. Raises as `get`."""
+        """Return the vector [D] of a garment's picture, to search for similar garments. Raises as `get` does."""
         if change := self._added.get(garment_id):
             return change.vector.copy()
         self.get(garment_id)
@@ -132,17 +146,17 @@ class Catalogue:
         return np.array(self._base.part.vectors[row])
 
     def search(self, like: Like, category: str, k: int, attributes: Filter | None = None) -> list[Match]:
-        """Return the `k` garments of `category` most like a query, best first, equal ones by id; fewer if there are
-        fewer.
+        """Return the `k` garments of `category` that are most like a query; fewer only if there are fewer.
 
-        Raises InvalidRequest for an unknown category or k < 1. Needs a catalogue opened with its encoder.
+        The best come first, and equally good ones by id. Raises InvalidRequest for an unknown category or k < 1. The
+        catalogue must have been opened with its encoder.
         """
-        return self.search_many([Query(like, category, k, attributes or {})])[0]
+        return self.search_many([GarmentQuery(like, category, k, attributes or {})])[0]
 
-    def search_many(self, queries: Sequence[Query]) -> list[list[Match]]:
+    def search_many(self, queries: Sequence[GarmentQuery]) -> list[list[Match]]:
         """Return what `search` finds for each query, with all the texts encoded together.
 
-        Raises as `search` for the first query that cannot be.
+        Raises as `search` does for the first query that is not valid.
         """
         for query in queries:
             if query.category not in CATEGORIES:
@@ -151,7 +165,8 @@ class Catalogue:
                 raise InvalidRequest("num_garments", query.k, "must be at least 1 to search")
         return [self._matches(vector, query) for vector, query in zip(self._vectors(queries), queries, strict=True)]
 
-    def _vectors(self, queries: Sequence[Query]) -> list[NDArray[np.float32]]:
+    def _vectors(self, queries: Sequence[GarmentQuery]) -> list[NDArray[np.float32]]:
+        """Return the vector [D] of each query."""
         encoder = self._base.encoder
         assert encoder is not None, "a catalogue opened without an encoder cannot be searched"
         texts = [query.like for query in queries if isinstance(query.like, str)]
@@ -166,26 +181,34 @@ class Catalogue:
                 vectors.append(query.like)
         return vectors
 
-    def _matches(self, vector: NDArray[np.float32], query: Query) -> list[Match]:
+    def _matches(self, vector: NDArray[np.float32], query: GarmentQuery) -> list[Match]:
+        """Return the best `query.k` garments of the version and of the live changes. vector: of the query, [D]."""
         base, names = self._base, query.attributes.keys()
         known_names = (base.attributes.names - {CATEGORY}) | self._added_names
         if unknown := sorted(names - known_names):
             known = ", ".join(sorted(known_names))
             raise InvalidRequest("attributes", unknown[0], f"must be names that garments have: {known or 'none'}")
         vector = np.ascontiguousarray(vector, np.float32)
-        added = [(row, each) for row, each in enumerate(self._added.values()) if _passes(each.row, query)]
-        # As the index scores, to the last digit, so that equal ones are equal.
-        scores = inner_products(vector, self._added_vectors, np.array([row for row, _ in added], np.int64))
-        found = [(score, self._garment(each)) for score, (_, each) in zip(scores.tolist(), added, strict=True)]
-        # An attribute that only garments added since have is none of the version's.
+        scored = self._scored_added(vector, query)
+        # The version has no attribute that only live garments have, so none of its garments passes such a filter.
         if names <= base.attributes.names:
             allowed = self._filters.allowed({**query.attributes, CATEGORY: query.category})
             scores, rows = base.index.search(vector, query.k, allowed)
-            found += [(score, base.garment(row)) for score, row in zip(scores.tolist(), rows.tolist(), strict=True)]
-        found.sort(key=lambda each: (-each[0], each[1].id))
-        return [Match(garment, score) for score, garment in found[: query.k]]
+            for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
+                scored.append((score, base.garment(row)))
+        scored.sort(key=lambda pair: (-pair[0], pair[1].id))
+        return [Match(garment, score) for score, garment in scored[: query.k]]
 
-    def _garment(self, change: Added) -> Garment:
+    def _scored_added(self, vector: NDArray[np.float32], query: GarmentQuery) -> list[tuple[float, Garment]]:
+        """Return the live garments that pass the filter of a query, each with its score for the vector [D]."""
+        added = list(self._added.values())
+        passing = [number for number, change in enumerate(added) if _passes(change.row, query)]
+        # They are scored as the index scores, to the last digit, so that equal garments have equal scores.
+        scores = inner_products(vector, self._added_vectors, np.array(passing, np.int64))
+        return [(score, self._garment(added[number])) for score, number in zip(scores.tolist(), passing, strict=True)]
+
+    def _garment(self, change: GarmentAdded) -> Garment:
+        """Return a live garment, with its pseudo-words if they are what `inversion` would make."""
         base = self._base
         made_by = change.encoders.get(INVERSION)
         knows_words = made_by is not None and made_by == base.inversion and base.part.fits(change.pseudo_words)
@@ -193,8 +216,8 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Base:
-    """A version in memory, shared by the catalogues that lay changes over it, and what it is searched with."""
+class OpenedVersion:
+    """A version in memory and what it is searched with, shared by the catalogues that lay changes over it."""
 
     root: Root
     version: Version
@@ -206,8 +229,8 @@ class Base:
     cache: Path
 
     @classmethod
-    def open(cls, root: Root, encoder: RetrievalEncoder | None, inversion: str | None, cache: Path) -> Base:
-        """Return the live version. Raises ArtifactError as `Catalogue.open`."""
+    def open(cls, root: Root, encoder: RetrievalEncoder | None, inversion: str | None, cache: Path) -> OpenedVersion:
+        """Return the live version, opened. Raises ArtifactError as `Catalogue.open` does."""
         version = live(root)
         built_by = version.encoders.get(RETRIEVAL)
         if encoder is not None and encoder.fingerprint != built_by:
@@ -217,39 +240,54 @@ class Base:
             )
         folder = fetch(root, version, cache)
         for name, entry in version.files.items():
-            # A wrong pseudo-word shows in a picture, the others nowhere; and to read all words takes minutes.
+            # Wrong pseudo-words would show in a picture, and reading all of them takes minutes. Nothing would show that
+            # another file is wrong.
             if name != WORDS_FILE and sha256(folder / name) != entry.sha256:
                 raise ArtifactError(f"{folder / name}: has changed since it was published: SHA-256 differs")
         part = Part(folder)
         if len(part.garments) != version.num_garments:
             raise ArtifactError(f"{folder}: {len(part.garments)} garments; its manifest says {version.num_garments}")
         index = VectorIndex.open(folder / INDEX_FOLDER, part.vectors)
-        return cls(root, version, part, index, _attributes(part), encoder, inversion, cache)
+        return cls(
+            root=root,
+            version=version,
+            part=part,
+            index=index,
+            attributes=_attributes(part),
+            encoder=encoder,
+            inversion=inversion,
+            cache=cache,
+        )
 
     def takes(self, change: Change) -> bool:
         """Return whether a change can be laid over the version."""
-        return not isinstance(change, Added) or (
+        if not isinstance(change, GarmentAdded):
+            return True
+        return (
             change.encoders.get(RETRIEVAL) == self.version.encoders[RETRIEVAL]
             and change.vector.shape == self.part.vectors.shape[1:]
             and is_unit(change.vector)
         )
 
     def garment(self, row: int) -> Garment:
-        """Return the garment of a row, with its pseudo-words if they are what `inversion` would make."""
+        """Return the garment in this row, with its pseudo-words if they are what `inversion` would make."""
         knows_words = self.inversion is not None and self.version.encoders.get(INVERSION) == self.inversion
         words = np.array(self.part.pseudo_words[row]) if knows_words else None
         return Garment.stored(self.root, self.part.garments[row], words)
 
 
 def _attributes(part: Part) -> Attributes:
+    """Return the attributes of the garments of a part, with the category among them."""
     columns = part.garments.table.select(["category", "attributes"]).to_pydict()
-    pairs = zip(columns["category"], columns["attributes"], strict=True)
-    return Attributes(
-        [{**{one["name"]: one["values"] for one in found}, CATEGORY: category} for category, found in pairs]
-    )
+    of_rows = []
+    for category, records in zip(columns["category"], columns["attributes"], strict=True):
+        attributes = {record["name"]: record["values"] for record in records}
+        of_rows.append({**attributes, CATEGORY: category})
+    return Attributes(of_rows)
 
 
-def _passes(row: GarmentRow, query: Query) -> bool:
+def _passes(row: GarmentRow, query: GarmentQuery) -> bool:
+    """Return whether a garment is of the query's category and passes its filter."""
     if row.category != query.category:
         return False
     for name, values in query.attributes.items():

@@ -1,14 +1,16 @@
 """The log of live changes: one small file a change, laid over the live version until a build has taken it in.
 
-    ROOT/changes/STAMP-DIGEST   a garment added, or put in place of an earlier one of its id, or deleted
+    ROOT/changes/STAMP-DIGEST   a garment that was added, that replaced the one with its id, or that was deleted
     ROOT/images/ab/abcd....jpg  uploaded pictures, by the SHA-256 of their bytes
 
-A change is written once and never rewritten; its name says when, and has the digest of its content, by which a damaged
-file is known. **Order is that of the names, for every reader.** A stamp is the writer's clock, but always later than
-every change already in the log: so a change that was made after another had been stored overrules it, however wrong
-the clocks; only between changes that were being stored at the same time do the clocks decide, and then the digests.
+A change is written once and never rewritten. Its name has the time, and the digest of the content, by which a damaged
+file is recognised. **The order of the changes is that of their names, for every reader.** The time is that of the
+writer's clock, but always later than every change already in the log. So a change that was made after another had been
+stored overrules it, however wrong the clocks are. Only between changes that were stored at the same time do the clocks
+decide, and then the digests.
 
-The API appends; the servers poll `read_since` and `fold`; the build takes in what is `pending`, then calls `clear`.
+The API calls `append`; the servers poll `read_since` and `fold`; the build takes in what is `pending`; `clear` then
+removes what every version holds.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from safetensors.numpy import load, save
 
 from fashion_rag.catalogue.storage import STAMP, Root, moment, stamp
 from fashion_rag.catalogue.table import GarmentRow, check_id, checked, from_record, to_record
-from fashion_rag.catalogue.versions import CHANGES, Version, is_texts, versions
+from fashion_rag.catalogue.version_manifest import Version, is_texts
+from fashion_rag.catalogue.versions import CHANGES, versions
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 CHANGE_NAME = STAMP + r"-[0-9a-f]{32}"
@@ -34,11 +37,11 @@ MAX_CHANGE_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class Added:
+class GarmentAdded:
     """A garment that is new, or takes the place of the one with its id.
 
-    vector: float32 [D] of its picture. pseudo_words: float32 [P, W]. encoders: the fingerprints of what made them, as
-    in a version; a reader leaves out, and a build makes anew, what other encoders made.
+    vector: float32 [D] of its picture. pseudo_words: float32 [P, W]. encoders: the fingerprints of the encoders that
+    made them, as in a version. Readers leave out what other encoders made; a build encodes it again.
     """
 
     row: GarmentRow
@@ -48,22 +51,26 @@ class Added:
 
     @property
     def garment_id(self) -> str:
+        """Return the id of the garment."""
         return self.row.id
 
 
 @dataclass(frozen=True)
-class Deleted:
-    """A garment that is gone; one that never was does no harm."""
+class GarmentDeleted:
+    """The deletion of a garment, which need not be in the catalogue."""
 
     garment_id: str
 
 
-Change = Added | Deleted
+Change = GarmentAdded | GarmentDeleted
 
 
 @dataclass(frozen=True)
-class Found:
-    """Changes in the log, by name in their order, and what is no change, by name with the reason."""
+class NewChanges:
+    """What a reader of the log has not seen before.
+
+    changes: by name, in their order. refused: files that are not sound changes, by name with the reason.
+    """
 
     changes: dict[str, Change]
     refused: dict[str, str]
@@ -71,10 +78,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Pending:
-    """What a version lacks.
+    """What the log has and a version does not hold.
 
-    last: the last word on each garment, by its id. taken_in: the name of each change and the id of its garment, for
-    the version that takes them in. refused: what is no change, by name with the reason.
+    last: the last change of each garment, by its id. taken_in: the name of each change and the id of its garment, for
+    the version that takes them in. refused: files that are not sound changes, by name with the reason.
     """
 
     last: dict[str, Change]
@@ -83,9 +90,9 @@ class Pending:
 
 
 def append(root: Root, change: Change) -> str:
-    """Return the name of the change, which is stored when this returns.
+    """Store a change in the log and return its name.
 
-    Raises InvalidRequest for what breaks a rule.
+    Raises InvalidRequest for a change that breaks a rule.
     """
     data = _encode(change)
     if len(data) > MAX_CHANGE_BYTES:
@@ -95,51 +102,59 @@ def append(root: Root, change: Change) -> str:
     return name
 
 
-def read_since(root: Root, seen: Collection[str]) -> Found:
-    """Return the changes, and what is none, with names that are not in `seen`: one listing, and a read for each new
-    one.
+def read_since(root: Root, seen: Collection[str]) -> NewChanges:
+    """Return the changes, and the files that are not sound changes, whose names are not in `seen`.
+
+    This takes one listing of the log, and one read for each new name.
     """
-    found = Found({}, {})
+    changes: dict[str, Change] = {}
+    refused: dict[str, str] = {}
     for name in root.names(CHANGES):
         if name in seen:
             continue
         try:
-            found.changes[name] = _read(root, name)
+            changes[name] = _read(root, name)
         except FileNotFoundError:
-            continue  # cleared since the listing
+            continue  # It was cleared since the listing.
         except (ArtifactError, InvalidRequest) as error:
-            found.refused[name] = str(error)
-    return found
+            refused[name] = str(error)
+    return NewChanges(changes, refused)
 
 
 def fold(changes: Mapping[str, Change], version: Version) -> dict[str, Change]:
-    """Return the last word on each garment, by its id, that changes (by name) add to what a version holds.
+    """Return the last change of each garment, by its id, that the changes (by name) add to what a version holds.
 
-    A change that the version holds is left out, and so is one that came to light late and that an overruling one,
-    which the version holds, precedes: the order is the same before and after a build.
+    Changes that the version holds are left out. So are changes that came to light only after the build of the version,
+    if the version holds a later change of the same garment: the order is the same before and after a build.
     """
-    held: dict[str, str] = {}
+    last_held: dict[str, str] = {}
     for name, garment_id in version.changes.items():
-        held[garment_id] = max(name, held.get(garment_id, ""))
-    in_order = ((name, changes[name]) for name in sorted(changes))
-    return {change.garment_id: change for name, change in in_order if name > held.get(change.garment_id, "")}
+        last_held[garment_id] = max(name, last_held.get(garment_id, ""))
+    last: dict[str, Change] = {}
+    for name in sorted(changes):
+        change = changes[name]
+        if name > last_held.get(change.garment_id, ""):
+            last[change.garment_id] = change
+    return last
 
 
 def pending(root: Root, version: Version) -> Pending:
     """Return what the log has and `version` does not hold."""
-    found = read_since(root, version.changes)
-    taken_in = {name: change.garment_id for name, change in found.changes.items()}
-    return Pending(fold(found.changes, version), taken_in, found.refused)
+    new = read_since(root, version.changes)
+    taken_in = {name: change.garment_id for name, change in new.changes.items()}
+    return Pending(fold(new.changes, version), taken_in, new.refused)
 
 
 def clear(root: Root) -> list[str]:
-    """Return the names of the changes removed: those that every version still on disk holds.
+    """Remove the changes that every version still on disk holds, and return their names.
 
-    So a reader of any version, and one that is rolled back to, finds all that it lacks; `prune` has the grace period.
+    So the log still has all that any of these versions lacks, also for a version that is made live again. There is no
+    grace period here: `prune` keeps the versions that readers may still use.
     """
     held = [version.changes.keys() for version in versions(root)]
     in_log = [name for name in root.names(CHANGES) if moment(name)]
-    # The latest stays, or one with a fast clock would overrule, from within a version, what comes after it.
+    # The latest change stays, so that what is appended later gets a later name. Otherwise a change of a fast clock that
+    # a version holds would overrule changes that were made after it.
     removed = [name for name in in_log[:-1] if held and all(name in changes for changes in held)]
     for name in removed:
         root.remove(f"{CHANGES}/{name}")
@@ -147,7 +162,7 @@ def clear(root: Root) -> list[str]:
 
 
 def put_image(root: Root, jpeg: bytes) -> str:
-    """Return the reference, for a garment's row, of a picture now stored whole; the same bytes have the same one."""
+    """Store a picture and return its reference for a garment's row. The same bytes have the same reference."""
     digest = hashlib.sha256(jpeg).hexdigest()
     reference = f"images/{digest[:2]}/{digest}.jpg"
     root.write(reference, jpeg)
@@ -159,6 +174,7 @@ def _digest(data: bytes) -> str:
 
 
 def _read(root: Root, name: str) -> Change:
+    """Return the change of this name. Raises ArtifactError or InvalidRequest if it is not sound."""
     if not re.fullmatch(CHANGE_NAME, name):
         raise ArtifactError(f"{name}: must match {CHANGE_NAME}")
     data = root.read(f"{CHANGES}/{name}", MAX_CHANGE_BYTES)
@@ -168,8 +184,11 @@ def _read(root: Root, name: str) -> Change:
 
 
 def _encode(change: Change) -> bytes:
-    """Return a safetensors file; what is not an array of floats is JSON, in an array of bytes."""
-    if isinstance(change, Deleted):
+    """Return a change as a safetensors file, in which all but the arrays is JSON in an array of bytes.
+
+    Raises InvalidRequest for a change that breaks a rule.
+    """
+    if isinstance(change, GarmentDeleted):
         return save({"change": _json_array({"deleted": check_id(change.garment_id)})})
     _check_added(change)
     words = {"added": to_record(checked(change.row)), "encoders": dict(change.encoders)}
@@ -183,21 +202,22 @@ def _json_array(content: object) -> NDArray[np.uint8]:
 def _decode(data: bytes) -> Change:
     """Return the change in a file of `_encode`.
 
-    Raises ArtifactError for another file, InvalidRequest for a broken rule.
+    Raises ArtifactError for another file, and InvalidRequest for a change that breaks a rule.
     """
     try:
         arrays = load(data)
         words = json.loads(arrays["change"].tobytes())
         if set(words) == {"deleted"}:
-            return Deleted(check_id(words["deleted"]))
-        added = Added(from_record(words["added"]), arrays["vector"], arrays["pseudo_words"], words["encoders"])
+            return GarmentDeleted(check_id(words["deleted"]))
+        added = GarmentAdded(from_record(words["added"]), arrays["vector"], arrays["pseudo_words"], words["encoders"])
     except (KeyError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise ArtifactError(f"not a change: {error!r}") from error
     _check_added(added)
     return added
 
 
-def _check_added(added: Added) -> None:
+def _check_added(added: GarmentAdded) -> None:
+    """Raise InvalidRequest unless the arrays have their types and shapes and the encoders are texts."""
     for name, array, dimensions in (("vector", added.vector, 1), ("pseudo_words", added.pseudo_words, 2)):
         if array.dtype != np.float32 or array.ndim != dimensions or not array.size or not np.isfinite(array).all():
             shown = f"{array.dtype} {list(array.shape)}"

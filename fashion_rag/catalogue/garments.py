@@ -1,6 +1,6 @@
 """Garments and where their pictures are: in a folder or table that is to become a catalogue, or in a catalogue.
 
-The build reads the former; the pipeline, the index and the servers hold the latter.
+The build reads garments from folders and tables; the pipeline and the servers hold garments of a catalogue.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.request import CATEGORIES
 
-# A stored picture: no larger than anything here looks at, and without what JPEG does to colours to save room.
+# A stored picture is no larger than any model here looks at, and keeps the full resolution of its colours.
 MAX_STORED_SIDE = 2048
 JPEG_QUALITY, JPEG_SUBSAMPLING = 95, 0
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# Room for what a camera of 64 megapixels writes.
+# A camera of 64 megapixels writes files of about this size.
 MAX_PICTURE_BYTES = 64 * 1024 * 1024
 REQUIRED_COLUMNS = ("id", "category", "image")
-# The encoders whose fingerprints a version keeps: of the vectors and of the pseudo-words.
+# A version keeps the fingerprints of its encoders by these names: of the vectors, and of the pseudo-words.
 RETRIEVAL, INVERSION = "retrieval", "inversion"
 
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture in a catalogue's root, with the SHA-256 of what it was made of. Read like a path."""
+    """A picture in a catalogue's root, with the SHA-256 of the picture it was made of. It is read like a path."""
 
     root: Root
     reference: str
@@ -51,12 +51,12 @@ class StoredPicture:
 
     @property
     def location(self) -> str:
-        """Return the path of the file, or its URL in a store."""
+        """Return the path of the file, or its URL if it is in a store."""
         full = self.root.full(self.reference)
         return full if self.root.is_local else str(self.root.fs.unstrip_protocol(full))
 
     def read_bytes(self) -> bytes:
-        """Return the file's content. Raises OSError as a path does, and ArtifactError for one that is far too large."""
+        """Return the file's content. Raises OSError as a path does, and ArtifactError for a file that is too large."""
         return self.root.read(self.reference, MAX_PICTURE_BYTES)
 
 
@@ -64,8 +64,8 @@ class StoredPicture:
 class Garment:
     """One garment on sale.
 
-    caption: for people to read, empty where there is none; only evaluations search with it. chunks: captions of single
-    noun chunks. attributes: values by name, to filter by. pseudo_words: float32 [P, W], where they are known.
+    caption: for people to read, may be empty; only evaluations search with it. chunks: captions of single noun chunks.
+    attributes: values by name, to filter by. pseudo_words: float32 [P, W], None where they are not known.
     """
 
     id: str
@@ -84,7 +84,7 @@ class Garment:
 
     @property
     def location(self) -> str:
-        """Return the path, or the URL in a store, of the picture."""
+        """Return the path of the picture, or its URL if it is in a store."""
         return str(self.picture) if isinstance(self.picture, Path) else self.picture.location
 
     def image(self) -> Image.Image:
@@ -95,52 +95,67 @@ class Garment:
             raise ArtifactError(f"garment {self.id}: {self.picture.name}: {error}") from error
 
     def digest(self) -> str:
-        """Return the SHA-256 of the picture as it came. Raises OSError for a file that cannot be read."""
-        return self.picture.sha256 if isinstance(self.picture, StoredPicture) else sha256(self.picture)
+        """Return the SHA-256 of the picture as it was delivered. Raises OSError for a file that cannot be read."""
+        if isinstance(self.picture, StoredPicture):
+            return self.picture.sha256
+        return sha256(self.picture)
 
 
 def garments_in(source: Path, phase: dresscode.Phase = "test") -> list[Garment]:
     """Return the garments that a catalogue is to be made of, by category and id.
 
-    source: a folder in the Dress Code layout (known by its `fine_captions.json`; the garments of `phase`), a folder of
-    `CATEGORY/ID.jpg` (or .jpeg, .png, .webp) with an optional `captions.json` (id -> caption), or a Parquet file with
-    the columns id, category and image (a path, relative to the file), caption if it likes, and any others of texts or
-    lists of texts, which become attributes. Raises ArtifactError for none or two of an id.
+    source: is one of
+    - a folder in the Dress Code layout, known by its `fine_captions.json`; it gives the garments of `phase`
+    - a folder of `CATEGORY/ID.jpg` (or .jpeg, .png, .webp) with an optional `captions.json` (id -> caption)
+    - a Parquet file with the columns id, category and image (a path relative to the file), and optionally caption;
+      other columns, of texts or lists of texts, become attributes
+
+    Raises ArtifactError if there are no garments, or two with the same id.
     """
     if source.suffix == ".parquet":
         garments = list(_in_table(source))
     elif (source / "fine_captions.json").is_file():
-        categories = [category for category in CATEGORIES if (source / category).is_dir()]
-        found = dresscode.garments(source, phase, categories=categories)
-        garments = [Garment(one.garment_id, one.category, one.caption, one.path) for one in found]
+        garments = _in_dresscode(source, phase)
     else:
-        captions = read_config(source / "captions.json") if (source / "captions.json").is_file() else {}
-        garments = [
-            Garment(path.stem, category, captions.get(path.stem, ""), path)
-            for category in CATEGORIES
-            for path in sorted((source / category).glob("*"))
-            if path.suffix.lower() in PICTURE_SUFFIXES
-        ]
+        garments = _in_folders(source)
     if not garments:
         raise ArtifactError(f"{source}: no garment pictures; must be in folders named {', '.join(CATEGORIES)}")
     return in_order(garments)
 
 
+def _in_dresscode(source: Path, phase: dresscode.Phase) -> list[Garment]:
+    categories = [category for category in CATEGORIES if (source / category).is_dir()]
+    in_data_set = dresscode.garments(source, phase, categories=categories)
+    return [Garment(garment.garment_id, garment.category, garment.caption, garment.path) for garment in in_data_set]
+
+
+def _in_folders(source: Path) -> list[Garment]:
+    captions_file = source / "captions.json"
+    captions = read_config(captions_file) if captions_file.is_file() else {}
+    garments = []
+    for category in CATEGORIES:
+        for path in sorted((source / category).glob("*")):
+            if path.suffix.lower() in PICTURE_SUFFIXES:
+                garments.append(Garment(path.stem, category, captions.get(path.stem, ""), path))
+    return garments
+
+
 def in_order(garments: Sequence[Garment]) -> list[Garment]:
-    """Return the garments by category and id. Raises ArtifactError for an unknown category and for two of an id."""
+    """Return the garments by category and id. Raises ArtifactError for an unknown category and for two of one id."""
     seen: dict[str, Garment] = {}
     for garment in garments:
         if garment.category not in CATEGORIES:
             raise ArtifactError(
                 f"garment {garment.id}: category is {garment.category!r}; must be one of {', '.join(CATEGORIES)}"
             )
-        if other := seen.get(garment.id):
-            raise ArtifactError(f"garment {garment.id}: is both {other.picture} and {garment.picture}")
+        if earlier := seen.get(garment.id):
+            raise ArtifactError(f"garment {garment.id}: is both {earlier.picture} and {garment.picture}")
         seen[garment.id] = garment
     return sorted(garments, key=lambda garment: (garment.category, garment.id))
 
 
 def _in_table(path: Path) -> Iterator[Garment]:
+    """Yield the garments of a Parquet file. Raises ArtifactError for a file, column or cell that is missing."""
     try:
         columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -159,16 +174,17 @@ def _in_table(path: Path) -> Iterator[Garment]:
 
 
 def _values(cell: Any) -> tuple[str, ...]:
-    """Return the values of an attribute: a cell's text or number, or those in its list."""
+    """Return the values of an attribute: a cell's text or number, or the texts and numbers in its list."""
     values = cell if isinstance(cell, list) else [cell]
     return tuple(str(value) for value in values if value not in (None, ""))
 
 
 def stored_jpeg(image: Image.Image) -> bytes:
-    """Return an RGB picture as catalogues keep it."""
+    """Return an RGB picture as the JPEG that catalogues keep, made smaller where it is too large."""
     smaller = image.copy()
     smaller.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE))
-    smaller.info = {}  # Pillow would write comments, too
+    # Pillow would write comments of the picture into the file.
+    smaller.info = {}
     content = io.BytesIO()
     smaller.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""Encodes garments with Ray Data, on one machine or all nodes of a cluster. `fashion-rag index build` passes it on."""
+"""Encodes garments with Ray Data, on one machine or all nodes of a cluster. `fashion-rag index build` calls it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import ray
 
-from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, Encoded, Encoders, Skipped, encode
+from fashion_rag.catalogue.garment_encoding import BATCH_SIZE, EncodedGarment, Encoders, Skipped, encode
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.catalogue.storage import Root
 
 
-class Encoder:
-    """One worker: loads the encoders once. Garments pass as bytes: a table has no other column for them."""
+class EncodingWorker:
+    """A worker that loads the encoders once. It gets garments as pickles, since a table has no columns for them."""
 
     def __init__(self, load: Callable[[], Encoders], root: Root) -> None:
         self.encoders = load()
         self.root = root
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the outcomes of a batch, one a row."""
+        """Return the pickled outcomes of a batch of pickled garments, one in each row."""
         outcomes = encode([pickle.loads(garment) for garment in batch["garment"]], self.encoders, self.root)
         return {"outcome": np.array([pickle.dumps(outcome) for outcome in outcomes], dtype=object)}
 
@@ -33,15 +33,21 @@ def on_ray(
     root: Root,
     num_workers: int = 1,
     num_gpus: float = 0,
-) -> Iterator[Sequence[Encoded | Skipped]]:
-    """`build.Compute` on the Ray that this process is connected to; workers take `num_gpus` of a GPU each.
+) -> Iterator[Sequence[EncodedGarment | Skipped]]:
+    """Yield the outcomes of all garments, encoded by the Ray that this process is connected to. This is a `Compute`.
 
-    root must be one that every node can write to. A worker or node that dies costs its batches another attempt.
+    batches: the garments, which Ray may batch in another way.
+    load: loads the encoders, once in each worker.
+    root: where the pictures go; every node must be able to write to it.
+    num_workers: how many processes encode.
+    num_gpus: how much of a GPU each worker takes.
+
+    If a worker or a node dies, its batches are encoded again.
     """
     rows = [{"garment": pickle.dumps(garment)} for batch in batches for garment in batch]
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
     encoded = data.map_batches(
-        Encoder,
+        EncodingWorker,
         fn_constructor_args=(load, root),
         batch_size=BATCH_SIZE,
         compute=ray.data.ActorPoolStrategy(size=num_workers),

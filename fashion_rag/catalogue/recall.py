@@ -1,15 +1,17 @@
-"""How well a catalogue is found by words: each garment's own caption should find it among all of its category.
+"""Measures how well garments are found by words: a garment's own caption should find it among all of its category.
 
-The measure of the paper's retrieval (arXiv 2504.14011): text of one or three noun chunks, recall at 1, 3, 5, 10 and 20.
+The paper measures its retrieval in the same way (arXiv 2504.14011): it searches with one or three noun chunks, and
+counts recall at 1, 3, 5, 10 and 20. `fashion-rag index evaluate` calls this module.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from fashion_rag.catalogue.catalogue import Catalogue, Query
+from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
 
@@ -20,7 +22,10 @@ SEARCHED_TOGETHER = 32
 
 @dataclass(frozen=True)
 class Recall:
-    """at: by rank, the share of the garments that are at this rank or before it when their caption is searched for."""
+    """How well the garments of a category are found by the first chunks of their captions.
+
+    at: by rank, the share of the garments that come at this rank or before it when their own words are searched for.
+    """
 
     category: str
     num_chunks: int
@@ -31,32 +36,39 @@ class Recall:
 def evaluate(catalogue: Catalogue, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Recall]:
     """Return the recall of each category, and of all, with one and with three chunks.
 
-    Garments without a caption are left out. progress: takes how many searches are done, and how many there are. Raises
-    ArtifactError if no garment has a caption.
+    Garments without a caption are left out. progress: is called with how many searches are done, and of how many.
+    Raises ArtifactError if no garment has a caption.
     """
-    of_category: defaultdict[str, list[Garment]] = defaultdict(list)
+    by_category: defaultdict[str, list[Garment]] = defaultdict(list)
     for garment in catalogue:
         if garment.caption:
-            of_category[garment.category].append(garment)
-    if not of_category:
+            by_category[garment.category].append(garment)
+    if not by_category:
         raise ArtifactError("catalogue: no garment has a caption to search for")
     recalls = []
-    done, total = 0, len(NUM_CHUNKS) * sum(map(len, of_category.values()))
+    done, total = 0, len(NUM_CHUNKS) * sum(map(len, by_category.values()))
     for num_chunks in NUM_CHUNKS:
         ranks: dict[str, list[int | None]] = {}
-        for category, garments in sorted(of_category.items()):
+        for category, garments in sorted(by_category.items()):
             ranks[category] = []
             for start in range(0, len(garments), SEARCHED_TOGETHER):
-                some = garments[start : start + SEARCHED_TOGETHER]
-                queries = [Query(_first_chunks(garment, num_chunks), category, max(RANKS)) for garment in some]
-                for garment, matches in zip(some, catalogue.search_many(queries), strict=True):
-                    ids = [match.garment.id for match in matches]
-                    ranks[category].append(ids.index(garment.id) + 1 if garment.id in ids else None)
-                done += len(some)
+                batch = garments[start : start + SEARCHED_TOGETHER]
+                ranks[category] += _ranks(catalogue, category, batch, num_chunks)
+                done += len(batch)
                 progress(done, total)
-        ranks["all"] = [rank for found in ranks.values() for rank in found]
-        recalls += [_recall(category, num_chunks, found) for category, found in ranks.items()]
+        ranks["all"] = [*chain.from_iterable(ranks.values())]
+        recalls += [_recall(category, num_chunks, category_ranks) for category, category_ranks in ranks.items()]
     return recalls
+
+
+def _ranks(catalogue: Catalogue, category: str, garments: Sequence[Garment], num_chunks: int) -> list[int | None]:
+    """Return the rank from 1 at which each garment is found by its own words, None where it is not found."""
+    queries = [GarmentQuery(_first_chunks(garment, num_chunks), category, max(RANKS)) for garment in garments]
+    ranks = []
+    for garment, matches in zip(garments, catalogue.search_many(queries), strict=True):
+        ids = [match.garment.id for match in matches]
+        ranks.append(ids.index(garment.id) + 1 if garment.id in ids else None)
+    return ranks
 
 
 def _first_chunks(garment: Garment, num_chunks: int) -> str:
@@ -65,5 +77,8 @@ def _first_chunks(garment: Garment, num_chunks: int) -> str:
 
 
 def _recall(category: str, num_chunks: int, ranks: list[int | None]) -> Recall:
-    shares = {rank: sum(found is not None and found <= rank for found in ranks) / len(ranks) for rank in RANKS}
+    shares = {}
+    for limit in RANKS:
+        num_found = sum(rank is not None and rank <= limit for rank in ranks)
+        shares[limit] = num_found / len(ranks)
     return Recall(category, num_chunks, len(ranks), shares)

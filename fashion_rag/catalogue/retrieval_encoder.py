@@ -1,6 +1,6 @@
 """The retrieval encoder: an OpenCLIP model that puts texts and garment pictures into one space.
 
-Owned by the catalogue, which is searched with it; a bundle keeps its files in `retrieval/`.
+The catalogue is built and searched with it; a bundle keeps its files in `retrieval/`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BATCH_SIZE = 32
 
 
 class RetrievalEncoder:
-    """Texts and pictures to unit vectors whose dot product is their likeness.
+    """An encoder of texts and pictures as unit vectors, whose dot product is how alike they are.
 
-    fingerprint: sha256 of the weights file; an index fits only the encoder that built it. dim: length of a vector.
+    fingerprint: SHA-256 of the weights file; an index fits only the encoder that built it. dim: length of a vector.
     """
 
     def __init__(
@@ -47,28 +47,29 @@ class RetrievalEncoder:
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> RetrievalEncoder:
-        """Return the encoder in `folder`: OpenCLIP's own layout, a config and a safetensors file.
+        """Return the encoder in `folder`, which has OpenCLIP's own layout: a configuration and a safetensors file.
 
-        With `hf_tokenizer_name` in the config's `text_cfg`, the tokenizer's files lie in the folder too; otherwise it
-        is OpenCLIP's own. Computes in float32. Raises ArtifactError for anything missing or not fitting.
+        If the configuration's `text_cfg` has `hf_tokenizer_name`, the tokenizer's files are in the folder, too;
+        otherwise the tokenizer is OpenCLIP's own. The encoder computes in float32. Raises ArtifactError for a file that
+        is missing or does not fit the others.
         """
         config = read_config(folder / CONFIG_FILE)
         try:
             with hollow():
                 model = open_clip.CLIP(**config["model_cfg"])
-            # OpenCLIP's own files say no size, or one that the model does not heed.
+            # OpenCLIP's own files give no size, or a size that the model does not use.
             preprocess_cfg = PreprocessCfg(**config["preprocess_cfg"] | {"size": model.visual.image_size})
             preprocess = image_transform_v2(preprocess_cfg, is_train=False)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{folder / CONFIG_FILE}: no OpenCLIP model can be built: {error!r}") from error
-        # OpenCLIP's own loading resizes what does not fit and goes on without weights where there are none.
+        # OpenCLIP's own loading would resize tensors that do not fit, and go on if there were no weights.
         weights = folder / WEIGHTS_FILE
         load_strict(model, StateFile(weights), weights)
         tokenizer = _load_tokenizer(folder, model.vocab_size)
         return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights))
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return the unit vectors [N, dim] of N texts; a text too long loses its end."""
+        """Return the unit vectors [N, dim] of N texts; a text that is too long loses its end."""
         return self._encode(texts, self.tokenizer, self.model.encode_text)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
@@ -91,11 +92,12 @@ class RetrievalEncoder:
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> Callable[[Sequence[str]], Tensor]:
+    """Return the tokenizer in `folder`. Raises ArtifactError if it does not fit a model of `vocab_size` tokens."""
     try:
         tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: no readable tokenizer: {error}") from error
-    # The text's vector is taken where the highest id stands, which must be the end token.
+    # The model takes the vector of a text at the token with the highest id, which must be the end token.
     ids = tokenizer([""])[0].tolist()
     if ids[:2] != [vocab_size - 2, vocab_size - 1] or any(ids[2:]):
         raise ArtifactError(

@@ -1,11 +1,10 @@
-"""A folder on disk or in a store, written by many: files that are whole or not there, a lock, names that sort by time.
+"""A folder on disk or in a store that many processes write to: whole files, a lock, and names that sort by time.
 
-`versions.py` and `changes.py` keep a catalogue in one.
+`versions.py` and `changes.py` keep a catalogue in such a `Root`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import posixpath
@@ -23,32 +22,37 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from fashion_rag.atomic_files import locked
 from fashion_rag.errors import ArtifactError
 
 STAMP = r"2[01][0-9]{6}T[0-9]{12}Z"
 CHUNK_BYTES = 2**20
-# Where the lock is a file in a store: how long it holds if its holder died, far above what a holder needs.
+# In a store the lock is a file. It lapses after this time if its holder has died; a holder needs far less.
 LEASE_S = 60.0
 
 
 def moment(name: str) -> datetime | None:
-    """Return the time at the head of a stamped name, None where there is none."""
+    """Return the time with which a stamped name begins, None if it begins with something else."""
     try:
-        said = datetime.strptime(name[:22], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+        time_in_name = datetime.strptime(name[:22], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
     except ValueError:
         return None
-    return said if re.match(STAMP, name) else None
+    return time_in_name if re.match(STAMP, name) else None
 
 
 def stamp(earlier: Iterable[str] = ()) -> str:
-    """Return the head of a new stamped name: the time now, or the next after the stamped names in `earlier`."""
-    now = datetime.now(UTC)
-    latest = next((said for name in sorted(earlier, reverse=True) if (said := moment(name))), None)
-    return _as_stamp(now if latest is None else max(now, latest + timedelta(microseconds=1)))
+    """Return the beginning of a new stamped name: the time now, or just after the latest stamp in `earlier`."""
+    time_of_stamp = datetime.now(UTC)
+    for name in sorted(earlier, reverse=True):
+        latest = moment(name)
+        if latest is not None:
+            time_of_stamp = max(time_of_stamp, latest + timedelta(microseconds=1))
+            break
+    return _as_stamp(time_of_stamp)
 
 
-def _as_stamp(said: datetime) -> str:
-    return said.strftime("%Y%m%dT%H%M%S%fZ")
+def _as_stamp(time_of_stamp: datetime) -> str:
+    return time_of_stamp.strftime("%Y%m%dT%H%M%S%fZ")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Root:
-    """A folder in a local or remote file system; names in it are relative, with '/'. Made by `at`."""
+    """A folder in a local or remote file system, made by `at`. Names of files in it are relative to it, with '/'."""
 
     fs: Any
     path: str
@@ -70,9 +74,9 @@ class Root:
     def at(cls, url: str | Path) -> Root:
         """Return the root at a local path, or at any URL that fsspec knows. It need not exist yet.
 
-        Raises ArtifactError for a URL of a kind that fsspec does not know, or needs another package for.
+        Raises ArtifactError for a URL of a kind that fsspec does not know, or for which it needs another package.
         """
-        # Other processes write here as well, so a listing must never be an old one.
+        # Other processes write here as well, so listings must not come from a cache.
         try:
             return cls(*fsspec.core.url_to_fs(str(url), use_listings_cache=False))
         except (ImportError, ValueError) as error:
@@ -80,14 +84,15 @@ class Root:
 
     @property
     def is_local(self) -> bool:
+        """Return whether the root is in the local file system."""
         return isinstance(self.fs, LocalFileSystem)
 
     def full(self, name: str) -> str:
-        """Return what the file system calls `name`."""
+        """Return the path by which the file system knows `name`."""
         return f"{self.path}/{name}"
 
     def names(self, folder: str) -> list[str]:
-        """Return what lies directly in a folder, sorted; nothing where there is no such folder."""
+        """Return the names directly in a folder, sorted; none if there is no such folder."""
         try:
             return sorted(posixpath.basename(path) for path in self.fs.ls(self.full(folder), detail=False))
         except FileNotFoundError:
@@ -96,7 +101,7 @@ class Root:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of a file.
 
-        Raises FileNotFoundError, and ArtifactError where it is too long or unreadable.
+        Raises FileNotFoundError, and ArtifactError for a file that is too long or cannot be read.
         """
         try:
             data: bytes = self.fs.cat_file(self.full(name), start=0, end=max_bytes + 1)
@@ -109,12 +114,13 @@ class Root:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all, in place of an earlier one."""
+        """Write a file, whole or not at all, in place of an earlier one. Several may write it at the same time."""
         path = self.full(name)
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
+        # `atomic_files.write_whole` is for one writer at a time and may leave half a file in a folder that is listed.
         aside = self.full(f".aside/{secrets.token_hex(8)}")
         os.makedirs(posixpath.dirname(aside), exist_ok=True)
         with open(aside, "xb") as file:
@@ -125,7 +131,7 @@ class Root:
         self._sync(posixpath.dirname(name))
 
     def copy_in(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Write a file piece by piece. Cut short it stays as it is: it counts only once a manifest names it."""
+        """Write a file piece by piece. If this fails, a part may stay: a file counts only when a manifest names it."""
         path = self.full(name)
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
         with self.fs.open(path, "wb") as file:
@@ -138,7 +144,7 @@ class Root:
             self._sync(posixpath.dirname(name))
 
     def content(self, name: str, entry: FileEntry) -> Iterator[bytes]:
-        """Yield a file in chunks. Raises ArtifactError, at its end at the latest, if it is not what `entry` says."""
+        """Yield a file in chunks. Raises ArtifactError, at its end at the latest, if it is not the file of `entry`."""
         digest, size = hashlib.sha256(), 0
         try:
             with self.fs.open(self.full(name), "rb") as file:
@@ -154,7 +160,7 @@ class Root:
             )
 
     def _sync(self, folder: str) -> None:
-        """Have a local disk keep the names in a folder, and those of the folders above it."""
+        """Write the names in a local folder, and in the folders above it, to the disk."""
         while True:
             descriptor = os.open(self.full(folder), os.O_RDONLY)
             os.fsync(descriptor)
@@ -164,22 +170,21 @@ class Root:
             folder = posixpath.dirname(folder)
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it; nothing where there is none."""
+        """Remove a file, or a folder with all that is in it, if there is one."""
         with suppress(FileNotFoundError):
             self.fs.rm(self.full(name), recursive=True)
 
     @contextmanager
     def locked(self) -> Iterator[Callable[[], None]]:
-        """Hold off everybody else who takes this lock; yields a check, to be called before each step that needs it.
+        """Hold the root's lock while the block runs; yield a check, to be called before each step that needs the lock.
 
-        Locally the lock ends with the process that holds it. In a store it is a file that lapses after LEASE_S, and
-        the check raises ArtifactError from half that time on: only who stalls for the other half inside one step could
-        meet the next holder.
+        The lock of a local root ends with the process that holds it. In a store the lock is a file that lapses after
+        LEASE_S, and the check raises ArtifactError from half that time on. So two could hold the lock at once only if
+        the first one stalls for the other half of the time within one step.
         """
         if self.is_local:
             os.makedirs(self.path, exist_ok=True)
-            with open(self.full(".lock"), "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with locked(Path(self.full(".lock"))):
                 yield lambda: None
             return
         ticket, taken = self._only_ticket()
@@ -194,10 +199,13 @@ class Root:
             self.remove(ticket)
 
     def _only_ticket(self) -> tuple[str, float]:
-        """Return a file in locks/ that was there alone when it was laid down, and when that was (of time.monotonic).
+        """Return a new file in locks/ beside which there was no other, and when it was written (by time.monotonic).
 
-        Of two that see each other's, both step back. This asks for no exclusive creation, which not every store has;
-        and nobody removes a new holder's file for a lapsed one, since no name comes twice.
+        Two processes that see each other's files both remove their own and try again. So the store need not be able to
+        create a file exclusively, which not every store can. No name is used twice, so that nobody can take the file of
+        a new holder for one that has lapsed.
+
+        Raises ArtifactError if others hold the lock for twice LEASE_S.
         """
         give_up = time.monotonic() + 2 * LEASE_S
         while (taken := time.monotonic()) < give_up:
@@ -205,9 +213,12 @@ class Root:
             ticket = f"locks/{_as_stamp(now + timedelta(seconds=LEASE_S))}-{secrets.token_hex(8)}"
             self.write(ticket, b"lock\n")
             others = [name for name in self.names("locks") if f"locks/{name}" != ticket]
-            lapsed = {name for name in others if (end := moment(name)) and end < now}
-            for name in lapsed:
-                self.remove(f"locks/{name}")
+            lapsed = set()
+            for name in others:
+                end = moment(name)
+                if end and end < now:
+                    lapsed.add(name)
+                    self.remove(f"locks/{name}")
             if lapsed.issuperset(others):
                 return ticket, taken
             self.remove(ticket)

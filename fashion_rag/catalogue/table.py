@@ -1,7 +1,7 @@
-"""What a catalogue says of its garments, as a table on disk: `garments.parquet`, one row a garment.
+"""What a catalogue says of its garments, as a table on disk: `garments.parquet`, with one row for each garment.
 
-The build writes it and every reader opens it; the log of live changes keeps single rows in the same form. A file is
-never trusted: whatever opens has passed every rule below.
+The build writes the table and every reader opens it; the log of live changes keeps single rows in the same form. No
+file is trusted: a table that can be opened has passed every rule below.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +24,7 @@ ID_RULE = "must be 1 to 128 letters, digits, '.', '_' or '-', and not begin with
 # A garment of this id could not be read over HTTP: GET /v1/garments/search is the search.
 RESERVED_ID = "search"
 RESERVED_RULE = f"must not be {RESERVED_ID!r}, which is the address of the search"
-# No part begins with a dot, so none leads upwards; no ':', so no drive and no URL.
+# No part begins with a dot, so that none leads upwards. No ':' is allowed, so that it is no drive and no URL.
 IMAGE = r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*(?:/[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*)*"
 MAX_IMAGE_CHARS = 512
 MAX_CAPTION_CHARS = 2000
@@ -50,10 +50,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class GarmentRow:
-    """One garment. Plain data: the rules are kept by `checked` and by `Garments`.
+    """What a catalogue says of one garment. `checked` and `Garments` see to it that the rules are kept.
 
-    caption: for people to read, may be empty. chunks: captions of single noun chunks. attributes: values by name, to
-    filter by. image: the picture's path relative to the catalogue's root, with '/'. sha256: of the picture's bytes.
+    caption: for people to read, may be empty. image: the picture's path relative to the catalogue's root, with '/'.
+    sha256: of the bytes of the picture as it was delivered. chunks: captions of single noun chunks. attributes: values
+    by name, to filter by.
     """
 
     id: str
@@ -66,7 +67,7 @@ class GarmentRow:
 
 
 def check_id(garment_id: str) -> str:
-    """Return the id itself, if it is one; it is then also safe as the name of a file. Raises InvalidRequest."""
+    """Return a valid id, which is also safe as the name of a file. Raises InvalidRequest for another text."""
     if not re.fullmatch(ID, garment_id):
         raise InvalidRequest("id", garment_id, ID_RULE)
     if garment_id == RESERVED_ID:
@@ -75,16 +76,16 @@ def check_id(garment_id: str) -> str:
 
 
 def checked(row: GarmentRow) -> GarmentRow:
-    """Return the row itself, if it keeps the rules.
+    """Return the row itself if it keeps the rules.
 
-    Raises InvalidRequest, naming the field, for one that breaks one.
+    Raises InvalidRequest, which names the field, for a row that breaks a rule.
     """
     from_record(to_record(row))
     return row
 
 
 def to_record(row: GarmentRow) -> dict[str, Any]:
-    """Return the row as JSON can say it, with the columns of SCHEMA as keys; attributes in order of their names."""
+    """Return the row in types of JSON, by the columns of SCHEMA, with the attributes in order of their names."""
     attributes = [{"name": name, "values": list(row.attributes[name])} for name in sorted(row.attributes)]
     return {
         "id": row.id,
@@ -98,15 +99,16 @@ def to_record(row: GarmentRow) -> dict[str, Any]:
 
 
 def from_record(record: object) -> GarmentRow:
-    """Return the row that a record of `to_record` tells of.
+    """Return the row of a record that `to_record` has made.
 
-    Raises InvalidRequest for what is none, or breaks a rule.
+    Raises InvalidRequest for something else, and for a row that breaks a rule.
     """
     try:
         table = pa.Table.from_pylist([record], SCHEMA)
-    except (AttributeError, TypeError, ValueError) as error:  # Arrow's own errors are TypeErrors or ValueErrors
+    # Arrow's own errors are TypeErrors or ValueErrors.
+    except (AttributeError, TypeError, ValueError) as error:
         raise InvalidRequest("garment", record, f"must have the types of a garment: {error}") from error
-    # Arrow drops keys that it does not know and takes a text for a list of its letters.
+    # Arrow drops keys that it does not know, and reads a text as the list of its letters.
     if table.to_pylist()[0] != record:
         raise InvalidRequest(
             "garment", record, f"must have exactly the keys {', '.join(SCHEMA.names)}, and their types"
@@ -117,7 +119,7 @@ def from_record(record: object) -> GarmentRow:
 
 
 def to_table(rows: Iterable[GarmentRow]) -> pa.Table:
-    """Return the rows as a table of SCHEMA, not yet checked. Raises ArtifactError where a value has no place in it."""
+    """Return the rows as a table of SCHEMA, not yet checked. Raises ArtifactError for a value of another type."""
     try:
         return pa.Table.from_pylist([to_record(row) for row in rows], SCHEMA)
     except (TypeError, ValueError) as error:
@@ -127,7 +129,8 @@ def to_table(rows: Iterable[GarmentRow]) -> pa.Table:
 class Garments:
     """The garments of a table of SCHEMA, by row number and by id.
 
-    Raises ArtifactError, naming row and rule, for other columns or types, a row that breaks a rule, or two of an id.
+    Raises ArtifactError, which names row and rule, for a table with other columns or types, with a row that breaks a
+    rule, or with two rows of the same id.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -142,6 +145,7 @@ class Garments:
         self._refuse_duplicates()
 
     def _refuse_duplicates(self) -> None:
+        """Raise ArtifactError if two rows have the same id."""
         in_order = self._ids.take(self._by_id)
         where = pc.index(pc.equal(in_order[1:], in_order[:-1]), True).as_py()
         if where >= 0:
@@ -150,7 +154,7 @@ class Garments:
 
     @classmethod
     def read(cls, path: Path) -> Garments:
-        """Return the garments in a file of `write`. Raises ArtifactError, naming the file, as the class does."""
+        """Return the garments in a file of `write`. Raises ArtifactError as the class does, with the file's name."""
         try:
             with pq.ParquetFile(path) as file:
                 return cls(file.read())
@@ -167,24 +171,28 @@ class Garments:
         return len(self._ids)
 
     def __getitem__(self, row: int) -> GarmentRow:
-        """Return the garment of a row number from 0. Raises IndexError beyond the last."""
+        """Return the garment in this row, counted from 0. Raises IndexError for a row beyond the last."""
         return _row(self.table.slice(row, 1))
 
     def __iter__(self) -> Iterator[GarmentRow]:
         return (self[row] for row in range(len(self)))
 
     def find(self, garment_id: str) -> int | None:
-        """Return the number of the row with this id, None where there is none; about 20 comparisons in a
-        million rows.
+        """Return the number of the row with this id, None if there is none.
+
+        This takes about 20 comparisons in a million rows.
         """
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
             row: int = self._by_id[middle].as_py()
-            found = self._ids[row].as_py()
-            if found == garment_id:
+            middle_id = self._ids[row].as_py()
+            if middle_id == garment_id:
                 return row
-            low, high = (middle + 1, high) if found < garment_id else (low, middle)
+            if middle_id < garment_id:
+                low = middle + 1
+            else:
+                high = middle
         return None
 
 
@@ -207,44 +215,58 @@ def _broken_rules(table: pa.Table) -> Iterator[tuple[int, InvalidRequest]]:
             batch.validate(full=True)
         except pa.ArrowInvalid as error:
             raise ArtifactError(f"rows {start} to {start + len(batch) - 1}: not valid Arrow data: {error}") from error
-        for name, rule, values, kept, rows in _rules(batch):
-            # What is missing keeps no rule.
-            where = pc.index(pc.fill_null(kept, False), False).as_py()
-            if where >= 0:
-                row = where if rows is None else rows[where].as_py()
-                yield start + row, InvalidRequest(name, values[where].as_py(), rule)
+        for rule in _rules(batch):
+            # A missing value breaks every rule.
+            position = pc.index(pc.fill_null(rule.is_kept, False), False).as_py()
+            if position >= 0:
+                row = position if rule.rows is None else rule.rows[position].as_py()
+                yield start + row, InvalidRequest(rule.field, rule.values[position].as_py(), rule.text)
         start += len(batch)
 
 
-def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Any, Any, Any]]:
-    """(field, rule, values, whether each keeps the rule, the row of each or None where it is its position)."""
-    for name, pattern, rule in (
+class _Rule(NamedTuple):
+    """A rule for a field, and the values of a table that have to keep it, as Arrow arrays.
+
+    text: the rule in words. is_kept: for each value, whether it keeps the rule. rows: for each value, the row that it
+    is in; None if there is one value in each row.
+    """
+
+    field: str
+    text: str
+    values: Any
+    is_kept: Any
+    rows: Any = None
+
+
+def _rules(batch: pa.RecordBatch) -> Iterator[_Rule]:
+    """Yield the rules that the fields of a batch of rows have to keep."""
+    for name, pattern, text in (
         ("id", ID, ID_RULE),
         ("image", IMAGE, "must be a relative path with '/', no part of which begins with '.', without ':' and '\\'"),
         ("sha256", "[0-9a-f]{64}", "must be 64 hexadecimal digits in lower case"),
     ):
-        yield name, rule, batch[name], _matches(batch[name], pattern), None
-    yield "id", RESERVED_RULE, batch["id"], pc.not_equal(batch["id"], RESERVED_ID), None
+        yield _Rule(name, text, batch[name], _matches(batch[name], pattern))
+    yield _Rule("id", RESERVED_RULE, batch["id"], pc.not_equal(batch["id"], RESERVED_ID))
     known = pc.is_in(batch["category"], value_set=pa.array(CATEGORIES))
-    yield "category", f"must be one of {', '.join(CATEGORIES)}", batch["category"], known, None
+    yield _Rule("category", f"must be one of {', '.join(CATEGORIES)}", batch["category"], known)
     for name, limit in (("image", MAX_IMAGE_CHARS), ("caption", MAX_CAPTION_CHARS)):
-        yield name, f"must have at most {limit} characters", batch[name], _length_in(batch[name], 0, limit), None
+        yield _Rule(name, f"must have at most {limit} characters", batch[name], _length_in(batch[name], 0, limit))
 
     for name, limit in (("chunks", MAX_CHUNKS), ("attributes", MAX_ATTRIBUTES)):
-        yield name, f"must be at most {limit}", batch[name], _count_in(batch[name], 0, limit), None
-    texts = f"must have 1 to {MAX_VALUE_CHARS} characters"
+        yield _Rule(name, f"must be at most {limit}", batch[name], _count_in(batch[name], 0, limit))
+    text_rule = f"must have 1 to {MAX_VALUE_CHARS} characters"
     chunks, rows = _flat(batch["chunks"])
-    yield "chunks", texts, chunks, _length_in(chunks, 1, MAX_VALUE_CHARS), rows
+    yield _Rule("chunks", text_rule, chunks, _length_in(chunks, 1, MAX_VALUE_CHARS), rows)
 
     attributes, rows = _flat(batch["attributes"])
     names, lists = pc.struct_field(attributes, "name"), pc.struct_field(attributes, "values")
-    yield "attributes", f"names must match {ATTRIBUTE_NAME}", names, _matches(names, ATTRIBUTE_NAME), rows
-    rising = pc.or_(pc.greater(names[1:], names[:-1]), pc.not_equal(rows[1:], rows[:-1]))
-    yield "attributes", "must come in order of their names, each once", names[1:], rising, rows[1:]
-    values_each = f"must have 1 to {MAX_ATTRIBUTE_VALUES} values"
-    yield "attributes", values_each, lists, _count_in(lists, 1, MAX_ATTRIBUTE_VALUES), rows
+    yield _Rule("attributes", f"names must match {ATTRIBUTE_NAME}", names, _matches(names, ATTRIBUTE_NAME), rows)
+    is_rising = pc.or_(pc.greater(names[1:], names[:-1]), pc.not_equal(rows[1:], rows[:-1]))
+    yield _Rule("attributes", "must come in order of their names, each once", names[1:], is_rising, rows[1:])
+    count_rule = f"must have 1 to {MAX_ATTRIBUTE_VALUES} values"
+    yield _Rule("attributes", count_rule, lists, _count_in(lists, 1, MAX_ATTRIBUTE_VALUES), rows)
     values, positions = _flat(lists)
-    yield "attributes", texts, values, _length_in(values, 1, MAX_VALUE_CHARS), rows.take(positions)
+    yield _Rule("attributes", text_rule, values, _length_in(values, 1, MAX_VALUE_CHARS), rows.take(positions))
 
 
 def _matches(values: Any, pattern: str) -> Any:
@@ -262,5 +284,5 @@ def _count_in(lists: Any, low: int, high: int) -> Any:
 
 
 def _flat(lists: Any) -> tuple[Any, Any]:
-    """Return the elements of all lists of an array, and the position of the list of each."""
+    """Return the elements of all the lists in an array, and for each element the position of its list."""
     return pc.list_flatten(lists), pc.list_parent_indices(lists)

@@ -1,14 +1,14 @@
 """A catalogue's root on disk or in a store, and the versions in it: publishing, opening, fetching, pruning.
 
     ROOT/CURRENT                the name of the live version
-    ROOT/versions/NAME/         the files of a version, for ever as they were published, and manifest.json
-    ROOT/retired/STAMP-of-NAME  empty: when a version was replaced
+    ROOT/versions/NAME/         the files of a version, which never change, and manifest.json
+    ROOT/retired/STAMP-of-NAME  an empty file whose name says when a version was replaced
 
-A version without a manifest does not exist: the files are written first, then the manifest, then CURRENT, and the last
-two appear whole or not at all. So whoever is killed leaves the old or the new version live, and at worst files that
-nobody sees until `prune` removes them. What changes CURRENT or removes a version holds the root's lock.
+A version without a manifest does not exist. The files are written first, then the manifest, then CURRENT, and the last
+two appear whole or not at all. So a process that is killed leaves the old or the new version live, and at worst files
+that nobody sees until `prune` removes them. Whatever changes CURRENT or removes a version holds the root's lock.
 
-The build publishes; the servers ask `current`, and then `live` and `fetch`; `changes.py` lays its log in the same root.
+The build publishes; the servers ask `current`, and then `live` and `fetch`; `changes.py` has its log in the same root.
 """
 
 from __future__ import annotations
@@ -17,54 +17,38 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fashion_rag.artifacts import MANIFEST_FILE, sha256
-from fashion_rag.catalogue.storage import STAMP, FileEntry, Root, moment, stamp
+from fashion_rag.catalogue.storage import FileEntry, Root, moment, stamp
+from fashion_rag.catalogue.version_manifest import (
+    FILE_NAME,
+    VERSION_NAME,
+    Version,
+    manifest_of,
+    parse_manifest,
+)
 from fashion_rag.errors import ArtifactError
 
-FORMAT_VERSION = 1
 CURRENT = "CURRENT"
-CHANGES = "changes"  # the folder of the log of live changes
-VERSION_NAME = STAMP + r"-[0-9a-f]{16}"
-# No part begins with a dot, so none leads upwards.
-FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+# The folder of the log of live changes.
+CHANGES = "changes"
 MAX_MANIFEST_BYTES = 2**26
 
 
 class VersionConflict(ArtifactError):
-    """Another version became live since the one to be replaced was looked up: nobody's work is overwritten."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """What a version's manifest says.
-
-    name: the time of publishing and a digest of the files, so that equal content is known by its end. files: by their
-    path in the version's folder. encoders: fingerprints, by what they encode. parent: the version it was built from.
-    changes: the live changes it holds (name of the change -> id of the garment), its own and, while they are in the
-    log, those of its ancestors.
-    """
-
-    name: str
-    files: Mapping[str, FileEntry]
-    encoders: Mapping[str, str]
-    parent: str | None
-    num_garments: int
-    changes: Mapping[str, str]
-
-    @property
-    def folder(self) -> str:
-        """Return the its folder's name in the root."""
-        return f"versions/{self.name}"
+    """The version to be replaced is not live any more, so that replacing it would discard another's work."""
 
 
 def current(root: Root) -> str | None:
-    """Return the name of the live version, None before the first; cheap enough to ask every second."""
+    """Return the name of the live version, None before the first. It is cheap enough to be asked every second.
+
+    Raises ArtifactError if CURRENT holds something else.
+    """
     try:
         name = root.read(CURRENT, 100).decode("ascii", "replace").strip()
     except FileNotFoundError:
@@ -75,7 +59,7 @@ def current(root: Root) -> str | None:
 
 
 def missing_catalogue(path: str) -> list[str]:
-    """Return the file that says which version is live, at a path or URL, if it is not there (yet); else nothing."""
+    """Return the file that names the live version at `path`, a path or URL, if it is not there (yet); else nothing."""
     root = Root.at(path)
     return [] if current(root) else [root.full(CURRENT)]
 
@@ -89,10 +73,12 @@ def live(root: Root, digests: bool = False) -> Version:
 
 
 def open_version(root: Root, name: str, digests: bool = False) -> Version:
-    """Return a version by name: its manifest is sound, and exactly its files are there in their sizes, none through a
-    link.
+    """Return a version by its name.
 
-    With `digests` all of them are read and compared. Raises ArtifactError with the reason.
+    digests: also read all the files and compare their SHA-256.
+
+    Raises ArtifactError unless the manifest is sound and the version's folder has exactly the files that the manifest
+    names, in their sizes and none of them a link.
     """
     if not re.fullmatch(VERSION_NAME, name):
         raise ArtifactError(f"{root.path}: got {name!r}; must be the name of a version")
@@ -102,23 +88,25 @@ def open_version(root: Root, name: str, digests: bool = False) -> Version:
     except FileNotFoundError as error:
         raise ArtifactError(f"{root.full(path)}: does not exist; the version is unfinished or was pruned") from error
     try:
-        version = _parse(data, name)
+        version = parse_manifest(data, name)
     except ArtifactError as error:
         raise ArtifactError(f"{root.full(path)}: {error}") from error
     _check_files(root, version)
-    for file_name, entry in version.files.items() if digests else ():
-        for _ in root.content(f"{version.folder}/{file_name}", entry):
-            pass
+    if digests:
+        for file_name, entry in version.files.items():
+            # Reading to the end checks the digest.
+            for _ in root.content(f"{version.folder}/{file_name}", entry):
+                pass
     return version
 
 
 def versions(root: Root) -> list[Version]:
-    """Return the versions that can be opened, oldest first; what is unfinished or damaged is left out."""
-    found = []
+    """Return the versions that can be opened, oldest first; unfinished and damaged ones are left out."""
+    sound = []
     for name in root.names("versions"):
         with suppress(ArtifactError):
-            found.append(open_version(root, name))
-    return found
+            sound.append(open_version(root, name))
+    return sound
 
 
 def publish(
@@ -130,45 +118,51 @@ def publish(
     encoders: Mapping[str, str],
     changes: Mapping[str, str],
 ) -> Version:
-    """Return the new live version, with copies of the files in `folder`, which is left as it is.
+    """Copy the files in `folder` into a new version, make it live and return it.
 
-    parent: the version it was built from, None for the first. changes: those of the log it takes in beyond its parent.
-    Raises VersionConflict if `parent` is not, or no longer, live: build on the live one and publish again; what was
-    already copied stays, named in the message, for `activate`. Raises ArtifactError for a folder with links or odd
-    names. Whatever it raises, and wherever it is killed, what is live stays live and whole.
+    parent: the version it was built from, None for the first.
+    num_garments: how many garments the version has.
+    encoders: the fingerprints of its encoders.
+    changes: the changes of the log that it takes in beyond those of its parent.
+
+    Raises VersionConflict if `parent` is not the live version: build on the live one and publish again. What was copied
+    by then stays, and the message names it, for `activate`. Raises ArtifactError for a folder with links or odd names.
+    Whatever it raises, and wherever it is killed, the live version stays live and whole.
     """
     _check_is_live(root, parent, str(folder))
     files = _entries(folder)
-    digest = hashlib.sha256(json.dumps({name: asdict(files[name]) for name in files}).encode()).hexdigest()
+    listing = {file_name: asdict(entry) for file_name, entry in files.items()}
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     name = f"{stamp(root.names('versions'))}-{digest[:16]}"
     version = Version(name, files, dict(encoders), parent, num_garments, _inherited(root, parent) | dict(changes))
-    manifest = _manifest(version)
+    manifest = manifest_of(version)
     for file_name, entry in files.items():
         root.copy_in(f"{version.folder}/{file_name}", Root.at(folder).content(file_name, entry))
     with root.locked() as check:
         _check_files(root, version)
         check()
         root.write(f"{version.folder}/{MANIFEST_FILE}", manifest)
-        _swing(root, name, parent, check)
+        _make_live(root, name, parent, check)
     return version
 
 
 def activate(root: Root, name: str, *, replacing: str | None) -> Version:
-    """Return an older version, or one that met a conflict, made live in place of the version `replacing`.
+    """Make an older version, or one whose publishing met a conflict, live again in place of `replacing`; return it.
 
-    Raises VersionConflict if that is not the live one, and ArtifactError as `open_version`.
+    Raises VersionConflict if `replacing` is not the live version, and ArtifactError as `open_version` does.
     """
     with root.locked() as check:
         version = open_version(root, name)
-        _swing(root, name, replacing, check)
+        _make_live(root, name, replacing, check)
     return version
 
 
 def fetch(root: Root, version: Version, cache: Path) -> Path:
-    """Return a local folder with the files of a version: its own where the root is local, else one below `cache`.
+    """Return a local folder with the files of a version: its own if the root is local, else a folder in `cache`.
 
-    Downloaded whole or not at all, once for all processes that share `cache`, and compared with the manifest. A cache
-    is laid out as a root and can be pruned as one. Raises ArtifactError for files that are not as the manifest says.
+    A version is downloaded whole or not at all, once for all processes that share `cache`, and compared with its
+    manifest. A cache is laid out like a root and can be pruned like one. Raises ArtifactError for files that are not as
+    the manifest says.
     """
     if root.is_local:
         _check_files(root, version)
@@ -179,27 +173,23 @@ def fetch(root: Root, version: Version, cache: Path) -> Path:
             local.remove(version.folder)
             for name, entry in version.files.items():
                 local.copy_in(f"{version.folder}/{name}", root.content(f"{version.folder}/{name}", entry))
-            local.write(f"{version.folder}/{MANIFEST_FILE}", _manifest(version))
+            local.write(f"{version.folder}/{MANIFEST_FILE}", manifest_of(version))
     return Path(local.full(version.folder))
 
 
 def prune(root: Root, keep: int = 3, grace_s: float = 3600.0) -> list[str]:
-    """Return the names of what was removed: versions but the live one and the `keep` newest, and what killed writers
-    left.
+    """Remove old versions and what killed writers left; return the names of the versions.
 
-    A version goes no earlier than `grace_s` after it was published and after it was last replaced, since readers may
-    still be on it; an unfinished one, which may still be written, `grace_s` after its beginning.
+    The live version and the `keep` newest stay. Others are removed no earlier than `grace_s` after they were published
+    and after they were last replaced, since readers may still use them. An unfinished version, which may still be
+    written, is removed `grace_s` after it was begun.
     """
     limit = datetime.now(UTC) - timedelta(seconds=grace_s)
     with root.locked() as check:
         whole = [version.name for version in versions(root)]
         kept = {current(root), *whole[max(0, len(whole) - keep) :]}
         ours = [name for name in root.names("versions") if re.fullmatch(VERSION_NAME, name)]
-        last_used = {name: said for name in ours if (said := moment(name))}
-        for mark in root.names("retired"):
-            said, name = moment(mark), mark.partition("-of-")[2]
-            if said and name in last_used:
-                last_used[name] = max(said, last_used[name])
+        last_used = _last_used(root, ours)
         removed = [name for name in last_used if name not in kept and last_used[name] < limit]
         for name in removed:
             check()
@@ -214,8 +204,25 @@ def prune(root: Root, keep: int = 3, grace_s: float = 3600.0) -> list[str]:
     return removed
 
 
-def _swing(root: Root, name: str, replacing: str | None, check: Callable[[], None]) -> None:
-    """Have CURRENT name a whole version. Under the root's lock."""
+def _last_used(root: Root, names: Iterable[str]) -> dict[str, datetime]:
+    """Return when each of these versions was begun or last replaced, whichever is later, by name."""
+    last_used = {}
+    for name in names:
+        begun = moment(name)
+        if begun:
+            last_used[name] = begun
+    for mark in root.names("retired"):
+        replaced, name = moment(mark), mark.partition("-of-")[2]
+        if replaced and name in last_used:
+            last_used[name] = max(replaced, last_used[name])
+    return last_used
+
+
+def _make_live(root: Root, name: str, replacing: str | None, check: Callable[[], None]) -> None:
+    """Write the name of a whole version into CURRENT. The caller holds the root's lock, whose check is `check`.
+
+    Raises VersionConflict if `replacing` is not the live version.
+    """
     _check_is_live(root, replacing, name)
     check()
     if replacing is not None:
@@ -225,13 +232,19 @@ def _swing(root: Root, name: str, replacing: str | None, check: Callable[[], Non
 
 
 def _check_is_live(root: Root, name: str | None, successor: str) -> None:
-    found = current(root)
-    if found != name:
-        raise VersionConflict(f"{root.full(CURRENT)}: names {found}; must still name {name} for {successor} to follow")
+    """Raise VersionConflict, for the version or folder `successor`, unless `name` is the live version."""
+    live_name = current(root)
+    if live_name != name:
+        raise VersionConflict(
+            f"{root.full(CURRENT)}: names {live_name}; must still name {name} for {successor} to follow"
+        )
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
-    """Return what a manifest says of the files in a local folder, in order of their names."""
+    """Return what a manifest is to say of the files in a local folder, in order of their names.
+
+    Raises ArtifactError for a folder with links, with odd names or without files.
+    """
     entries = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -247,14 +260,15 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _inherited(root: Root, parent: str | None) -> dict[str, str]:
-    """Return the changes that a version holds through its parent, as far as they are still in the log."""
+    """Return the changes that a version holds because its parent does, as far as they are still in the log."""
     if parent is None:
         return {}
     in_log = set(root.names(CHANGES))
     try:
         taken_in = open_version(root, parent).changes
     except ArtifactError:
-        return {}  # a damaged parent must not bar its own repair; its changes are laid over once more
+        # A damaged parent must not prevent its own repair. Its changes are laid over the new version once more.
+        return {}
     return {name: taken_in[name] for name in taken_in if name in in_log}
 
 
@@ -263,65 +277,15 @@ def _check_files(root: Root, version: Version) -> None:
     folder = root.full(version.folder)
     if root.is_local and os.path.islink(folder):
         raise ArtifactError(f"{folder}: must not be a link")
-    found = {path.removeprefix(f"{folder}/"): info for path, info in root.fs.find(folder, detail=True).items()}
-    for name in sorted((found.keys() | version.files.keys()) - {MANIFEST_FILE}):
-        if name not in found:
+    on_disk = {path.removeprefix(f"{folder}/"): info for path, info in root.fs.find(folder, detail=True).items()}
+    for name in sorted((on_disk.keys() | version.files.keys()) - {MANIFEST_FILE}):
+        if name not in on_disk:
             raise ArtifactError(f"{folder}/{name}: is missing; the manifest names it")
         if name not in version.files:
             raise ArtifactError(f"{folder}/{name}: is foreign; the manifest does not name it")
-        if found[name]["size"] != version.files[name].size:
-            raise ArtifactError(
-                f"{folder}/{name}: has {found[name]['size']} bytes; the manifest says {version.files[name].size}"
-            )
-    for name, info in found.items():
+        size, expected_size = on_disk[name]["size"], version.files[name].size
+        if size != expected_size:
+            raise ArtifactError(f"{folder}/{name}: has {size} bytes; the manifest says {expected_size}")
+    for name, info in on_disk.items():
         if info["type"] != "file":
             raise ArtifactError(f"{folder}/{name}: must be a plain file, not a link")
-
-
-def _parse(data: bytes, name: str) -> Version:
-    """Return the version that the manifest of the folder `name` tells of.
-
-    Raises ArtifactError for a manifest that is none.
-    """
-    try:
-        content = json.loads(data)
-        found = content.pop("format_version")
-        if found != FORMAT_VERSION:
-            newer = " (written by a newer release?)" if isinstance(found, int) and found > FORMAT_VERSION else ""
-            raise ArtifactError(f"format_version is {found!r}{newer}; must be {FORMAT_VERSION}")
-        files = {file_name: FileEntry(**entry) for file_name, entry in content.pop("files").items()}
-        version = Version(files=files, **content)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ArtifactError(f"not the manifest of a version: {error!r}") from error
-    for field, sound in _rules(version, name).items():
-        if not sound:
-            raise ArtifactError(f"not the manifest of this version: {field}: got {getattr(version, field)!r:.80}")
-    return version
-
-
-def _manifest(version: Version) -> bytes:
-    """Return the manifest of a version. Raises ArtifactError if it would not be read again."""
-    data = json.dumps({"format_version": FORMAT_VERSION} | asdict(version), indent=1).encode()
-    _parse(data, version.name)
-    return data
-
-
-def _rules(version: Version, name: str) -> dict[str, bool]:
-    """Return whether each field of a version in the folder `name` is sound."""
-    entries = version.files.values()
-    return {
-        "name": version.name == name and bool(re.fullmatch(VERSION_NAME, name)),
-        "files": bool(version.files)
-        and all(re.fullmatch(FILE_NAME, file_name) and file_name != MANIFEST_FILE for file_name in version.files)
-        and all(type(entry.size) is int and entry.size >= 0 and isinstance(entry.sha256, str) for entry in entries),
-        "encoders": is_texts(version.encoders),
-        "parent": version.parent is None
-        or (isinstance(version.parent, str) and bool(re.fullmatch(VERSION_NAME, version.parent))),
-        "num_garments": type(version.num_garments) is int and version.num_garments >= 0,
-        "changes": is_texts(version.changes),
-    }
-
-
-def is_texts(content: object) -> bool:
-    """Return whether `content` is a dict from texts to texts, as read from JSON."""
-    return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())

@@ -20,8 +20,8 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import build as build_module
 from fashion_rag.catalogue.build import in_process
 from fashion_rag.catalogue.catalogue import Catalogue
-from fashion_rag.catalogue.changes import Added, append
-from fashion_rag.catalogue.garment_encoding import Encoded, Part, Skipped, encode
+from fashion_rag.catalogue.changes import GarmentAdded, append
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Part, Skipped, encode
 from fashion_rag.catalogue.garments import INVERSION, MAX_STORED_SIDE, RETRIEVAL, Garment, garments_in, stored_jpeg
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.vector_index import VectorIndex
@@ -43,16 +43,16 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def part(root: Path) -> Part:
-    """Return what the live version has."""
+    """Return the garments of the live version."""
     return Part(root / live(Root.at(root)).folder)
 
 
 def rgb(root: Path, garment_id: str) -> tuple[int, ...]:
-    """Return the colour of a garment's stored picture."""
-    found = part(root)
-    row = found.garments.find(garment_id)
+    """Return the pure colour that a garment's stored picture is nearest to."""
+    live_part = part(root)
+    row = live_part.garments.find(garment_id)
     assert row is not None
-    with Image.open(root / found.garments[row].image) as image:
+    with Image.open(root / live_part.garments[row].image) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         colour = image.getpixel((0, 0))
     assert isinstance(colour, tuple)
@@ -60,7 +60,7 @@ def rgb(root: Path, garment_id: str) -> tuple[int, ...]:
 
 
 def halfway(num_batches: int) -> Any:
-    """Return the encodes so many batches and then meets with an accident."""
+    """Return a `Compute` that fails after it has encoded so many batches."""
 
     def compute(batches: Any, load: Any, root: Root) -> Iterator[Any]:
         for number, outcomes in enumerate(in_process(batches, load, root)):
@@ -77,7 +77,7 @@ def failing() -> Any:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return two garments a batch, and a part after each batch."""
+    """Have builds encode two garments in a batch, and write a part after each batch."""
     monkeypatch.setattr(build_module, "BATCH_SIZE", 2)
     monkeypatch.setattr(build_module, "PART_ROWS", 2)
 
@@ -90,14 +90,14 @@ def test_a_version_has_what_the_encoders_give_for_the_stored_pictures(
     version = live(Root.at(tiny_catalogue))
     assert version.encoders == bundle.fingerprints()
     assert version.num_garments == 12
-    found = part(tiny_catalogue)
-    images = [Image.open(tiny_catalogue / row.image) for row in found.garments]
-    np.testing.assert_allclose(found.vectors, encoders.retrieval.encode_images(images), atol=1e-6)
+    live_part = part(tiny_catalogue)
+    images = [Image.open(tiny_catalogue / row.image) for row in live_part.garments]
+    np.testing.assert_allclose(live_part.vectors, encoders.retrieval.encode_images(images), atol=1e-6)
     words = encoders.inversion(encoders.inversion.pixels(images)).detach().numpy()
     assert words.shape == (12, 4, 16)
-    np.testing.assert_allclose(found.pseudo_words, words, atol=1e-6)
-    VectorIndex.open(tiny_catalogue / version.folder / "index", found.vectors)
-    keys = [(row.category, row.id) for row in found.garments]
+    np.testing.assert_allclose(live_part.pseudo_words, words, atol=1e-6)
+    VectorIndex.open(tiny_catalogue / version.folder / "index", live_part.vectors)
+    keys = [(row.category, row.id) for row in live_part.garments]
     assert keys == sorted(keys)
 
 
@@ -117,11 +117,11 @@ def test_only_what_is_new_is_encoded(root: Path, pictures: Path) -> None:
     built = made(root, painted(pictures, {"c": "lime"}), compute=compute)
     assert compute.ids == ["c"]
     assert (built.num_encoded, built.num_kept, built.num_removed) == (1, 2, 0)
-    found = part(root)
-    assert found.ids() == ["a", "b", "c"]
-    colours = [Image.open(root / row.image).getpixel((0, 0)) for row in found.garments]
-    assert np.array_equal(found.pseudo_words[:, 1], np.array(colours, np.float32))
-    assert np.array_equal(found.vectors, [vector(colour) for colour in colours])
+    live_part = part(root)
+    assert live_part.ids() == ["a", "b", "c"]
+    colours = [Image.open(root / row.image).getpixel((0, 0)) for row in live_part.garments]
+    assert np.array_equal(live_part.pseudo_words[:, 1], np.array(colours, np.float32))
+    assert np.array_equal(live_part.vectors, [vector(colour) for colour in colours])
     assert [rgb(root, garment_id) for garment_id in "abc"] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
 
 
@@ -139,14 +139,14 @@ def test_what_is_said_of_a_garment_changes_without_encoding(root: Path, pictures
     (a, b) = painted(pictures, {"a": "red", "b": "blue"})
     made(root, [a, b])
     vectors = dict(zip("ab", np.array(part(root).vectors), strict=True))
-    said = replace(a, category="upper_body", caption="new", chunks=("one",), attributes={"size": ("S",)})
-    built = made(root, [said], load=failing)
+    described = replace(a, category="upper_body", caption="new", chunks=("one",), attributes={"size": ("S",)})
+    built = made(root, [described], load=failing)
     assert (built.num_encoded, built.num_kept) == (0, 2)
-    found = part(root)
-    assert found.ids() == ["b", "a"]  # by category first
-    row = found.garments[1]
+    live_part = part(root)
+    assert live_part.ids() == ["b", "a"]  # The category comes first.
+    row = live_part.garments[1]
     assert (row.category, row.caption, row.chunks, row.attributes) == ("upper_body", "new", ("one",), {"size": ("S",)})
-    assert np.array_equal(found.vectors, [vectors["b"], vectors["a"]])
+    assert np.array_equal(live_part.vectors, [vectors["b"], vectors["a"]])
 
 
 def test_a_picture_that_has_changed_is_encoded_again(root: Path, pictures: Path) -> None:
@@ -206,26 +206,26 @@ def test_a_picture_with_broken_exif_is_skipped(root: Path, pictures: Path) -> No
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "x"
     content = paint(pictures / "a.jpg", "red", exif=exif).read_bytes()
-    # The width is a text; Pillow writes the whole once more when it turns the picture.
+    # The width becomes a text. Pillow writes all the tags once more when it turns the picture.
     odd = content.replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02")
     assert odd != content
     built = made(root, [broken(pictures, "a", odd), *painted(pictures / "more", {"b": "blue"})])
-    assert [each.garment_id for each in built.skipped] == ["a"]
+    assert [skipped.garment_id for skipped in built.skipped] == ["a"]
 
 
 def test_a_picture_that_says_nonsense_of_itself_is_skipped(root: Path, pictures: Path) -> None:
     content = paint(pictures / "a.tif", "red").read_bytes()
-    # Where its pixels begin is a text.
+    # The tag that says where the pixels begin becomes a text.
     odd = content.replace(b"\x11\x01\x04\x00", b"\x11\x01\x02\x00")
     assert odd != content
     built = made(root, [broken(pictures, "a", odd), *painted(pictures / "more", {"b": "blue"})])
-    assert [each.garment_id for each in built.skipped] == ["a"]
+    assert [skipped.garment_id for skipped in built.skipped] == ["a"]
 
 
 def test_a_broken_picture_leaves_the_earlier_one_to_new_encoders_too(root: Path, pictures: Path) -> None:
     made(root, painted(pictures, {"a": "red", "b": "blue"}))
     built = made(root, [broken(pictures, "a", b"no picture")], fingerprints=OTHERS)
-    assert [each.garment_id for each in built.skipped] == ["a"]
+    assert [skipped.garment_id for skipped in built.skipped] == ["a"]
     assert part(root).ids() == ["a", "b"]
     assert rgb(root, "a") == (255, 0, 0)
 
@@ -269,7 +269,7 @@ def test_words_that_break_a_rule_leave_what_was_said_before(root: Path, pictures
     (a,) = painted(pictures, {"a": "red"})
     made(root, [replace(a, caption="before")])
     built = made(root, [replace(a, caption="x" * 2001)], load=failing)
-    assert [each.garment_id for each in built.skipped] == ["a"]
+    assert [skipped.garment_id for skipped in built.skipped] == ["a"]
     assert part(root).garments[0].caption == "before"
 
 
@@ -369,15 +369,15 @@ def test_other_encoders_encode_everything_again(tiny_bundle: Path, tiny_catalogu
     copy = Path(shutil.copytree(tiny_catalogue, tmp_path / "catalogue"))
     bundle = Bundle.open(tiny_bundle)
     assert bundle.build_catalogue(copy, [], work=tmp_path / "work").num_encoded == 0
-    # Of the two only the inversion is another, yet the vectors are not taken over either.
+    # Only the inversion is another one, yet the vectors are not taken over either.
     config = Path(shutil.copytree(tiny_bundle, tmp_path / "other")) / "manifest.json"
     manifest = json.loads(config.read_text())
     write_json(config, manifest | {"image_size": [96, 64]})
-    other = Bundle.open(config.parent)
-    assert other.fingerprints()[RETRIEVAL] == bundle.fingerprints()[RETRIEVAL]
-    built = other.build_catalogue(copy, [], work=tmp_path / "work")
+    other_bundle = Bundle.open(config.parent)
+    assert other_bundle.fingerprints()[RETRIEVAL] == bundle.fingerprints()[RETRIEVAL]
+    built = other_bundle.build_catalogue(copy, [], work=tmp_path / "work")
     assert (built.num_encoded, built.num_kept, built.skipped) == (12, 0, ())
-    assert built.version.encoders == other.fingerprints()
+    assert built.version.encoders == other_bundle.fingerprints()
     old, new = part(tiny_catalogue), part(copy)
     assert old.keys() == new.keys()
     np.testing.assert_allclose(old.vectors, new.vectors, atol=1e-6)
@@ -394,9 +394,9 @@ def test_live_changes_are_taken_in(root: Path, pictures: Path) -> None:
     ]
     version = made(root, [], load=failing).version
     assert version.changes == dict(zip(names, ["d", "a", "b", "unknown"], strict=True))
-    found = part(root)
-    assert found.ids() == ["c", "d", "a"]
-    assert found.garments[1].attributes == {"size": ("S",)}
+    live_part = part(root)
+    assert live_part.ids() == ["c", "d", "a"]
+    assert live_part.garments[1].attributes == {"size": ("S",)}
     assert (rgb(root, "d"), rgb(root, "a")) == ((255, 255, 255), (255, 255, 0))
     assert made(root, []).version.changes == version.changes
     assert part(root).ids() == ["c", "d", "a"]
@@ -464,7 +464,7 @@ def test_a_mirror_is_built_over_a_damaged_version(root: Path, pictures: Path) ->
 def test_a_change_that_does_not_fit_is_encoded_again(root: Path, pictures: Path) -> None:
     made(root, painted(pictures, {"a": "red"}))
     row, _, words = encoded(root, "b", "blue")
-    append(Root.at(root), Added(row, np.ones(3, np.float32), words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, np.ones(3, np.float32), words, FINGERPRINTS))
     compute = Counting()
     made(root, [], compute=compute)
     assert compute.ids == ["b"]
@@ -473,7 +473,7 @@ def test_a_change_that_does_not_fit_is_encoded_again(root: Path, pictures: Path)
 def test_a_change_whose_vector_is_no_unit_vector_is_encoded_again(root: Path, pictures: Path) -> None:
     made(root, painted(pictures, {"a": "red"}))
     row, vector, words = encoded(root, "b", "blue")
-    append(Root.at(root), Added(row, 2 * vector, words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, 2 * vector, words, FINGERPRINTS))
     compute = Counting()
     made(root, [], compute=compute)
     assert compute.ids == ["b"]
@@ -487,7 +487,7 @@ def saved(image: Image.Image, format: str, **how: Any) -> bytes:
 
 def test_pictures_are_stored_upright_small_and_bare(root: Path, pictures: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # The picture lies on its side.
     exif[0x010F] = "a camera"
     pictures.mkdir()
     wide = Image.new("RGB", (4000, 1000), "red")
@@ -523,8 +523,8 @@ def test_a_stored_picture_keeps_its_colours() -> None:
 def test_encode_gives_an_outcome_for_each_garment(root: Path, pictures: Path) -> None:
     a, b = painted(pictures, {"a": "red", "b": "blue"})
     outcomes = encode([a, broken(pictures, "c", b"no picture"), b], load(), Root.at(root))
-    assert {each.row.id for each in outcomes if isinstance(each, Encoded)} == {"a", "b"}
-    assert {each.garment_id for each in outcomes if isinstance(each, Skipped)} == {"c"}
+    assert {outcome.row.id for outcome in outcomes if isinstance(outcome, EncodedGarment)} == {"a", "b"}
+    assert {outcome.garment_id for outcome in outcomes if isinstance(outcome, Skipped)} == {"c"}
     encoders: Any = Mock()
     assert encode([broken(pictures, "c", None)], encoders, Root.at(root))[0].garment_id == "c"
     assert not encoders.mock_calls
@@ -533,20 +533,19 @@ def test_encode_gives_an_outcome_for_each_garment(root: Path, pictures: Path) ->
 def write_part(folder: Path, pictures: Path) -> Path:
     folder.mkdir()
     outcomes = encode(painted(pictures, {"a": "red", "b": "blue"}), load(), Root.at(folder.with_name("root")))
-    Part.write(folder, [each for each in outcomes if isinstance(each, Encoded)])
+    Part.write(folder, [outcome for outcome in outcomes if isinstance(outcome, EncodedGarment)])
     return folder
 
 
 def test_a_part_is_read_as_it_was_written(tmp_path: Path, pictures: Path) -> None:
-    found = Part(write_part(tmp_path / "part", pictures))
-    assert found.ids() == ["a", "b"]
-    assert found.keys() == [(garment.id, garment.digest()) for garment in garments_in(pictures)]
-    assert isinstance(found.vectors, np.memmap) and isinstance(found.pseudo_words, np.memmap)
-    second = found[1]
-    assert second.row == found.garments[1]
-    assert np.array_equal(second.vector, found.vectors[1]) and np.array_equal(
-        second.pseudo_words, found.pseudo_words[1]
-    )
+    read = Part(write_part(tmp_path / "part", pictures))
+    assert read.ids() == ["a", "b"]
+    assert read.keys() == [(garment.id, garment.digest()) for garment in garments_in(pictures)]
+    assert isinstance(read.vectors, np.memmap) and isinstance(read.pseudo_words, np.memmap)
+    second = read[1]
+    assert second.row == read.garments[1]
+    assert np.array_equal(second.vector, read.vectors[1])
+    assert np.array_equal(second.pseudo_words, read.pseudo_words[1])
 
 
 def archive(array: Any) -> bytes:

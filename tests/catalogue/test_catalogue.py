@@ -15,8 +15,8 @@ from PIL import Image
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue import changes, versions
 from fashion_rag.catalogue.build import build
-from fashion_rag.catalogue.catalogue import Catalogue, Query
-from fashion_rag.catalogue.changes import Added, append, clear
+from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery
+from fashion_rag.catalogue.changes import GarmentAdded, append, clear
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, garments_in
 from fashion_rag.catalogue.retrieval_encoder import BATCH_SIZE, RetrievalEncoder
 from fashion_rag.catalogue.storage import Root
@@ -37,9 +37,9 @@ def encoder(tiny_bundle: Path) -> RetrievalEncoder:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a catalogue of plain colours: dresses with sizes and without, and a shirt.
+    """Return the folder of a catalogue of plain colours: dresses with and without sizes, and a shirt.
 
-    Shared: take a copy to change it.
+    It is shared: a test that changes it takes the copy in `root`.
     """
     folder = tmp_path_factory.mktemp("shop")
     dresses = painted(folder / "pictures", {"a": "red", "b": "lime", "c": "blue", "d": "white"})
@@ -50,14 +50,16 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"size": ("L",), "season": ("winter",)},
         {},
     ]
-    said = [replace(garment, attributes=each) for garment, each in zip(dresses, attributes, strict=True)]
-    made(folder / "catalogue", [*said, shirt])
+    described = []
+    for garment, own_attributes in zip(dresses, attributes, strict=True):
+        described.append(replace(garment, attributes=own_attributes))
+    made(folder / "catalogue", [*described, shirt])
     return folder / "catalogue"
 
 
 @pytest.fixture
 def root(shop: Path, tmp_path: Path) -> Path:
-    """Return a copy to change."""
+    """Return a copy of the catalogue that a test may change."""
     return Path(shutil.copytree(shop, tmp_path / "catalogue"))
 
 
@@ -68,6 +70,10 @@ def opened(root: Path, **how: Any) -> Catalogue:
 
 def ids(matches: list[Any]) -> list[str]:
     return [match.garment.id for match in matches]
+
+
+def scores_of(results: list[list[Any]]) -> list[float]:
+    return [match.score for matches in results for match in matches]
 
 
 def shown(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
@@ -132,12 +138,11 @@ def test_searches_together_are_what_they_are_alone(tiny_catalogue: Path, encoder
         (catalogue.vector("red-shirt"), "upper_body", 2),
         ("", "upper_body", 1),
     ] * 13
-    queries = [Query(*like) for like in likes]
+    queries = [GarmentQuery(*like) for like in likes]
     alone = [catalogue.search(*like) for like in likes]
     together = catalogue.search_many(queries)
     assert [ids(matches) for matches in together] == [ids(matches) for matches in alone]
-    scores = [[match.score for matches in found for match in matches] for found in (together, alone)]
-    np.testing.assert_allclose(*scores, atol=1e-6)
+    np.testing.assert_allclose(scores_of(together), scores_of(alone), atol=1e-6)
     assert catalogue.search_many([]) == []
 
 
@@ -145,7 +150,9 @@ def test_all_texts_are_encoded_in_one_call(tiny_catalogue: Path, encoder: Retrie
     counting: Any = Mock(wraps=encoder, fingerprint=encoder.fingerprint)
     catalogue = Catalogue.open(tiny_catalogue, counting)
     picture = Image.new("RGB", (48, 64), "blue")
-    catalogue.search_many([Query("red", "dresses", 2), Query(picture, "dresses", 1), Query("blue", "lower_body", 1)])
+    catalogue.search_many(
+        [GarmentQuery("red", "dresses", 2), GarmentQuery(picture, "dresses", 1), GarmentQuery("blue", "lower_body", 1)]
+    )
     counting.encode_texts.assert_called_once_with(["red", "blue"])
     counting.encode_images.assert_called_once_with([picture])
 
@@ -155,12 +162,12 @@ def test_equal_garments_come_by_id(tmp_path: Path) -> None:
     colours = {name: ("black", "red", "blue")[index % 3] for index, name in enumerate(names)}
     made(tmp_path / "catalogue", painted(tmp_path / "pictures", colours)[::-1])
     catalogue = opened(tmp_path / "catalogue")
-    found = ids(catalogue.search("blue", "dresses", len(names)))
+    ranked = ids(catalogue.search("blue", "dresses", len(names)))
     blue, rest = names[2::3], [name for name in names if colours[name] != "blue"]
-    assert found[: len(blue)] == blue
-    assert [name for name in found if colours[name] == "red"] == [name for name in rest if colours[name] == "red"]
+    assert ranked[: len(blue)] == blue
+    assert [name for name in ranked if colours[name] == "red"] == [name for name in rest if colours[name] == "red"]
     for k in (1, 2, 5, len(blue), len(blue) + 3):
-        assert ids(catalogue.search("blue", "dresses", k)) == found[:k]
+        assert ids(catalogue.search("blue", "dresses", k)) == ranked[:k]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,10 @@ def test_equal_garments_come_by_id(tmp_path: Path) -> None:
 )
 def test_a_search_that_cannot_be_is_refused(shop: Path, category: str, k: int, field: str) -> None:
     catalogue = opened(shop)
-    for queries in ([Query("red", category, k)], [Query("red", "dresses", 1), Query("red", category, k)]):
+    for queries in (
+        [GarmentQuery("red", category, k)],
+        [GarmentQuery("red", "dresses", 1), GarmentQuery("red", category, k)],
+    ):
         with pytest.raises(InvalidRequest) as caught:
             catalogue.search_many(queries)
         assert caught.value.field == field
@@ -178,8 +188,8 @@ def test_a_search_that_cannot_be_is_refused(shop: Path, category: str, k: int, f
 def test_a_category_without_garments_has_no_matches(shop: Path) -> None:
     catalogue = opened(shop)
     assert catalogue.search("red", "lower_body", 3) == []
-    found = catalogue.search_many([Query("red", "lower_body", 3), Query("red", "upper_body", 3)])
-    assert [ids(matches) for matches in found] == [[], ["shirt"]]
+    results = catalogue.search_many([GarmentQuery("red", "lower_body", 3), GarmentQuery("red", "upper_body", 3)])
+    assert [ids(matches) for matches in results] == [[], ["shirt"]]
 
 
 def test_get_finds_by_id_without_an_encoder(tiny_catalogue: Path) -> None:
@@ -194,10 +204,10 @@ def test_get_finds_by_id_without_an_encoder(tiny_catalogue: Path) -> None:
 
 
 def test_another_encoder_is_refused(tiny_catalogue: Path, encoder: RetrievalEncoder, tmp_path: Path) -> None:
-    other = Bundle.open(tiny.make_tiny_bundle(tmp_path / "other", seed=1)).load_retrieval_encoder()
-    message = f"built by the encoder {encoder.fingerprint}, opened with {other.fingerprint}"
+    another = Bundle.open(tiny.make_tiny_bundle(tmp_path / "other", seed=1)).load_retrieval_encoder()
+    message = f"built by the encoder {encoder.fingerprint}, opened with {another.fingerprint}"
     with pytest.raises(ArtifactError, match=message):
-        Catalogue.open(tiny_catalogue, other)
+        Catalogue.open(tiny_catalogue, another)
 
 
 # Attributes.
@@ -253,15 +263,15 @@ def test_a_filter_that_no_live_garment_passes_finds_nothing(root: Path) -> None:
 def test_a_category_among_the_attributes_means_the_same_before_and_after_a_build(root: Path) -> None:
     add(root, "e", "black")
 
-    def found() -> list[str] | str:
+    def outcome() -> list[str] | str:
         try:
             return ids(opened(root).search("red", "dresses", 9, {"category": "dresses"}))
         except InvalidRequest:
             return "refused"
 
-    before = found()
+    before = outcome()
     made(root, [])
-    assert found() == before
+    assert outcome() == before
 
 
 # Live changes.
@@ -298,7 +308,7 @@ def test_what_was_added_and_then_deleted_is_gone(root: Path) -> None:
 
 
 def test_all_that_a_search_asks_for_comes_whenever_it_is_there(tmp_path: Path) -> None:
-    """Return the same as a plain list of garments, whatever is changed, and the same again after a build."""
+    """Hold a catalogue to a plain table of its garments, after each change and after each build."""
     root = tmp_path / "catalogue"
     rng = np.random.default_rng(0)
     names = [f"g{number}" for number in range(12)]
@@ -346,8 +356,8 @@ def test_live_garments_that_equal_others_come_by_id(tmp_path: Path) -> None:
     for name in ("b", "d", "f"):
         add(root, name, "red")
     before = opened(root)
-    found = [ids(before.search(colour, "dresses", 6)) for colour in COLOURS]
-    assert found == [list("abcdef")] * len(COLOURS)
+    results = [ids(before.search(colour, "dresses", 6)) for colour in COLOURS]
+    assert results == [list("abcdef")] * len(COLOURS)
 
 
 def test_what_another_retrieval_encoder_added_is_left_out(root: Path) -> None:
@@ -365,13 +375,13 @@ def test_what_is_left_out_does_not_hide_what_was_there(root: Path) -> None:
     add(root, "e", "blue")
     add(root, "e", "black", encoders=OTHERS)
     add(root, "a", "black", encoders=OTHERS)
-    found = shown(opened(root))
-    np.testing.assert_allclose([found["a"], found["e"]], [(255, 0, 0), (0, 0, 255)], atol=2)
+    colours = shown(opened(root))
+    np.testing.assert_allclose([colours["a"], colours["e"]], [(255, 0, 0), (0, 0, 255)], atol=2)
 
 
 def test_a_change_whose_vector_does_not_fit_is_left_out(root: Path) -> None:
     row, _, words = encoded(root, "e", "black")
-    append(Root.at(root), Added(row, np.ones(3, np.float32), words, FINGERPRINTS))
+    append(Root.at(root), GarmentAdded(row, np.ones(3, np.float32), words, FINGERPRINTS))
     catalogue = opened(root)
     assert set(ids(catalogue.search("red", "dresses", 9))) == {"a", "b", "c", "d"}
 
@@ -397,15 +407,15 @@ def test_pseudo_words_are_given_where_they_fit(root: Path, inversion: str | None
     fitting = {"words": {"a", "b", "c", "d", "e", "shirt"}, "other words": {"f"}, None: set()}
     assert known == fitting[inversion]
     for garment in catalogue:
-        for found in (catalogue.get(garment.id), *_same(catalogue, garment.id)):
-            assert (found.pseudo_words is not None) == (garment.id in known)
+        for same in (catalogue.get(garment.id), *_same(catalogue, garment.id)):
+            assert (same.pseudo_words is not None) == (garment.id in known)
         if garment.id in known:
             words = np.array(garment.image().getpixel((0, 0)), np.float32)
             np.testing.assert_array_equal(garment.pseudo_words, [words / 255, words])
 
 
 def _same(catalogue: Catalogue, garment_id: str) -> list[Any]:
-    """Return the garment as searches find it."""
+    """Return the garment as a search finds it."""
     category = catalogue.get(garment_id).category
     return [match.garment for match in catalogue.search("red", category, 99) if match.garment.id == garment_id]
 
@@ -433,7 +443,7 @@ def test_refreshed_is_the_same_until_something_changes(root: Path) -> None:
     delete(root, "a")
     third = second.refreshed()
     assert len({catalogue.version, second.version, third.version}) == 3
-    assert [len(each) for each in (catalogue, second, third)] == [5, 6, 5]
+    assert [len(state) for state in (catalogue, second, third)] == [5, 6, 5]
     assert ids(catalogue.search("red", "dresses", 1)) == ids(second.search("red", "dresses", 1)) == ["a"]
     assert "e" not in ids(catalogue.search("black", "dresses", 9))
     assert opened(root).version == third.version
@@ -441,7 +451,7 @@ def test_refreshed_is_the_same_until_something_changes(root: Path) -> None:
 
 def test_what_is_replaced_answers_as_before(root: Path, tmp_path: Path) -> None:
     catalogue = opened(root)
-    queries = [Query("red", "dresses", 3), Query("blue", "dresses", 9, {"size": "M"})]
+    queries = [GarmentQuery("red", "dresses", 3), GarmentQuery("blue", "dresses", 9, {"size": "M"})]
     before, garments = catalogue.search_many(queries), list(catalogue)
     made(root, painted(tmp_path / "new", {"a": "black", "z": "red"}), mirror=True)
     fresh = catalogue.refreshed()
@@ -462,7 +472,7 @@ def test_a_build_shows_what_the_changes_showed(root: Path) -> None:
     fresh = catalogue.refreshed()
     assert fresh.version == live(Root.at(root)).name != catalogue.version
     assert shown(fresh) == shown(catalogue)
-    assert sorted(fresh, key=lambda each: each.id) == sorted(catalogue, key=lambda each: each.id)
+    assert sorted(fresh, key=lambda garment: garment.id) == sorted(catalogue, key=lambda garment: garment.id)
     for garment in catalogue:
         np.testing.assert_array_equal(fresh.get(garment.id).pseudo_words, garment.pseudo_words)
     assert ids(fresh.search("red", "dresses", 9, {"size": "M"})) == ids(
@@ -622,16 +632,16 @@ def _nothing(folder: Path) -> None:
 def test_a_version_that_does_not_fit_itself_is_refused(
     root: Path, tmp_path: Path, change: Callable[[Path], None], manifest: Mapping[str, Any], message: str
 ) -> None:
-    """Whatever its manifest says of its files."""
+    """Publish files that do not fit each other, with a manifest that fits them, and have them refused."""
     at = Root.at(root)
     version = live(at)
     folder = tmp_path / "version"
     shutil.copytree(root / version.folder, folder)
     (folder / "manifest.json").unlink()
     change(folder)
-    said = {"num_garments": 5, "encoders": FINGERPRINTS, "changes": {}} | manifest
+    described = {"num_garments": 5, "encoders": FINGERPRINTS, "changes": {}} | manifest
     catalogue = opened(root)
-    publish(at, folder, parent=version.name, **said)
+    publish(at, folder, parent=version.name, **described)
     for open_again in (lambda: opened(root), catalogue.refreshed):
         with pytest.raises(ArtifactError, match=re.escape(message)):
             open_again()
@@ -648,7 +658,7 @@ def test_a_remote_catalogue_is_kept_in_a_cache(shop: Path, tmp_path: Path) -> No
     assert ids(catalogue.search("blue", "dresses", 1)) == ["c"]
     assert catalogue.get("c").image().size == (32, 32)
     assert [path.name for path in (tmp_path / "cache" / "versions").iterdir()] == [current(at)]
-    append(at, changes.Deleted("c"))
+    append(at, changes.GarmentDeleted("c"))
     assert "c" not in shown(catalogue.refreshed())
     for name in ("embeddings.npy", "garments.parquet"):
         store.rm(at.full(f"versions/{current(at)}/{name}"))
@@ -661,7 +671,7 @@ def test_searches_at_once_find_what_they_find_alone(root: Path) -> None:
     add(root, "e", "black", attributes={"size": ("S",)})
     catalogue = opened(root)
     filters: list[dict[str, Any]] = [{}, {"size": "S"}, {"size": ["M", "L"]}, {"season": "summer"}]
-    queries = [Query(colour, "dresses", k, each) for colour in COLOURS for k in (1, 3) for each in filters]
+    queries = [GarmentQuery(colour, "dresses", k, wanted) for colour in COLOURS for k in (1, 3) for wanted in filters]
     alone = [catalogue.search_many([query])[0] for query in queries]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda query: catalogue.search_many([query])[0], queries * 4)) == alone * 4

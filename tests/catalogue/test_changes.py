@@ -18,10 +18,21 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from fashion_rag.catalogue import storage as root_module
-from fashion_rag.catalogue.changes import Added, Change, Deleted, append, clear, fold, pending, put_image, read_since
+from fashion_rag.catalogue.changes import (
+    Change,
+    GarmentAdded,
+    GarmentDeleted,
+    append,
+    clear,
+    fold,
+    pending,
+    put_image,
+    read_since,
+)
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
-from fashion_rag.catalogue.versions import Version, current, prune, publish
+from fashion_rag.catalogue.version_manifest import Version
+from fashion_rag.catalogue.versions import current, prune, publish
 from fashion_rag.errors import InvalidRequest
 from tests.catalogue.test_versions import PROJECT, run_here, steps_survived
 
@@ -35,9 +46,9 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     root.remove("")
 
 
-def added(garment_id: str = "a", caption: str = "") -> Added:
+def added(garment_id: str = "a", caption: str = "") -> GarmentAdded:
     row = replace(ROW, id=garment_id, caption=caption)
-    return Added(row, np.ones(4, np.float32), np.ones((2, 3), np.float32), {"image": "abc"})
+    return GarmentAdded(row, np.ones(4, np.float32), np.ones((2, 3), np.float32), {"image": "abc"})
 
 
 def publish_with(root: Root, tmp_path: Path, changes: dict[str, str]) -> Version:
@@ -53,26 +64,26 @@ def version_holding(changes: dict[str, str]) -> Version:
 
 
 def words(changes: dict[str, Change]) -> dict[str, str | None]:
-    return {name: change.row.caption if isinstance(change, Added) else None for name, change in changes.items()}
+    return {name: change.row.caption if isinstance(change, GarmentAdded) else None for name, change in changes.items()}
 
 
 def test_changes_come_back_as_they_were(root: Root) -> None:
     vector = np.array([0.5, -1, 3e-30], np.float32)
     pseudo_words = np.arange(6, dtype=np.float32).reshape(2, 3)
     names = [
-        append(root, Added(ROW, vector, pseudo_words, {"image": "abc", "text": "def"})),
-        append(root, Deleted("b")),
+        append(root, GarmentAdded(ROW, vector, pseudo_words, {"image": "abc", "text": "def"})),
+        append(root, GarmentDeleted("b")),
     ]
-    found = read_since(root, set())
-    assert list(found.changes) == names == sorted(names)
-    assert found.refused == {}
-    first, second = found.changes.values()
-    assert isinstance(first, Added)
+    new = read_since(root, set())
+    assert list(new.changes) == names == sorted(names)
+    assert new.refused == {}
+    first, second = new.changes.values()
+    assert isinstance(first, GarmentAdded)
     assert (first.row, first.encoders, first.garment_id) == (ROW, {"image": "abc", "text": "def"}, "a")
     assert first.vector.dtype == first.pseudo_words.dtype == np.float32
     np.testing.assert_array_equal(first.vector, vector)
     np.testing.assert_array_equal(first.pseudo_words, pseudo_words)
-    assert second == Deleted("b")
+    assert second == GarmentDeleted("b")
 
 
 def test_only_what_is_new_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,26 +97,26 @@ def test_only_what_is_new_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -
         return whole(root, name, max_bytes)
 
     monkeypatch.setattr(Root, "read", reading)
-    second = append(root, Deleted("b"))
+    second = append(root, GarmentDeleted("b"))
     assert list(read_since(root, {first}).changes) == [second]
     assert read == [f"changes/{second}"]
     assert read_since(root, {first, second}).changes == {}
 
 
 def test_a_change_cleared_while_the_log_is_read_is_passed_over(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [append(root, Deleted(garment_id)) for garment_id in "ab"]
+    names = [append(root, GarmentDeleted(garment_id)) for garment_id in "ab"]
     listed = root.names("changes")
     root.remove(f"changes/{names[0]}")
     monkeypatch.setattr(Root, "names", lambda root, folder: listed)
-    found = read_since(root, set())
-    assert (list(found.changes), found.refused) == ([names[1]], {})
+    new = read_since(root, set())
+    assert (list(new.changes), new.refused) == ([names[1]], {})
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (Deleted("../a"), "id"),
-        (Deleted(""), "id"),
+        (GarmentDeleted("../a"), "id"),
+        (GarmentDeleted(""), "id"),
         (added("a/b"), "id"),
         (replace(added(), row=replace(ROW, image="../../x")), "image"),
         (replace(added(), vector=np.ones(4)), "vector"),
@@ -126,7 +137,7 @@ def test_a_change_that_breaks_a_rule_is_not_stored(root: Root, change: Change, f
 
 
 def forged(root: Root, data: bytes) -> str:
-    """Return a file with a name that fits its content, as if a writer had meant it."""
+    """Write a file with a name that fits its content, as a writer of changes would, and return the name."""
     name = f"20260101T000000000000Z-{hashlib.sha256(data).hexdigest()[:32]}"
     root.write(f"changes/{name}", data)
     return name
@@ -163,11 +174,11 @@ def foreign_files() -> list[bytes]:
 @pytest.mark.parametrize("data", foreign_files())
 def test_a_torn_or_foreign_file_is_reported_and_passed_over(root: Root, data: bytes) -> None:
     bad = forged(root, data)
-    good = append(root, Deleted("a"))
-    found = read_since(root, set())
-    assert list(found.changes) == [good]
-    assert list(found.refused) == [bad]
-    assert found.refused[bad]
+    good = append(root, GarmentDeleted("a"))
+    new = read_since(root, set())
+    assert list(new.changes) == [good]
+    assert list(new.refused) == [bad]
+    assert new.refused[bad]
     assert read_since(root, {good, bad}).refused == {}
 
 
@@ -189,12 +200,12 @@ def test_a_changed_bit_is_reported(root: Root) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "20260101T000000000000Z-0", "99991231T235959999999Z-" + "0" * 32])
 def test_a_name_of_something_else_is_reported(root: Root, name: str) -> None:
     root.write(f"changes/{name}", b"text")
-    good = append(root, Deleted("a"))
-    found = read_since(root, set())
-    assert (list(found.changes), list(found.refused)) == ([good], [name])
+    good = append(root, GarmentDeleted("a"))
+    new = read_since(root, set())
+    assert (list(new.changes), list(new.refused)) == ([good], [name])
 
 
-# Order.
+# The order of changes.
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=12)
 
@@ -202,7 +213,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size
 def state_after(state: dict[str, Change], last: dict[str, Change]) -> dict[str, Change]:
     """Return the garments there are once `last` has been laid over those of `state`."""
     laid_over = state | last
-    return {garment_id: change for garment_id, change in laid_over.items() if isinstance(change, Added)}
+    return {garment_id: change for garment_id, change in laid_over.items() if isinstance(change, GarmentAdded)}
 
 
 @given(operations=OPERATIONS, data=st.data())
@@ -210,15 +221,15 @@ def test_the_last_word_is_the_same_whenever_a_build_takes_changes_in(
     operations: list[tuple[str, bool]], data: st.DataObject
 ) -> None:
     log: dict[str, Change] = {
-        f"2026{index:04}": added(garment_id) if adds else Deleted(garment_id)
+        f"2026{index:04}": added(garment_id) if adds else GarmentDeleted(garment_id)
         for index, (garment_id, adds) in enumerate(operations)
     }
     expected: dict[str, Change] = {}
     for change in log.values():
         expected.pop(change.garment_id, None)
-        if isinstance(change, Added):
+        if isinstance(change, GarmentAdded):
             expected[change.garment_id] = change
-    # They come to light in any order, and the builds fall anywhere among them.
+    # The changes come to light in any order, and builds may happen between any two of them.
     arrivals = data.draw(st.permutations(list(log)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=3)))
     state: dict[str, Change] = {}
@@ -244,12 +255,12 @@ def test_what_follows_overrules_however_wrong_the_clocks(operations: list[tuple[
                     return datetime.now(tz) + timedelta(seconds=wrong_s)
 
             patch.setattr(root_module, "datetime", Clock)
-            names.append(append(root, added(garment_id, str(index)) if adds else Deleted(garment_id)))
+            names.append(append(root, added(garment_id, str(index)) if adds else GarmentDeleted(garment_id)))
             last[garment_id] = str(index) if adds else None
-    found = read_since(root, set())
+    new = read_since(root, set())
     root.remove("")
-    assert list(found.changes) == names
-    assert words(fold(found.changes, version_holding({}))) == last
+    assert list(new.changes) == names
+    assert words(fold(new.changes, version_holding({}))) == last
 
 
 def append_many(path: str, name: str) -> None:
@@ -264,29 +275,29 @@ def test_two_processes_lose_none_of_each_others_changes(tmp_path: Path) -> None:
     script = f"import sys; from {__name__} import append_many; append_many(*sys.argv[1:])"
     runs = [subprocess.Popen([sys.executable, "-c", script, root.path, name], cwd=PROJECT) for name in ("a", "b")]
     assert [run.wait() for run in runs] == [0, 0]
-    found = read_since(root, set())
-    assert found.refused == {}
-    assert len(found.changes) == 160
-    last = words(fold(found.changes, version_holding({})))
+    new = read_since(root, set())
+    assert new.refused == {}
+    assert len(new.changes) == 160
+    last = words(fold(new.changes, version_holding({})))
     assert set(last) == {"shared", *(f"{name}{number}" for name in "ab" for number in range(40))}
     assert last["shared"] in ("a39", "b39")
-    shared = [change.row.caption for change in found.changes.values() if change.garment_id == "shared"]  # type: ignore[union-attr]
+    shared = [change.row.caption for change in new.changes.values() if change.garment_id == "shared"]  # type: ignore[union-attr]
     assert [caption for caption in shared if caption[0] == "a"] == [f"a{number}" for number in range(40)]
 
 
-# With versions.
+# Changes and versions.
 
 
 def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
     first = publish_with(root, tmp_path, {})
-    names = [append(root, change) for change in (added("a", "old"), added("b"), Deleted("b"), added("a", "new"))]
+    names = [append(root, change) for change in (added("a", "old"), added("b"), GarmentDeleted("b"), added("a", "new"))]
     bad = forged(root, b"torn")
-    found = pending(root, first)
-    assert words(found.last) == {"a": "new", "b": None}
-    assert found.taken_in == dict(zip(names, "abba", strict=True))
-    assert list(found.refused) == [bad]
+    lacking = pending(root, first)
+    assert words(lacking.last) == {"a": "new", "b": None}
+    assert lacking.taken_in == dict(zip(names, "abba", strict=True))
+    assert list(lacking.refused) == [bad]
     late = append(root, added("b", "late"))
-    second = publish_with(root, tmp_path, found.taken_in)
+    second = publish_with(root, tmp_path, lacking.taken_in)
     assert words(pending(root, second).last) == {"b": "late"}
     # The version after that has not forgotten what is still in the log.
     third = publish_with(root, tmp_path, {late: "b"})
@@ -295,21 +306,21 @@ def test_a_build_takes_in_what_is_pending(root: Root, tmp_path: Path) -> None:
 
 def test_a_change_goes_once_every_version_holds_it(root: Root, tmp_path: Path) -> None:
     assert clear(root) == []
-    one, two = append(root, added("a")), append(root, Deleted("b"))
+    name_a, name_b = append(root, added("a")), append(root, GarmentDeleted("b"))
     assert clear(root) == []
     first = publish_with(root, tmp_path, {})
-    second = publish_with(root, tmp_path, {one: "a", two: "b"})
-    three = append(root, added("c"))
+    second = publish_with(root, tmp_path, {name_a: "a", name_b: "b"})
+    name_c = append(root, added("c"))
     assert clear(root) == []
     assert list(pending(root, first).last) == ["a", "b", "c"]
     prune(root, keep=0, grace_s=0)
-    assert clear(root) == [one, two]
+    assert clear(root) == [name_a, name_b]
     assert list(pending(root, second).last) == ["c"]
-    publish_with(root, tmp_path, {three: "c"})
+    publish_with(root, tmp_path, {name_c: "c"})
     prune(root, keep=0, grace_s=0)
-    # The latest stays.
+    # The latest change stays.
     assert clear(root) == []
-    assert root.names("changes") == [three]
+    assert root.names("changes") == [name_c]
 
 
 def test_a_fast_clock_overrules_nothing_that_comes_after_a_build(root: Root, tmp_path: Path) -> None:
@@ -328,8 +339,8 @@ def test_a_fast_clock_overrules_nothing_that_comes_after_a_build(root: Root, tmp
 
 
 def test_a_manifest_cannot_have_other_files_cleared(root: Root, tmp_path: Path) -> None:
-    change = append(root, Deleted("b"))
-    append(root, Deleted("c"))
+    change = append(root, GarmentDeleted("b"))
+    append(root, GarmentDeleted("c"))
     version = publish_with(root, tmp_path, {change: "b", "../CURRENT": "x", f"../versions/{change}": "y", "": "z"})
     assert clear(root) == [change]
     assert current(root) == version.name
@@ -359,12 +370,12 @@ def kill_writers(work: str) -> None:
     def check() -> None:
         pictures = [path for path in Path(root.path).glob("images/*/*")]
         assert all(path.stem == hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures)
-        found = read_since(root, set())
-        assert found.refused == {}
-        assert len(found.changes) <= len(pictures)
-        seen.append(len(found.changes))
+        new = read_since(root, set())
+        assert new.refused == {}
+        assert len(new.changes) <= len(pictures)
+        seen.append(len(new.changes))
         store()
-        assert len(read_since(root, set()).changes) == len(found.changes) + 1
+        assert len(read_since(root, set()).changes) == len(new.changes) + 1
 
     print(steps_survived(store, check, lambda: shutil.rmtree(root.path, ignore_errors=True)), *set(seen))
 

@@ -146,7 +146,11 @@ def test_a_folder_without_garments_is_refused(tmp_path: Path, name: str) -> None
 
 
 def test_order_is_by_category_and_then_id(tmp_path: Path) -> None:
-    garments = [Garment(*said, "", tmp_path) for said in (("b", "dresses"), ("A", "upper_body"), ("C", "dresses"))]
+    garments = [
+        Garment("b", "dresses", "", tmp_path),
+        Garment("A", "upper_body", "", tmp_path),
+        Garment("C", "dresses", "", tmp_path),
+    ]
     assert [garment.id for garment in in_order(garments)] == ["C", "b", "A"]
     assert in_order([]) == []
 

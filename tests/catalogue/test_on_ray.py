@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, Part, encode
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Encoders, Part, encode
 from fashion_rag.catalogue.garments import Garment
-from fashion_rag.catalogue.on_ray import Encoder
+from fashion_rag.catalogue.on_ray import EncodingWorker
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.versions import live
 from tests.catalogue.toy import Colours, load, made, painted
@@ -29,7 +29,7 @@ from pathlib import Path
 import ray
 from fashion_rag.catalogue.on_ray import on_ray
 from fashion_rag.catalogue.garments import garments_in
-from tests.catalogue.test_ingest import dying
+from tests.catalogue.test_on_ray import dying
 from tests.catalogue.toy import made
 
 root, pictures, memory = map(Path, sys.argv[1:])
@@ -48,7 +48,7 @@ print(json.dumps({"encoded": built.num_encoded, "skipped": built.skipped, "calls
 
 
 class Dying(Colours):
-    """Takes its process with it in its second batch, once."""
+    """A stand-in for the retrieval encoder that ends its process in its second batch, once."""
 
     def __init__(self, memory: Path) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ def test_a_worker_gives_what_encode_gives(tmp_path: Path) -> None:
     garments.insert(1, Garment("gone", "dresses", "", tmp_path / "gone.jpg"))
     root = Root.at(tmp_path / "catalogue")
     batch = {"garment": np.array([pickle.dumps(garment) for garment in garments], object)}
-    outcomes = [pickle.loads(outcome) for outcome in Encoder(load, root)(batch)["outcome"]]
-    for found, expected in zip(outcomes, encode(garments, load(), root), strict=True):
-        assert type(found) is type(expected)
-        assert found[0] == expected[0]
-        if isinstance(found, Encoded) and isinstance(expected, Encoded):
-            assert np.array_equal(found.vector, expected.vector)
-            assert np.array_equal(found.pseudo_words, expected.pseudo_words)
+    outcomes = [pickle.loads(pickled) for pickled in EncodingWorker(load, root)(batch)["outcome"]]
+    for outcome, expected in zip(outcomes, encode(garments, load(), root), strict=True):
+        assert type(outcome) is type(expected)
+        assert outcome[0] == expected[0]
+        if isinstance(outcome, EncodedGarment) and isinstance(expected, EncodedGarment):
+            assert np.array_equal(outcome.vector, expected.vector)
+            assert np.array_equal(outcome.pseudo_words, expected.pseudo_words)
 
 
 @pytest.mark.slow
@@ -92,18 +92,18 @@ def test_ray_builds_what_one_process_builds_though_a_worker_dies(tmp_path: Path)
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path / "ray", pictures, memory],
         cwd=PROJECT,
-        # Ray's workers know neither the folder that this runs in nor pytest's paths.
+        # Ray's workers know neither the folder of this process nor the paths of pytest.
         env={**os.environ, "PYTHONPATH": str(PROJECT), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    said = json.loads(run.stdout.splitlines()[-1])
+    report = json.loads(run.stdout.splitlines()[-1])
     built = made(tmp_path / "here", garments)
-    assert said["encoded"] == built.num_encoded == 69
-    assert said["skipped"] == [list(each) for each in built.skipped]
-    assert [garment_id for garment_id, _ in said["skipped"]] == ["g007"]
-    assert said["calls"][-1] == [70, 70]
+    assert report["encoded"] == built.num_encoded == 69
+    assert report["skipped"] == [list(skipped) for skipped in built.skipped]
+    assert [garment_id for garment_id, _ in report["skipped"]] == ["g007"]
+    assert report["calls"][-1] == [70, 70]
     assert memory.exists()
     ours, theirs = (Part(root / live(Root.at(root)).folder) for root in (tmp_path / "here", tmp_path / "ray"))
     assert list(ours.garments) == list(theirs.garments)

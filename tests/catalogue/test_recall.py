@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.catalogue import Match, Query
+from fashion_rag.catalogue.catalogue import GarmentQuery, Match
 from fashion_rag.catalogue.garments import Garment, garments_in
 from fashion_rag.catalogue.recall import RANKS, SEARCHED_TOGETHER, Recall, evaluate
 from fashion_rag.demo.world.layout import write_dresscode
@@ -18,26 +18,29 @@ def garment(garment_id: str, caption: str, category: str = "dresses", chunks: tu
 
 
 class Ranked:
-    """A catalogue that finds each garment at the rank that its table says for a text; None: not at all."""
+    """A catalogue that finds garments at the ranks in a table.
+
+    ranks: for each category and text, the garment that is found and its rank, None if it is not found at all.
+    """
 
     def __init__(self, garments: Sequence[Garment], ranks: dict[tuple[str, str], tuple[str, int | None]]) -> None:
         self.garments = garments
         self.ranks = ranks
-        self.searches: list[list[Query]] = []
+        self.searches: list[list[GarmentQuery]] = []
 
     def __iter__(self) -> Iterator[Garment]:
         return iter(self.garments)
 
-    def search_many(self, queries: list[Query]) -> list[list[Match]]:
+    def search_many(self, queries: list[GarmentQuery]) -> list[list[Match]]:
         self.searches.append(queries)
         return [self._matches(query) for query in queries]
 
-    def _matches(self, query: Query) -> list[Match]:
+    def _matches(self, query: GarmentQuery) -> list[Match]:
         garment_id, rank = self.ranks[query.category, str(query.like)]
-        found = [f"other-{position}" for position in range(query.k)]
+        ids = [f"other-{position}" for position in range(query.k)]
         if rank is not None:
-            found[rank - 1] = garment_id
-        return [Match(garment(each, "", query.category), 1 / (1 + place)) for place, each in enumerate(found)]
+            ids[rank - 1] = garment_id
+        return [Match(garment(name, "", query.category), 1 / (1 + place)) for place, name in enumerate(ids)]
 
 
 def test_recall_is_the_share_found_at_a_rank_or_before() -> None:
@@ -72,8 +75,8 @@ def test_searches_are_made_together_and_looked_through_to_the_last_rank() -> Non
     names = [f"g{number}" for number in range(SEARCHED_TOGETHER + 3)]
     catalogue: Any = Ranked([garment(name, name) for name in names], {("dresses", name): (name, 1) for name in names})
     calls: list[tuple[int, int]] = []
-    found = evaluate(catalogue, lambda done, total: calls.append((done, total)))
-    assert all(recall.at == dict.fromkeys(RANKS, 1.0) and recall.num_garments == len(names) for recall in found)
+    recalls = evaluate(catalogue, lambda done, total: calls.append((done, total)))
+    assert all(recall.at == dict.fromkeys(RANKS, 1.0) and recall.num_garments == len(names) for recall in recalls)
     total = 2 * len(names)
     assert calls == [(done, total) for done in (SEARCHED_TOGETHER, len(names), len(names) + SEARCHED_TOGETHER, total)]
     assert [len(queries) for queries in catalogue.searches] == [SEARCHED_TOGETHER, 3] * 2
@@ -90,10 +93,10 @@ def test_the_demo_bundle_finds_garments_by_their_captions(tmp_path: Path) -> Non
     bundle = Bundle.open(DEMO_BUNDLE)
     write_dresscode(tmp_path / "world", num_pairs=20, seed=5, size=bundle.manifest.image_size)
     bundle.build_catalogue(tmp_path / "catalogue", garments_in(tmp_path / "world"), work=tmp_path / "work")
-    recalls = {
-        (each.category, each.num_chunks): each for each in evaluate(bundle.open_catalogue(tmp_path / "catalogue"))
-    }
+    recalls = {}
+    for recall in evaluate(bundle.open_catalogue(tmp_path / "catalogue")):
+        recalls[recall.category, recall.num_chunks] = recall
     assert recalls["all", 3].num_garments == 60
     assert recalls["all", 3].at[1] >= 0.9
-    # One chunk alone fits several garments.
+    # A single chunk fits several garments.
     assert 0.3 <= recalls["all", 1].at[1] < recalls["all", 3].at[1]

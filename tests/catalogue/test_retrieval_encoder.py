@@ -19,7 +19,7 @@ from fashion_rag.weights import read_state, write_state
 
 @pytest.fixture
 def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Return a copy to change."""
+    """Return a copy of the encoder's folder that a test may change."""
     return Path(shutil.copytree(tiny_bundle / "retrieval", tmp_path / "retrieval"))
 
 
@@ -77,7 +77,7 @@ def test_pictures_are_prepared_as_the_configuration_says(folder: Path, mode: str
     pixels = encoder.preprocess(tall)
     assert pixels.shape == (3, 32, 32)
     assert pixels.max().item() == 2
-    # Only squashing keeps the blue edge in sight.
+    # The blue edge stays in the picture only if it is squashed and not cropped.
     assert (pixels[0, 0].max().item() == 2) == same
 
 

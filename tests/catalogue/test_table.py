@@ -86,15 +86,15 @@ def test_equal_garments_give_equal_bytes(tmp_path: Path) -> None:
     turned = replace(ROW, attributes=dict(reversed(ROW.attributes.items())))
     for name, row in (("one", ROW), ("two", turned), ("three", PLAIN)):
         Garments(to_table([row])).write(tmp_path / name)
-    one, two, three = ((tmp_path / name).read_bytes() for name in ("one", "two", "three"))
-    assert one == two != three
+    first, same, different = ((tmp_path / name).read_bytes() for name in ("one", "two", "three"))
+    assert first == same != different
 
 
 @given(st.permutations([f"g{index}" for index in range(12)] + ["-", "Z", "_", "a.b"]))
 def test_every_id_is_found_at_its_row(ids: list[str]) -> None:
-    garments = Garments(to_table([replace(PLAIN, id=one) for one in ids]))
-    assert [garments.find(one) for one in ids] == list(range(len(ids)))
-    assert [garments.find(one) for one in ("", "g", "g99", "zz", "a.c")] == [None] * 5
+    garments = Garments(to_table([replace(PLAIN, id=garment_id) for garment_id in ids]))
+    assert [garments.find(garment_id) for garment_id in ids] == list(range(len(ids)))
+    assert [garments.find(garment_id) for garment_id in ("", "g", "g99", "zz", "a.c")] == [None] * 5
 
 
 @pytest.mark.parametrize(("changes", "field", "rule"), BROKEN)
@@ -138,7 +138,7 @@ def test_limits_may_be_reached() -> None:
 
 
 def test_two_of_an_id_are_refused() -> None:
-    rows = [replace(PLAIN, id=one) for one in ("c", "a", "b", "a", "d")]
+    rows = [replace(PLAIN, id=garment_id) for garment_id in ("c", "a", "b", "a", "d")]
     with pytest.raises(ArtifactError, match="row 3: id: got 'a'; is also the id of row 1"):
         Garments(to_table(rows))
 

@@ -17,11 +17,11 @@ from fashion_rag.catalogue.vector_index import CODES_FILE, INDEX_FILE, Effort, V
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
 Vectors = NDArray[np.float32]
-NUM_CLUSTERS = 40  # of every data set; row after row is of the next
+NUM_CLUSTERS = 40  # in every data set; each row is of the next cluster
 FEW = 64
 EFFORT = Effort(max_scanned_rows=FEW, probed_per_root=20, num_candidates=150, candidates_per_result=4)
 
-# Sizes apart, so that a filter leaves few or many; sizes as lists, because garments come in several.
+# Sizes are lists, because a garment comes in several sizes or in none.
 GARMENTS = [
     {"category": "dresses", "colour": "red", "size": ["S", "M"]},
     {"category": "dresses", "colour": "blue", "size": ["M"]},
@@ -47,7 +47,7 @@ def brute_force(vectors: Vectors, query: Vectors, k: int, mask: NDArray[np.bool_
 
 
 def assert_the_best(rows: list[int], vectors: Vectors, query: Vectors, k: int, mask: NDArray[np.bool_]) -> None:
-    """Hold rows to those of brute force; the index adds up in float32, so it may swap two that score the same in it."""
+    """Hold rows to those of brute force. The index adds up in float32, so it may swap rows of nearly equal scores."""
     scores = vectors.astype(np.float64) @ query
     best = brute_force(vectors, query, k, mask)
     assert len(rows) == len(set(rows)) == len(best)
@@ -61,7 +61,7 @@ def everything(index: VectorIndex) -> NDArray[np.bool_]:
 
 @pytest.fixture(scope="module")
 def large() -> VectorIndex:
-    """Return an approximate index small enough for a test."""
+    """Return an approximate index that is small enough for a test."""
     return VectorIndex.build(clustered(4000), EFFORT)
 
 
@@ -129,16 +129,16 @@ def test_a_filter_that_leaves_few_is_exact(large: VectorIndex, count: int) -> No
     mask = np.zeros(len(large), bool)
     mask[np.random.default_rng(4).choice(len(large), count, replace=False)] = True
     for query in clustered(5, seed=1):
-        found = large.search(query, 10, large.allow(mask))[1].tolist()
-        assert_the_best(found, vectors, query, 10, mask)
-        assert len(found) == min(10, count)
+        rows = large.search(query, 10, large.allow(mask))[1].tolist()
+        assert_the_best(rows, vectors, query, 10, mask)
+        assert len(rows) == min(10, count)
 
 
 @given(data=st.data())
 def test_k_allowed_rows_come_in_order_whenever_they_exist(large: VectorIndex, data: st.DataObject) -> None:
     vectors = clustered(4000)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed"))
-    # Runs of rows, or rows near one vector, so that whole lists are allowed and others have none.
+    # The allowed rows are a run, or are near one vector, so that whole lists are allowed and others have no such row.
     allowed_count = data.draw(st.integers(0, len(large)) | st.integers(0, 2 * FEW), label="allowed")
     likeness = vectors @ vectors[rng.integers(len(large))]
     order = data.draw(st.sampled_from([np.arange(4000), rng.permutation(4000), np.argsort(likeness)]), label="order")
@@ -177,7 +177,7 @@ def test_rows_allowed_in_another_index_are_not_taken(large: VectorIndex) -> None
 
 @pytest.fixture
 def saved(large: VectorIndex, tmp_path: Path) -> Path:
-    """Return the approximate index in a folder, with its vectors beside it."""
+    """Return a folder with the approximate index, with its vectors beside the folder."""
     np.save(tmp_path / "vectors.npy", clustered(4000))
     (tmp_path / "index").mkdir()
     large.save(tmp_path / "index")
@@ -193,9 +193,11 @@ def test_an_opened_index_finds_the_same(large: VectorIndex, saved: Path) -> None
     opened = VectorIndex.open(saved, mapped(saved), EFFORT)
     mask = np.random.default_rng(6).random(len(large)) < 0.3
     for query in clustered(20, seed=7):
-        for one, other in ((None, None), (large.allow(mask), opened.allow(mask))):
-            for found, again in zip(large.search(query, 10, one), opened.search(query, 10, other), strict=True):
-                np.testing.assert_array_equal(found, again)
+        for allowed, allowed_again in ((None, None), (large.allow(mask), opened.allow(mask))):
+            scores, rows = large.search(query, 10, allowed)
+            scores_again, rows_again = opened.search(query, 10, allowed_again)
+            np.testing.assert_array_equal(scores, scores_again)
+            np.testing.assert_array_equal(rows, rows_again)
 
 
 def test_a_build_is_repeatable_and_reads_mapped_vectors(large: VectorIndex, saved: Path, tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_other_vectors_are_refused(saved: Path, kind: str) -> None:
 def product_codes(
     rows: Vectors, metric: int = faiss.METRIC_INNER_PRODUCT, ids: Any = None, quantizer: Any = None
 ) -> Any:
-    """Return an index of the kind that ours is."""
+    """Return an index of the kind that `VectorIndex` uses, unless the arguments say otherwise."""
     dim = rows.shape[1]
     index: Any = faiss.IndexIVFPQFastScan(quantizer or faiss.IndexFlatIP(dim), dim, 16, dim // 2, 4, metric)
     index.cp.min_points_per_centroid = 1

@@ -18,8 +18,8 @@ import pytest
 from fashion_rag.catalogue import storage as root_module
 from fashion_rag.catalogue import versions as module
 from fashion_rag.catalogue.storage import Root, moment, stamp
+from fashion_rag.catalogue.version_manifest import Version
 from fashion_rag.catalogue.versions import (
-    Version,
     VersionConflict,
     activate,
     current,
@@ -55,7 +55,7 @@ def memory(tmp_path: Path) -> Iterator[Root]:
 
 
 def folder_of(tmp_path: Path, text: str) -> Path:
-    """Return a new folder with files that say `text`, one of them larger than what is written at once."""
+    """Return a new folder with files of `text`, one of which is larger than what is written at once."""
     folder = tmp_path / f"made-{len(list(tmp_path.iterdir()))}"
     (folder / "index").mkdir(parents=True)
     (folder / "garments.parquet").write_text(text)
@@ -272,7 +272,7 @@ def test_a_manifest_that_could_not_be_read_is_never_written(root: Root, tmp_path
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Have `act` happen once, before the second file of a publish is copied."""
+    """Have `act` be called once, before the second file of a publish is copied."""
     copied: list[str] = []
     copy_in = Root.copy_in
 
@@ -355,14 +355,15 @@ def test_a_damaged_version_can_be_replaced(root: Root, tmp_path: Path) -> None:
     assert live(root, digests=True) == second
 
 
-# Killed at every step. Each runs in a process of its own, which forks for each step.
+# Writers that are killed at every step. Each test runs in a process of its own, which forks for each step.
 
 
 def steps_survived(act: Callable[[], object], check: Callable[[], None], reset: Callable[[], object]) -> int:
-    """Return how often `act` was killed: before each operation that changes a file, in turn, with `check`
-    after each.
+    """Kill `act` before each operation that changes a file, in turn, and return how many operations there are.
+
+    reset: is called before each run. check: is called after each run.
     """
-    # A kill, unlike a power cut, takes nothing that was written: waiting for the disk would only take time.
+    # Unlike a power cut, a kill loses nothing that was written, so that waiting for the disk would only take time.
     os.fsync = lambda descriptor: None  # type: ignore[assignment]
     step = 0
     while True:
@@ -393,7 +394,7 @@ def kill_at(step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def trace(frame: Any, event: str, argument: object) -> Any:
-        # Between the pieces of a file as well.
+        # A file is written in pieces, and the process is killed between these as well.
         if frame.f_code is not Root.copy_in.__code__:
             return None
         if event == "line":
@@ -430,10 +431,10 @@ def kill_publishers(work: str) -> None:
         shutil.copytree(tmp_path / "kept", root.path)
 
     def check() -> None:
-        found = live(root, digests=True)
-        assert found == first or (found.parent, text_of(root, found)) == (first.name, "two")
-        seen.append(text_of(root, found))
-        third = publish(root, three, parent=found.name, num_garments=1, encoders={}, changes={})
+        survivor = live(root, digests=True)
+        assert survivor == first or (survivor.parent, text_of(root, survivor)) == (first.name, "two")
+        seen.append(text_of(root, survivor))
+        third = publish(root, three, parent=survivor.name, num_garments=1, encoders={}, changes={})
         assert live(root, digests=True) == third
         prune(root, keep=1, grace_s=0)
         assert versions(root) == [third]
@@ -447,7 +448,7 @@ def kill_publishers(work: str) -> None:
     steps = steps_survived(
         lambda: publish(root, two, parent=first.name, num_garments=1, encoders={}, changes={}), check, reset
     )
-    # Once the new one is live it stays so.
+    # Once the new version is live, it stays live.
     assert seen == sorted(seen)
     print(steps, *set(seen))
 
@@ -503,11 +504,11 @@ def test_a_fetch_killed_at_any_step_is_made_good(tmp_path: Path) -> None:
     assert int(run_here(__name__, "kill_fetchers", tmp_path)) > 40
 
 
-# Two at once.
+# Two writers at the same time.
 
 
 def add_lines(root: Root, tmp_path: Path, name: str, count: int) -> None:
-    """Publish `count` versions, each its parent's text and one line more, building again after a conflict."""
+    """Publish `count` versions, each with its parent's text and one word more, and try again after a conflict."""
     tmp_path.mkdir()
     for number in range(count):
         while True:
@@ -558,11 +559,11 @@ def test_a_local_lock_is_held_by_one(local: Root) -> None:
             inside.append("other")
 
     with local.locked():
-        other = threading.Thread(target=enter)
-        other.start()
-        other.join(0.2)
+        waiting = threading.Thread(target=enter)
+        waiting.start()
+        waiting.join(0.2)
         inside.append("first")
-    other.join()
+    waiting.join()
     assert inside == ["first", "other"]
 
 
@@ -671,7 +672,7 @@ def test_a_cache_is_pruned_like_a_root(memory: Root, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Move the time on by so many seconds."""
+    """Yield a function that moves the time on by so many seconds."""
     passed = timedelta()
 
     class Clock(datetime):
@@ -683,8 +684,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
         nonlocal passed
         passed += timedelta(seconds=seconds)
 
-    for each in (module, root_module):
-        monkeypatch.setattr(each, "datetime", Clock)
+    for patched in (module, root_module):
+        monkeypatch.setattr(patched, "datetime", Clock)
     yield pass_time
 
 
@@ -718,7 +719,7 @@ def test_a_version_stays_while_readers_may_be_on_it(root: Root, tmp_path: Path, 
     clock(1000)
     second = publish_text(root, tmp_path, "b", first.name)
     clock(50)
-    # The first is old, but was live until just now.
+    # The first version is old, but was live until just now.
     assert prune(root, keep=0, grace_s=100) == []
     clock(40)
     activate(root, first.name, replacing=second.name)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from fashion_rag.catalogue.build import Built, build, in_process
-from fashion_rag.catalogue.changes import Added, Deleted, append
-from fashion_rag.catalogue.garment_encoding import Encoded, Encoders, encode
+from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted, append
+from fashion_rag.catalogue.garment_encoding import EncodedGarment, Encoders, encode
 from fashion_rag.catalogue.garments import INVERSION, RETRIEVAL, Garment, garments_in
 from fashion_rag.catalogue.storage import Root
 
@@ -24,13 +24,13 @@ TURNED = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
 
 
 def vector(colour: Sequence[int]) -> NDArray[np.float32]:
-    """Return a unit vector [DIM]; black has one too."""
+    """Return the unit vector [DIM] of a colour; black has one, too."""
     turned: NDArray[np.float32] = np.array([*colour, 64], np.float32) @ TURNED
     return turned / np.linalg.norm(turned)
 
 
 class Colours:
-    """Stands in for the retrieval encoder."""
+    """A stand-in for the retrieval encoder, which knows plain colours."""
 
     dim = DIM
 
@@ -45,7 +45,7 @@ class Colours:
 
 
 class Words:
-    """Stands in for the garment encoder: two pseudo-words of three numbers."""
+    """A stand-in for the garment encoder, which gives two pseudo-words of three numbers."""
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         return torch.tensor([image.getpixel((0, 0)) for image in images], dtype=torch.float32)
@@ -61,7 +61,7 @@ def load() -> Encoders:
 
 
 class Counting:
-    """`in_process`, remembering the ids that were encoded."""
+    """A `Compute` like `in_process` that remembers the ids that were encoded."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -79,31 +79,31 @@ def paint(path: Path, colour: str, size: tuple[int, int] = (32, 32), **how: Any)
 
 
 def painted(folder: Path, colours: Mapping[str, str], category: str = "dresses") -> list[Garment]:
-    """Return the garments of a folder, now with a picture of each of these ids and colours in it."""
+    """Paint a picture of each id and colour into a folder, and return the garments of the folder."""
     for garment_id, colour in colours.items():
         paint(folder / category / f"{garment_id}.png", colour)
     return garments_in(folder)
 
 
 def made(root: Path, garments: Sequence[Garment], **how: Any) -> Built:
-    """Return a build with these encoders; what is half done lies beside the root."""
+    """Build a version with these encoders, with the work folder beside the root, and return what was done."""
     how = {"load": load, "fingerprints": FINGERPRINTS, "work": root.with_name(f"{root.name}-work")} | how
     return build(Root.at(root), garments, **how)
 
 
-def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **said: Any) -> Encoded:
-    """Return a garment ready to be added, with its picture in the root."""
+def encoded(root: Path, garment_id: str, colour: str, category: str = "dresses", **description: Any) -> EncodedGarment:
+    """Return a garment that is ready to be added, with its picture in the root."""
     picture = paint(root.with_name(f"{root.name}-uploads") / f"{garment_id}.png", colour)
-    (outcome,) = encode([Garment(garment_id, category, "", picture, **said)], load(), Root.at(root))
-    assert isinstance(outcome, Encoded)
+    (outcome,) = encode([Garment(garment_id, category, "", picture, **description)], load(), Root.at(root))
+    assert isinstance(outcome, EncodedGarment)
     return outcome
 
 
-def add(root: Path, *garment: str, encoders: Mapping[str, str] = FINGERPRINTS, **said: Any) -> str:
-    """Return the name of the change that adds the garment of this id, colour and category."""
-    return append(Root.at(root), Added(*encoded(root, *garment, **said), encoders))
+def add(root: Path, *garment: str, encoders: Mapping[str, str] = FINGERPRINTS, **description: Any) -> str:
+    """Add the garment of this id, colour and category, and return the name of the change."""
+    return append(Root.at(root), GarmentAdded(*encoded(root, *garment, **description), encoders))
 
 
 def delete(root: Path, garment_id: str) -> str:
-    """Return the name of the change that deletes the garment of this id."""
-    return append(Root.at(root), Deleted(garment_id))
+    """Delete the garment of this id, and return the name of the change."""
+    return append(Root.at(root), GarmentDeleted(garment_id))

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.changes import Added, append
+from fashion_rag.catalogue.changes import GarmentAdded, append
 from fashion_rag.catalogue.garments import INVERSION, Garment, StoredPicture
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
@@ -146,7 +146,7 @@ def test_pseudo_words_of_another_adapter_are_made_again(url: str, config: ServeC
     assert isinstance(garment.picture, StoredPicture) and garment.pseudo_words is not None
     row = GarmentRow("other-dress", "dresses", "", garment.picture.reference, garment.picture.sha256)
     vector, useless = pipeline.catalogue.vector("red-dress"), np.zeros_like(garment.pseudo_words)
-    append(root, Added(row, vector, useless, fingerprints | {INVERSION: "another adapter's"}))
+    append(root, GarmentAdded(row, vector, useless, fingerprints | {INVERSION: "another adapter's"}))
     wait_for(lambda: httpx.get(f"{url}/v1/garments/other-dress").status_code == 200)
     wanted = expected(pipeline, garment_ids=["red-dress"])
     for _ in range(2):  # made, and out of the cache
