@@ -1,7 +1,7 @@
 """The stages of the demo bundle's training that are its own: CLIP, VAE, inversion adapter alone.
 
-Each is a `fit.Stage`: the networks that learn, the frozen ones they lean on, and one batch's loss. Called by `train`,
-which trains the UNet like any other bundle's.
+Each is a `fit.TrainingStage`: the networks that learn, the frozen ones they lean on, and one batch's loss. Called by
+`train`, which trains the UNet like any other bundle's.
 """
 
 from __future__ import annotations
