@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,25 +51,17 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 Rows = dict[str, NDArray[np.float64]]
 
 
-class Given(Protocol):
-    """What `available` looks at: networks, or the files that they are to be loaded from; None where there is none."""
+def available(asked: Sequence[str] | None = None, *, has_inception: bool, has_lpips: bool) -> tuple[list[str], str]:
+    """Return the metrics that can be measured, and a note on those left out, which is empty if there are none.
 
-    @property
-    def inception(self) -> object: ...
-
-    @property
-    def lpips(self) -> object: ...
-
-
-def available(given: Given, asked: Sequence[str] | None = None) -> tuple[list[str], str]:
-    """Return the metrics that can be had, of those asked for or of all; and a note on those left out, empty for none.
-
-    Raises InvalidRequest for an unknown one, and for one asked for by name whose weights are not there.
+    asked: the names of the metrics that are wanted; None = all that can be measured. has_inception, has_lpips: whether
+    these weights are there. Raises InvalidRequest for an unknown metric, and for one in `asked` without its weights.
     """
+    has_weights = {"inception": has_inception, "lpips": has_lpips}
     for name in asked or ():
         if name not in METRICS:
             raise InvalidRequest("metrics", name, f"must be of {', '.join(METRICS)}")
-    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if getattr(given, part) is None}
+    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if not has_weights[part]}
     for name in asked or ():
         if name in missing:
             raise InvalidRequest("metrics", name, f"needs a file of weights: give {missing[name]}")

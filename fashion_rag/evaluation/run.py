@@ -56,7 +56,8 @@ def evaluate(
     InvalidRequest, before anything is edited, for metrics that cannot be had or an `out` of other settings, and
     ArtifactError for a data set that cannot be read.
     """
-    metrics, note = available(networks, plan.metrics)
+    has_inception, has_lpips = networks.inception is not None, networks.lpips is not None
+    metrics, note = available(plan.metrics, has_inception=has_inception, has_lpips=has_lpips)
     runs = [Edits(out / one.name, one, manifest, plan.categories, plan.limit) for one in plan.settings]
     rows: list[Row] = []
     for edits in runs:
