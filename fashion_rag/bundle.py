@@ -231,7 +231,8 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
     """Write the bundle of `parts` to `folder`, and return it.
 
     An earlier bundle in `folder` is replaced once the new one is whole. Weights are stored as `dtype`. A manifest
-    without a preview gets one. If the parts do not fit each other, ArtifactError is raised and `folder` stays as it was.
+    without a preview gets one. If the parts do not fit each other, ArtifactError is raised, and `folder` stays as it
+    was.
     """
     with written_aside(folder) as new:
         manifest.write(new / MANIFEST_FILE)
