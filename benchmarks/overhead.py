@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.medians import medians
 from fashion_rag import pipeline
+from fashion_rag.catalogue.retrieve import retrieve
 from fashion_rag.data.finish import finish
 from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
@@ -64,7 +65,7 @@ class Bare:
         """Return the reply to a form, as the server would send it."""
         parts = self.parts
         (request,) = edit_requests(form, parts.manifest, IngressSettings(), "bare", time.time())
-        (match,) = pipeline.retrieve(parts.catalogue, request)
+        (match,) = retrieve(parts.catalogue, request)
         if match.garment.id not in self.words:
             self.words[match.garment.id] = pipeline.invert(parts.garment_encoder, [match.garment.image()])
         (conditioning,) = pipeline.condition(parts.prompt_encoder, [request], [self.words[match.garment.id]])

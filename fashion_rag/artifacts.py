@@ -1,7 +1,7 @@
-"""Artifacts on disk: JSON files, digests, and waiting for what is not there yet.
+"""Artifacts on disk: JSON files, digests, and waiting for files that are not there yet.
 
-Called by whatever keeps something on disk. `atomic_files.py` writes folders and files whole; `weights.py` reads and
-writes weights, so that a process without networks does not import PyTorch.
+Called by all modules that keep something on disk. `atomic_files.py` writes folders and files whole. `weights.py` reads
+and writes weights; it is a module of its own, so that a process without networks does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write `content` as a JSON file, one line an entry."""
+    """Write `content` as a JSON file, with a line for each entry."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def wait_for(missing: Callable[[], Sequence[str]], wait_s: float) -> None:
-    """Return once `missing` names nothing any more, or after `wait_s` seconds; log meanwhile what is awaited."""
+    """Wait until `missing` returns no names any more, but at most `wait_s` seconds; log the names meanwhile."""
     started = last_logged = time.monotonic()
     while (names := missing()) and time.monotonic() - started < wait_s:
         if last_logged == started or time.monotonic() - last_logged > LOG_EVERY_S:
@@ -57,7 +57,7 @@ def wait_for(missing: Callable[[], Sequence[str]], wait_s: float) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: `fashion-rag` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    """Return the folder for files that can be made again: `fashion-rag` in $XDG_CACHE_HOME, or else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion-rag"
 
 
@@ -68,7 +68,7 @@ def sha256(path: Path) -> str:
 
 
 def joint_sha256(paths: Iterable[Path]) -> str:
-    """Return one SHA-256 of several files in their order: that of their digests, which have one length."""
+    """Return one SHA-256 of several files in their order, which is the digest of their digests."""
     return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 

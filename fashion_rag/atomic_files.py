@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, and locks. Called by whatever keeps something on disk.
+"""Folders and files that appear whole or not at all, and locks. Called by all modules that keep something on disk.
 
 A process that is killed while it writes leaves a hidden folder, which the next run in the same place removes.
 """
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Make a new folder that takes the place of `folder`, old content and all, when the block ends without an error.
+    """Make a new folder that replaces `folder` and all its content when the block ends without an error.
 
-    Raises ArtifactError as `check_replaceable`. What killed runs left is removed first, as `scratch_beside` does.
+    Raises ArtifactError as `check_replaceable`. What killed runs have left is removed first, as by `scratch_beside`.
     """
     check_replaceable(folder)
-    # On the same file system, so that the renames cannot fail half way through a copy.
+    # The new folder is on the same file system, so a rename copies nothing and cannot fail half way.
     with scratch_beside(folder) as scratch:
         new = scratch / NEW
         new.mkdir()
@@ -43,8 +43,10 @@ def written_aside(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise ArtifactError if `folder` holds something that is not ours to replace: anything without a manifest."""
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    """Raise ArtifactError if `folder` holds files but no manifest, because they may be somebody else's."""
+    if not folder.exists() or (folder / MANIFEST_FILE).is_file():
+        return
+    if folder.is_file() or any(folder.iterdir()):
         raise ArtifactError(f"{folder}: exists and has no {MANIFEST_FILE}; give a new or an empty folder")
 
 
@@ -52,16 +54,16 @@ def check_replaceable(folder: Path) -> None:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """Make a hidden folder beside `path` that is removed at the end of the block.
 
-    A run that is killed leaves it there. So those beside `path` that no live process holds are removed first, with a
-    warning for each.
+    A run that is killed leaves its folder there. So the folders that no live process holds are removed first, and a
+    warning is logged for each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    # Nobody looks for leftovers under this first name, so that the folder is never seen without its lock.
+    # Under this first name nobody takes the folder for a leftover while it has no lock yet.
     begun = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".begun", dir=path.parent))
     scratch = begun.with_suffix(SCRATCH_SUFFIX)
     with (begun / SCRATCH_LOCK).open("w") as lock:
-        # On a file system without locks nobody else can remove the folder either.
+        # On a file system without locks, other processes cannot lock it either, and so do not remove it.
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         begun.rename(scratch)
@@ -82,7 +84,7 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def _remove_leftover(scratch: Path) -> None:
-    """Remove what a killed run left; what it had already put aside for a finished folder is put in its place."""
+    """Remove the folder of a killed run. If the run was about to put a finished folder in place, do that first."""
     folder = scratch.with_name(scratch.stem[1:].rpartition("-")[0])
     if (scratch / OLD).exists() and (scratch / NEW).exists() and not folder.exists():
         (scratch / NEW).rename(folder)
@@ -108,9 +110,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that a reader finds whole or not at all, also after a power cut. One writer at a time: `locked`.
+    """Write a file that a reader finds whole or not at all, even after a power cut.
 
-    A write that fails, as on a full disk, leaves nothing; what a killed one leaves, the next one overwrites.
+    Only one process may write at a time; `locked` sees to that. A write that fails, as on a full disk, leaves nothing.
+    What a killed process leaves is overwritten by the next write.
     """
     aside = path.with_name(f"{path.name}.part")
     try:

@@ -1,7 +1,7 @@
 """A model bundle on disk: every part of the method in one folder, loaded strictly or not at all.
 
-The pipeline and each replica open one and load only the parts they need. `bundle_import.py` makes one of the released
-checkpoints and the demo's training makes its own, both with `write_bundle`. The folder:
+The pipeline and each replica open a bundle and load only the parts that they need. `bundle_import.py` makes a bundle
+from the released checkpoints, and the demo's training makes its own, both with `write_bundle`. The folder holds:
 
     manifest.json                   sizes and defaults (`manifest.py`)
     text_encoder/ vision_encoder/   config.json, model.safetensors
@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from fashion_rag.artifacts import MANIFEST_FILE, copy_files, joint_sha256, read_config, sha256, write_json
 from fashion_rag.atomic_files import written_aside
+from fashion_rag.bundle_checks import check_latents, check_text, check_vision, downsampling_of
 from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
 from fashion_rag.catalogue.catalogue import Catalogue
@@ -45,6 +46,7 @@ from fashion_rag.models.pretrained import (
     CLIP_FILE,
     CONFIG_FILE,
     DIFFUSERS_FILE,
+    PROCESSOR_FILE,
     fill,
     read_text_encoder,
     read_tokenizer,
@@ -52,11 +54,10 @@ from fashion_rag.models.pretrained import (
     read_vae,
     read_vision_encoder,
 )
-from fashion_rag.models.prompt import MAX_TOKENS, PLACEHOLDER_ID, PromptEncoder
-from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, UNet
+from fashion_rag.models.prompt import PromptEncoder
+from fashion_rag.models.unet import UNet
 from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, no_keys, read_state, write_state
 
-PROCESSOR_FILE = "preprocessor_config.json"
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS = {
     "text_encoder": CLIP_FILE,
@@ -67,7 +68,7 @@ WEIGHTS = {
     "retrieval": retrieval.WEIGHTS_FILE,
 }
 
-# The text encoder's weights by which `PromptEncoder` looks tokens up itself.
+# The weights of the text encoder that `PromptEncoder` looks tokens up in.
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 Device = str | torch.device
@@ -75,13 +76,13 @@ Device = str | torch.device
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: all its parts are there and their configurations fit each other.
+    """An opened bundle. All its parts are there, and their configurations fit each other.
 
-    The `load_` methods read weights; each returns its part in evaluation mode, without gradients, and raises
-    ArtifactError, naming file, keys and shapes, for weights that are not exactly those its configuration asks for.
+    The `load_` methods read weights and return their part in evaluation mode, without gradients. They raise
+    ArtifactError, naming file, keys and shapes, for weights that are not exactly those of the configuration.
 
-    With `networks=False`, a part comes without the weights of its networks, on the CPU: for a caller who puts compiled
-    ones in their places. The weights are checked all the same.
+    With `networks=False` a part comes without the weights of its networks, on the CPU, for callers who replace them by
+    compiled networks. The weights are checked all the same.
     """
 
     path: Path
@@ -90,21 +91,24 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Return the bundle in the folder `path`. Raises ArtifactError for a part missing, or parts that do not fit."""
+        """Return the bundle in the folder `path`.
+
+        Raises ArtifactError if a part is missing or parts do not fit each other.
+        """
         manifest = Manifest.read(path / MANIFEST_FILE)
         sampler = NoiseSchedule.from_diffusers(read_config(path / "scheduler" / SCHEDULER_FILE))
         for part, name in WEIGHTS.items():
             if not (path / part / name).is_file():
                 raise ArtifactError(f"{path / part / name}: no such file")
-        _check_text(path, manifest)
-        _check_vision(path)
-        _check_latents(path, manifest)
+        check_text(path, manifest)
+        check_vision(path)
+        check_latents(path, manifest)
         return cls(path, manifest, sampler)
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """Return the height and width of an edit's latents."""
-        downsampling = _downsampling(read_config(self.path / "vae" / CONFIG_FILE))
+        downsampling = downsampling_of(read_config(self.path / "vae" / CONFIG_FILE))
         height, width = self.manifest.image_size
         return height // downsampling, width // downsampling
 
@@ -119,14 +123,14 @@ class Bundle:
         return UNet(read_unet(self.path / "unet", dtype)).eval().to(device, dtype)
 
     def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True) -> VAE:
-        """Return the VAE; both halves are networks."""
+        """Return the VAE, whose halves are two networks."""
         vae = VAE(read_vae(self.path / "vae", dtype, all_keys if networks else no_keys)).eval()
         return vae.to(device, dtype) if networks else vae
 
     def load_prompt_encoder(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> PromptEncoder:
-        """Return the text encoder, a network, with its tokenizer and its token table."""
+        """Return the text encoder, which is a network, with its tokenizer and its table of tokens."""
         tokenizer = read_tokenizer(self.path / "tokenizer")
         wanted: Wanted = all_keys if networks else lambda key: key == TOKEN_TABLE
         encoder = PromptEncoder(tokenizer, read_text_encoder(self.path / "text_encoder", dtype, wanted)).eval()
@@ -135,7 +139,7 @@ class Bundle:
     def load_garment_encoder(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> GarmentEncoder:
-        """Return the vision tower and the inversion adapter, which together are one network."""
+        """Return the vision encoder and the inversion adapter, which together are one network."""
         wanted = all_keys if networks else no_keys
         vision_encoder = read_vision_encoder(self.path / "vision_encoder", dtype, wanted)
         processor = read_config(self.path / "image_processor" / PROCESSOR_FILE)
@@ -154,13 +158,14 @@ class Bundle:
         return RetrievalEncoder.load(self.path / "retrieval", device)
 
     def load_encoders(self, device: Device = "cpu") -> Encoders:
-        """Return what garments are encoded with for a catalogue, always float32."""
+        """Return the two encoders that garments of a catalogue are encoded with, always float32."""
         return Encoders(self.load_retrieval_encoder(device), self.load_garment_encoder(device))
 
     def open_catalogue(self, root: str | Path, cache: Path | None = None) -> Catalogue:
-        """Return the catalogue in `root`, to be searched and worn with this bundle.
+        """Return the catalogue in `root`, to be used with this bundle.
 
-        Raises ArtifactError as `check_catalogue`, before any weights are loaded, and as `Catalogue.open`.
+        cache: as for `Catalogue.open`. Raises ArtifactError as `check_catalogue`, before any weights are loaded, and as
+        `Catalogue.open`.
         """
         fingerprints = self.fingerprints()
         self.check_catalogue(root, fingerprints)
@@ -169,11 +174,11 @@ class Bundle:
     def check_catalogue(self, root: str | Path, fingerprints: Mapping[str, str] | None = None) -> None:
         """Raise ArtifactError unless the live version of the catalogue in `root` can be searched with this bundle.
 
-        fingerprints: of this bundle, where they are known already.
+        fingerprints: those of this bundle, for callers who have them already.
         """
         built_by = live(Root.at(root)).encoders.get(RETRIEVAL, "none")
-        mine = (fingerprints or self.fingerprints())[RETRIEVAL]
-        if built_by == mine:
+        expected = (fingerprints or self.fingerprints())[RETRIEVAL]
+        if built_by == expected:
             return
         opened = str(self.path)
         if self.path.resolve() == DEMO_BUNDLE.resolve():
@@ -181,19 +186,17 @@ class Bundle:
         raise ArtifactError(
             f"{root}: was built with another bundle than the one that was opened, {opened}; give the catalogue's own "
             f"with --bundle, or build the catalogue again with this one (its retrieval encoder is {built_by[:12]}, "
-            f"this bundle's is {mine[:12]})"
+            f"this bundle's is {expected[:12]})"
         )
 
     def build_catalogue(
-        self, root: str | Path, garments: Sequence[Garment], device: Device = "cpu", **how: Any
+        self, root: str | Path, garments: Sequence[Garment], device: Device = "cpu", **options: Any
     ) -> Built:
-        """Return the catalogue in `root` with `garments` in it, encoded with this bundle. how: and errors, as
-        `build`.
-        """
-        return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **how)
+        """Build the catalogue in `root` of `garments`, encoded with this bundle. Options and errors as for `build`."""
+        return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **options)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the digests of what a catalogue's vectors and pseudo-words are made with, to be kept beside them."""
+        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder."""
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")
         sizes = f"{inversion} {self.manifest.image_size}"
@@ -204,12 +207,12 @@ class Bundle:
         return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, WEIGHTS[part]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BundleParts:
-    """What `write_bundle` writes.
+    """The parts that `write_bundle` writes.
 
-    tokenizer, retrieval: folders whose files are taken over. image_mean, image_std: of the vision tower's RGB pixels
-    in [0, 1]. scheduler: the content of DDIM's `scheduler_config.json`.
+    tokenizer, retrieval: folders whose files are copied. image_mean, image_std: mean and standard deviation by which
+    the vision encoder's RGB pixels in [0, 1] are normalised. scheduler: the content of DDIM's `scheduler_config.json`.
     """
 
     text_encoder: CLIPTextModel
@@ -225,10 +228,11 @@ class BundleParts:
 
 
 def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
-    """Return the bundle of `parts`, now in `folder`, whose earlier bundle it replaces once it is whole.
+    """Write the bundle of `parts` to `folder`, and return it.
 
-    Weights are stored as `dtype`; a manifest without a preview gets one. Raises ArtifactError, leaving `folder` as it
-    was, if the parts do not fit each other.
+    An earlier bundle in `folder` is replaced once the new one is whole. Weights are stored as `dtype`. A manifest
+    without a preview gets one. If the parts do not fit each other, ArtifactError is raised, and `folder` stays as it
+    was.
     """
     with written_aside(folder) as new:
         manifest.write(new / MANIFEST_FILE)
@@ -253,7 +257,7 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
         write_json(new / "image_processor" / PROCESSOR_FILE, processor)
         bundle = Bundle.open(new)
         if manifest.preview is None:
-            # Of the weights as they are stored.
+            # The preview is fitted to the weights as they are stored.
             preview = fit_preview(bundle.load_vae(), manifest.image_size)
             replace(manifest, preview=preview).write(new / MANIFEST_FILE)
     return Bundle.open(folder)
@@ -262,9 +266,9 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
 def read_adapter(
     folder: Path, vision_config: CLIPVisionConfig, dtype: torch.dtype = torch.float32, wanted: Wanted = all_keys
 ) -> InversionAdapter:
-    """Return the inversion adapter in `folder`, for a vision tower of this configuration. Raises ArtifactError.
+    """Return the inversion adapter in `folder`, for a vision encoder of this configuration.
 
-    dtype, wanted: as for `pretrained.read_text_encoder`.
+    dtype, wanted and errors: as for `pretrained.read_text_encoder`.
     """
     path = folder / CONFIG_FILE
     try:
@@ -283,59 +287,3 @@ def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:
         "num_pseudo_words": adapter.num_pseudo_words,
         "dropout": layers[2].p,
     }
-
-
-def _check_text(path: Path, manifest: Manifest) -> None:
-    """Return the tokenizer, text encoder, adapter and UNet must agree on ids and widths."""
-    text = path / "text_encoder" / CONFIG_FILE
-    config = read_config(text)
-    width, vocab_size = config.get("hidden_size"), config.get("vocab_size")
-    _require(text, "max_position_embeddings", config.get("max_position_embeddings", MAX_TOKENS), MAX_TOKENS)
-    adapter = path / "inversion_adapter" / CONFIG_FILE
-    config = read_config(adapter)
-    _require(adapter, "text_width", config.get("text_width"), width, "the text encoder's hidden_size")
-    words = manifest.num_pseudo_words
-    _require(adapter, "num_pseudo_words", config.get("num_pseudo_words"), words, "as in the manifest")
-    unet = path / "unet" / CONFIG_FILE
-    attended = read_config(unet).get("cross_attention_dim")
-    _require(unet, "cross_attention_dim", attended, width, "the text encoder's hidden_size")
-    tokenizer = read_tokenizer(path / "tokenizer")
-    _require(path / "tokenizer", "number of tokens", len(tokenizer), vocab_size, "the text encoder's vocab_size")
-    placeholder = tokenizer("$", add_special_tokens=False)["input_ids"]
-    _require(path / "tokenizer", 'ids of "$"', placeholder, [PLACEHOLDER_ID])
-
-
-def _check_vision(path: Path) -> None:
-    """Return the picture processor must be the vision tower's own."""
-    vision = read_config(path / "vision_encoder" / CONFIG_FILE)
-    image_size = vision.get("vision_config", vision).get("image_size")
-    processor = path / "image_processor" / PROCESSOR_FILE
-    config = read_config(processor)
-    crop = config.get("crop_size")
-    if isinstance(crop, dict):
-        crop = crop["height"]
-    _require(processor, "crop_size", crop, image_size, "the vision encoder's image_size")
-    for key in ("image_mean", "image_std"):
-        _require(processor, f"length of {key}", len(config.get(key, ())), 3)
-
-
-def _check_latents(path: Path, manifest: Manifest) -> None:
-    """Return UNet and VAE must agree on the latents, and the image size must be a whole number of them."""
-    unet, vae = path / "unet" / CONFIG_FILE, path / "vae" / CONFIG_FILE
-    config = read_config(unet)
-    _require(unet, "in_channels", config.get("in_channels"), IN_CHANNELS, "latents, mask, masked image, pose")
-    _require(unet, "out_channels", config.get("out_channels"), LATENT_CHANNELS)
-    config = read_config(vae)
-    _require(vae, "latent_channels", config.get("latent_channels"), LATENT_CHANNELS)
-    downsampling = _downsampling(config)
-    remainders = [side % downsampling for side in manifest.image_size]
-    _require(vae, f"remainder of image_size {manifest.image_size} by {downsampling}", remainders, [0, 0])
-
-
-def _downsampling(vae_config: Mapping[str, Any]) -> int:
-    return int(2 ** (len(vae_config.get("block_out_channels", ())) - 1))
-
-
-def _require(path: Path, key: str, value: object, expected: object, why: str = "") -> None:
-    if value != expected:
-        raise ArtifactError(f"{path}: {key} is {value!r}; must be {expected!r}{f' ({why})' if why else ''}")

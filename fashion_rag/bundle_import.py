@@ -1,6 +1,6 @@
-"""Makes a bundle of the released Fashion-RAG checkpoints and the base models that they go with.
+"""The import of the released Fashion-RAG checkpoints, and of the base models that they go with, as a bundle.
 
-The command line calls it, once. The released weights are under CC BY-NC 4.0, and the bundle's manifest says so.
+`fashion-rag bundle import` calls it. The released weights are under CC BY-NC 4.0, and the bundle's manifest says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import read_config, write_json
 from fashion_rag.atomic_files import check_replaceable, scratch_beside
-from fashion_rag.bundle import PROCESSOR_FILE, SCHEDULER_FILE, Bundle, BundleParts, write_bundle
+from fashion_rag.bundle import SCHEDULER_FILE, Bundle, BundleParts, write_bundle
 from fashion_rag.catalogue import retrieval_encoder as encoder
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import Manifest
@@ -27,6 +27,7 @@ from fashion_rag.models.pretrained import (
     CLIP_FILE,
     CONFIG_FILE,
     DIFFUSERS_FILE,
+    PROCESSOR_FILE,
     build,
     fill,
     read_text_encoder,
@@ -49,6 +50,7 @@ VISION_FILES = [CONFIG_FILE, CLIP_FILE, PROCESSOR_FILE]
 
 
 def import_bundle(
+    *,
     base: str,
     unet: Path,
     adapter: Path,
@@ -59,17 +61,19 @@ def import_bundle(
     licence: str = "",
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
-    """Return the bundle of released weights, now in the folder `out`, its weights stored as `dtype`.
+    """Write the bundle of the released weights to the folder `out`, and return it.
 
-    base: Stable Diffusion 2 inpainting in the diffusers layout. vision: the CLIP vision tower. Both are a folder, or
-    an id on the Hugging Face hub. unet, adapter: the released `.pth` files. retrieval: a folder in OpenCLIP's layout,
-    or MODEL/TAG of a pretrained one, such as ViT-L-14/laion2b_s32b_b82k. licence: words on the base models, which the
-    manifest has beside those on the released weights.
+    base: Stable Diffusion 2 inpainting in the layout of diffusers, as a folder or an id on the Hugging Face hub.
+    unet, adapter: the released `.pth` files.
+    vision: the CLIP vision encoder, as a folder or an id on the Hugging Face hub.
+    retrieval: a folder in OpenCLIP's layout, or MODEL/TAG of a pretrained model, such as ViT-L-14/laion2b_s32b_b82k.
+    licence: a sentence on the base models, which the manifest has beside the one on the released weights.
+    dtype: the type in which weights are stored.
 
     At full size this takes about 15 GB of memory. Raises ArtifactError, writing nothing, for a file that is missing
     or damaged, and for weights that are not exactly those of the configurations.
     """
-    # What takes no time is checked before anything is fetched or loaded.
+    # Checks that take no time come before anything is fetched or loaded.
     check_replaceable(out)
     for path in (unet, adapter):
         if not path.is_file():
@@ -102,7 +106,7 @@ def import_bundle(
 
 
 def _folder(source: str, files: list[str]) -> Path:
-    """Return the folder `source`, or the one that those files of the hub's `source` were fetched into."""
+    """Return the folder `source`, or else the folder that `files` of the hub's `source` have been fetched into."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -123,17 +127,19 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def _read_unet(path: Path, config_path: Path) -> UNet2DConditionModel:
+    """Return the released UNet in `path`. config_path: the configuration of the base UNet."""
+
     def widened(raw: dict[str, Any]) -> UNet2DConditionModel:
         if raw.get("in_channels") != BASE_IN_CHANNELS:
-            found = raw.get("in_channels")
-            raise ArtifactError(f"{config_path}: in_channels is {found}; an inpainting UNet has {BASE_IN_CHANNELS}")
+            got = raw.get("in_channels")
+            raise ArtifactError(f"{config_path}: in_channels is {got}; an inpainting UNet has {BASE_IN_CHANNELS}")
         return UNet2DConditionModel.from_config(raw | {"in_channels": IN_CHANNELS})
 
     return fill(build(widened, config_path), read_pth(path), path)
 
 
 def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) -> InversionAdapter:
-    """Return the adapter in a released file, whose shapes say its sizes."""
+    """Return the adapter in a released file. Its sizes are read off the shapes of its weights."""
     state = read_pth(path)
     for key in ("layers.0.weight", "layers.6.weight"):
         if key not in state:
@@ -149,8 +155,8 @@ def _read_adapter(path: Path, vision_config: CLIPVisionConfig, text_width: int) 
 
 
 def _ddim(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the base model's noise schedule for DDIM, which the method uses, whichever sampler the file is for."""
-    # Stable Diffusion's pipelines force both, whatever the file says.
+    """Return the base model's noise schedule for DDIM, which the method uses, for whatever sampler the file is."""
+    # The pipelines of Stable Diffusion set these two values, whatever the file says.
     config = DDIMScheduler.from_config(raw | {"clip_sample": False, "steps_offset": 1}).config
     return {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": "DDIMScheduler"}
 
@@ -163,7 +169,7 @@ def _check_retrieval(source: str) -> None:
 
 
 def _retrieval_folder(source: str, folder: Path) -> Path:
-    """Return the folder `source`, or the new `folder` with the pretrained OpenCLIP model MODEL/TAG written into it."""
+    """Return the folder `source`; if it is MODEL/TAG of a pretrained OpenCLIP model, write that to `folder` first."""
     if Path(source).is_dir():
         return Path(source)
     model_name, _, tag = source.partition("/")

@@ -1,19 +1,19 @@
-"""Every exception type of the project. `serve/errors.py` maps each to its HTTP status."""
+"""All exception types of the project. `serve/errors.py` maps each of them to its HTTP status."""
 
 
 class FashionRAGError(Exception):
-    """Base of all errors that this project raises on purpose."""
+    """The base class of all errors that this project raises on purpose."""
 
 
 class InvalidRequest(FashionRAGError):
-    """The caller sent something that cannot be served; the message names field, value and rule.
+    """An error for a request that cannot be served. The message names field, value and rule.
 
-    code: the kind of fault, for programs: `invalid_value`, or a narrower one of OpenAI's API, such as
-    `missing_required_parameter`, `unknown_parameter`, `unsupported_value` and `model_not_found`.
+    code: the kind of fault, for programs. It is `invalid_value`, or a narrower code of OpenAI's API, such as
+    `missing_required_parameter`, `unknown_parameter`, `unsupported_value` or `model_not_found`.
     """
 
     def __init__(self, field: str, value: object, rule: str, code: str = "invalid_value") -> None:
-        # All arguments, so that the error survives pickling on its way from a replica.
+        # Given all arguments, the error survives pickling on its way from a replica.
         super().__init__(field, value, rule, code)
         self.field = field
         self.value = value
@@ -24,7 +24,7 @@ class InvalidRequest(FashionRAGError):
         try:
             shown = repr(self.value)
         except ValueError:
-            # Python prints no whole number of more than 4300 digits.
+            # Python does not print whole numbers of more than 4300 digits.
             shown = "a number of thousands of digits"
         if len(shown) > 80:
             shown = shown[:77] + "..."
@@ -32,7 +32,10 @@ class InvalidRequest(FashionRAGError):
 
 
 class NotFound(FashionRAGError):
-    """The address names something that this server does not have; `field` is the part of the address that names it."""
+    """An error for an address that names something this server does not have.
+
+    field: the part of the address that names it. code: the kind of fault, for programs.
+    """
 
     def __init__(self, field: str, message: str, code: str = "not_found") -> None:
         super().__init__(field, message, code)
@@ -45,7 +48,7 @@ class NotFound(FashionRAGError):
 
 
 class Overloaded(FashionRAGError):
-    """The service is full; the caller may try again after `retry_after_s` seconds."""
+    """An error for a request that finds the service full. The caller may try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message, retry_after_s)
@@ -57,8 +60,8 @@ class Overloaded(FashionRAGError):
 
 
 class DeadlineExceeded(FashionRAGError):
-    """The edit cannot, or could not, be finished before its deadline."""
+    """An error for an edit that is not, or cannot be, finished before its deadline."""
 
 
 class ArtifactError(FashionRAGError):
-    """A bundle, checkpoint, engine or index on disk is missing, damaged or of the wrong kind."""
+    """An error for a bundle, checkpoint, engine or index on disk that is missing, damaged or of the wrong kind."""

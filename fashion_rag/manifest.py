@@ -1,4 +1,4 @@
-"""The bundle's manifest: the sizes and defaults that the method needs beside the weights."""
+"""The manifest of a bundle: the sizes and defaults that the method needs beside the weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ DEMO_BUNDLE = Path(__file__).parent / "demo" / "bundle"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` of a bundle says. Full-size values are the defaults.
+    """The content of a bundle's `manifest.json`. The defaults are the values of the full-size model.
 
-    image_size: (height, width) that the UNet was trained at. num_pseudo_words: per garment. pose_sigma: width of a
-    heat map in pixels of `image_size`. mask_rule_size: size at which the mask rule works, whose widths are in pixels.
-    preview: the map from latents to colours that `models.autoencoder.fit_preview` gives; None = a bundle without one.
+    image_size: (height, width) that the UNet was trained at. num_pseudo_words: how many each garment has.
+    pose_sigma: width of a heat map in pixels of `image_size`.
+    mask_rule_size: (height, width) at which the mask rule is applied, because its widths are in pixels.
+    preview: the map from latents to colours that `models.autoencoder.fit_preview` makes; None = no previews.
     """
 
     name: str
@@ -67,8 +68,10 @@ class Manifest:
 
 
 def _as_tuples(value: Any) -> Any:
-    """Return `value` with tuples for its lists, which are all that JSON has."""
-    return tuple(_as_tuples(one) for one in value) if isinstance(value, list) else value
+    """Return `value` with its lists, which JSON knows, as tuples."""
+    if not isinstance(value, list):
+        return value
+    return tuple(_as_tuples(entry) for entry in value)
 
 
 def _is_preview(value: object) -> bool:

@@ -1,8 +1,8 @@
 """The whole method on one page: retrieve, invert, condition, encode, denoise, decode (Fashion-RAG, arXiv 2504.14011).
 
-`Pipeline` runs an edit alone and is the reference for everything faster. The servers' replicas call the same stage
-functions, each for its own part and for several requests at a time: what comes out for a request is what it would be
-alone, within the rounding of float32. Tensors are float32; run the stages without gradients.
+`Pipeline` runs an edit alone and is the reference for everything faster. The servers' replicas call the same functions,
+one for each stage, with several requests at a time. What a request gets is what it would get alone, within the rounding
+of float32. Tensors are float32; call the functions without gradients. `catalogue.retrieve` has the first stage.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.attributes import Values
-from fashion_rag.catalogue.catalogue import Catalogue, GarmentQuery, Match
+from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.garments import Garment
+from fashion_rag.catalogue.retrieve import retrieve
 from fashion_rag.data.colour import to_srgb
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import binarise, to_tensor, to_uint8
@@ -32,24 +32,23 @@ from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
 from fashion_rag.denoising.noise_schedule import NoiseSchedule, guide
 from fashion_rag.denoising.plan import History, advance, plan
 from fashion_rag.denoising.runner import Inputs
-from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.models.unet import LATENT_CHANNELS, DeepUNet, unet_input
-from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Solver, Template
+from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Solver
 
 
-class Photo(NamedTuple):
-    """The photo at the model's size: image [1, 3, H, W] in [-1, 1], mask [1, 1, H, W], pose_map [1, 18, H, W]."""
+class PreparedPhoto(NamedTuple):
+    """A photo at the model's size: image [1, 3, H, W] in [-1, 1], mask [1, 1, H, W], pose_map [1, 18, H, W]."""
 
     image: Tensor
     mask: Tensor
     pose_map: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Person:
     """What the UNet sees of the photo: mask [B, 1, h, w], masked_image_latents [B, 4, h, w], pose_map [B, 18, h, w]."""
 
@@ -58,90 +57,42 @@ class Person:
     pose_map: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the UNet reads: prompt_embeds and negative_prompt_embeds, both [B, 77, D]."""
+    """The text that the UNet attends to: prompt_embeds and negative_prompt_embeds, both [B, 77, D]."""
 
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor
 
 
-def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
-    """Return the garments to condition on, best first: those the request names, else the nearest to its text.
-
-    Raises InvalidRequest for an unknown garment, for a search that no garment can meet, and for a request that needs a
-    catalogue where there is none.
-    """
-    return retrieve_many(catalogue, [request])[0]
-
-
-def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) -> list[list[Match]]:
-    """Return the garments of each request, searched for together.
-
-    Raises InvalidRequest as `retrieve` for the first request that cannot be met.
-    """
-    matches: list[list[Match]] = [[] for _ in requests]
-    queries: dict[int, GarmentQuery] = {}
-    for row, request in enumerate(requests):
-        if request.template is Template.CAPTION or not (request.garment_ids or request.num_garments):
-            continue
-        if catalogue is None:
-            raise InvalidRequest("num_garments", request.num_garments, "must be 0 where no catalogue is loaded")
-        if request.garment_ids:
-            matches[row] = [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
-        else:
-            queries[row] = GarmentQuery(request.search_text, request.category, request.num_garments, request.attributes)
-    if catalogue is not None and queries:
-        for row, found in zip(queries, catalogue.search_many(list(queries.values())), strict=True):
-            if not found:
-                raise _nothing_found(catalogue, queries[row])
-            matches[row] = found
-    return matches
-
-
-def _nothing_found(catalogue: Catalogue, query: GarmentQuery) -> InvalidRequest:
-    """Return the error for a query that no garment passes; it names the filter that is at fault."""
-    unless = "unless num_garments=0"
-    if query.attributes and catalogue.search_many([replace(query, k=1, attributes={})])[0]:
-        wanted = ", ".join(f"{name}={value}" for name, values in query.attributes.items() for value in _texts(values))
-        rule = f"must be of a garment in the category {query.category}, {unless}; no garment there passes"
-        return InvalidRequest("attributes", wanted, rule)
-    return InvalidRequest("category", query.category, f"must have garments in the catalogue, {unless}")
-
-
-def _texts(values: Values) -> Sequence[str]:
-    return (values,) if isinstance(values, str) else values
-
-
 def invert(garment_encoder: GarmentEncoder, pictures: Sequence[Image.Image]) -> Tensor:
-    """Return pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
+    """Return the pseudo-words [N, P, D] of N >= 1 garment pictures of any size."""
     words: Tensor = garment_encoder(garment_encoder.pixels(pictures))
     return words
 
 
 def pseudo_words(garment_encoder: GarmentEncoder, garments: Sequence[Garment]) -> Tensor | None:
-    """Return pseudo-words [n, P, D] of garments: those that the catalogue knows, and the others made now.
-
-    None of none.
-    """
+    """Return the pseudo-words [n, P, D] of n garments, or None for none; those that are not known are computed."""
     if not garments:
         return None
-    known = {row: one.pseudo_words for row, one in enumerate(garments) if one.pseudo_words is not None}
-    words = {row: torch.from_numpy(array) for row, array in known.items()}
+    words: dict[int, Tensor] = {}
+    for row, garment in enumerate(garments):
+        if garment.pseudo_words is not None:
+            words[row] = torch.from_numpy(garment.pseudo_words)
     missing = [row for row in range(len(garments)) if row not in words]
     if missing:
-        made = invert(garment_encoder, [garments[row].image() for row in missing])
-        words |= dict(zip(missing, made.unbind(), strict=True))
+        inverted = invert(garment_encoder, [garments[row].image() for row in missing])
+        words |= dict(zip(missing, inverted.unbind(), strict=True))
     return torch.stack([words[row] for row in range(len(garments))])
 
 
 def condition(
     prompt_encoder: PromptEncoder, requests: Sequence[EditRequest], pseudo_words: Sequence[Tensor | None]
 ) -> list[Conditioning]:
-    """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt: one call for all.
+    """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt.
 
-    `pseudo_words` has for each request the [n, P, D] of its n garments in order, or None for no garment. Raises
-    InvalidRequest if a prompt has no room for its pseudo-words.
+    The text encoder is called once for all. pseudo_words: for each request [n, P, D] of its n garments in order, or
+    None for no garment. Raises InvalidRequest if a prompt has no room for its pseudo-words.
     """
     texts = [""]
     inserted: list[Tensor | None] = [None]
@@ -149,20 +100,20 @@ def condition(
         num_garments, num_words = (0, 0) if words is None else words.shape[:2]
         texts.append(prompt_text(request.template, request.category, request.prompt, num_garments, num_words))
         inserted.append(None if words is None else words.flatten(0, 1))  # garment after garment
-    # What is sent over the network takes along all that it is a view of.
+    # Cloned, because a view that is sent over the network takes its whole tensor along.
     empty, *rows = (row.clone() for row in prompt_encoder(texts, inserted).split(1))
     return [Conditioning(row, empty) for row in rows]
 
 
-def prepare(request: EditRequest, manifest: Manifest) -> Photo:
-    """Return the request's photo, in sRGB, its mask and its pose at the bundle's image size, on the CPU."""
+def prepare(request: EditRequest, manifest: Manifest) -> PreparedPhoto:
+    """Return the request's photo in sRGB, its mask and its pose, at the bundle's image size, on the CPU."""
     height, width = manifest.image_size
-    # To the model's size first: the photo may be a hundred times as large.
+    # The photo is resized before its colours are converted, because it may be a hundred times as large.
     photo = Image.fromarray(request.image).resize((width, height), Image.Resampling.BICUBIC)
     mask = Image.fromarray((request.mask != 0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     keypoints = np.zeros((18, 2)) if request.keypoints is None else request.keypoints
     keypoints = scale_keypoints(keypoints, request.mask.shape, manifest.image_size)
-    return Photo(
+    return PreparedPhoto(
         image=to_tensor(to_srgb(photo, request.icc_profile), manifest.image_size)[None],
         mask=torch.from_numpy(np.array(mask)).float()[None, None],
         pose_map=heat_maps(keypoints, manifest.image_size, manifest.pose_sigma)[None],
@@ -170,19 +121,19 @@ def prepare(request: EditRequest, manifest: Manifest) -> Photo:
 
 
 def draw_noise(seed: int, latent_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the initial latents and the VAE posterior's noise, drawn in this order from one CPU generator."""
+    """Return the initial latents and the noise of the VAE's posterior, drawn in this order from one CPU generator."""
     generator = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn(*latent_shape, generator=generator)
     return latents, torch.randn(*latent_shape, generator=generator)
 
 
 def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_noise: Tensor) -> Person:
-    """Return the photo without what is to be repainted, its mask and its pose, at the latents' size."""
+    """Return the photo without the part to be repainted, its mask and its pose, at the size of the latents."""
     mask = binarise(mask)
     height, width = (side // vae.downsampling for side in image.shape[-2:])
     return Person(
         mask=functional.interpolate(mask, size=(height, width), mode="nearest"),
-        # The hole is 0, mid grey.
+        # The part to be repainted becomes 0, which is mid grey.
         masked_image_latents=vae.encode(image * (1 - mask), vae_noise),
         pose_map=to_latent(pose_map, (height, width)),
     )
@@ -191,23 +142,24 @@ def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_n
 def encode(
     vae: VAE, requests: Sequence[EditRequest], manifest: Manifest, device: torch.device | str = "cpu"
 ) -> list[tuple[Tensor, Person]]:
-    """Return each request's initial latents [1, 4, h, w] and person, both from its own seed: one call of the VAE for
-    all.
+    """Return each request's initial latents [1, 4, h, w] and person. Both depend on the request's own seed.
+
+    The VAE is called once for all requests.
     """
-    latent_shape = (1, LATENT_CHANNELS, *(side // vae.downsampling for side in manifest.image_size))
-    noises = [draw_noise(request.seed, latent_shape) for request in requests]
-    inputs = zip(*(prepare(request, manifest) for request in requests), strict=True)
-    image, mask, pose_map = (torch.cat(rows).to(device) for rows in inputs)
-    vae_noise = torch.cat([noise for _, noise in noises]).to(device)
-    person = encode_person(vae, image, mask, pose_map, vae_noise)
-    # What is sent over the network takes along all that it is a view of.
-    rows = zip(person.mask.split(1), person.masked_image_latents.split(1), person.pose_map.split(1), strict=True)
-    people = [Person(*(part.clone() for part in row)) for row in rows]
+    height, width = (side // vae.downsampling for side in manifest.image_size)
+    noises = [draw_noise(request.seed, (1, LATENT_CHANNELS, height, width)) for request in requests]
+    vae_noise = torch.cat([posterior_noise for _, posterior_noise in noises]).to(device)
+    photos = [prepare(request, manifest) for request in requests]
+    image, mask, pose_map = (torch.cat(rows).to(device) for rows in zip(*photos, strict=True))
+    batch = encode_person(vae, image=image, mask=mask, pose_map=pose_map, vae_noise=vae_noise)
+    rows = zip(batch.mask.split(1), batch.masked_image_latents.split(1), batch.pose_map.split(1), strict=True)
+    # Cloned, because a view that is sent over the network takes its whole tensor along.
+    people = [Person(*map(torch.clone, row)) for row in rows]
     return [(latents.to(device), person) for (latents, _), person in zip(noises, people, strict=True)]
 
 
 def denoising_inputs(latents: Tensor, person: Person, conditioning: Conditioning) -> Inputs:
-    """Return what the engine denoises one edit from."""
+    """Return the inputs from which the engine denoises one edit."""
     return Inputs(
         latents,
         person.mask,
@@ -228,10 +180,10 @@ def denoise(
     guidance_scale: float,
     shortcuts: Shortcuts = PLAIN,
 ) -> Iterator[Tensor]:
-    """Yield the latents [B, 4, h, w] after each step; the caller shows progress, or stops early.
+    """Yield the latents [B, 4, h, w] after each step, so that the caller can show progress or stop early.
 
-    Guided steps run two halves, unconditional first: the empty prompt and no pose, but the same mask and photo. A
-    `guidance_scale` of 1 or less runs the conditional half alone.
+    Guided steps run two halves in one call. The unconditional half comes first; it has the empty prompt and no pose,
+    but the same mask and photo. With a `guidance_scale` of 1 or less, the conditional half runs alone.
     """
     no_pose = torch.zeros_like(person.pose_map)
     history = None if shortcuts.solver == Solver.DDIM else History.before_first_step(latents)
@@ -262,9 +214,9 @@ def decode(vae: VAE, latents: Tensor) -> NDArray[np.uint8]:
     return to_uint8(vae.decode(latents))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pipeline:
-    """One edit at a time on one device. A picture depends on its request, seed included, and on nothing else."""
+    """The whole method, for one edit at a time on one device. A picture depends on its request and seed alone."""
 
     manifest: Manifest
     sampler: NoiseSchedule
@@ -283,9 +235,9 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """Return the pipeline of a model bundle; without a catalogue, edits must bring their garments or use none."""
+        """Return the pipeline of a model bundle. Without a catalogue, edits must bring their garments or use none."""
         bundle = Bundle.open(bundle_path)
-        # First, as a catalogue that does not fit is found at once, and large networks take long to load.
+        # Opened first, so that a catalogue that does not fit is refused before large networks are loaded.
         opened = bundle.open_catalogue(catalogue) if catalogue else None
         return cls(
             manifest=bundle.manifest,
@@ -305,9 +257,9 @@ class Pipeline:
         garments: Sequence[Garment] | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> EditResult:
-        """Return the edited photo. Raises InvalidRequest for what cannot be edited.
+        """Return the edited photo. Raises InvalidRequest for a request that cannot be edited.
 
-        garments: stand in for retrieval. progress: called after each denoising step.
+        garments: used instead of those that would be retrieved. progress: called after each denoising step.
         """
         timings: dict[str, float] = {}
         with self._timed("retrieve", timings):
@@ -319,9 +271,17 @@ class Pipeline:
         with self._timed("encode", timings):
             ((latents, person),) = encode(self.vae, [request], self.manifest, self.device)
         with self._timed("denoise", timings):
-            steps, scale = request.num_inference_steps, request.guidance_scale
-            walk = denoise(self.unet, self.sampler, latents, person, conditioning, steps, scale, request.shortcuts)
-            for stepped in walk:
+            steps = denoise(
+                self.unet,
+                self.sampler,
+                latents=latents,
+                person=person,
+                conditioning=conditioning,
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                shortcuts=request.shortcuts,
+            )
+            for stepped in steps:
                 latents = stepped
                 progress()
         with self._timed("decode", timings):
@@ -331,6 +291,7 @@ class Pipeline:
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
+        """Measure how many seconds the block takes, and note them in `timings` under the name of the stage."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":

@@ -1,4 +1,7 @@
-"""Where a figure comes from: written beside every result, so that it can be repeated. Commands with --json call it."""
+"""The provenance of a figure, which is written beside every result, so that the result can be repeated.
+
+Commands with --json call it, and so do the benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,20 @@ PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray", "onn
 
 
 class Figure(Protocol):
-    """A matplotlib figure, which only those who draw one need matplotlib for."""
+    """A matplotlib figure. As a protocol, it can be named without installing matplotlib."""
 
-    def savefig(self, fname: Path, *, dpi: int) -> None: ...
+    def savefig(self, fname: Path, *, dpi: int) -> None:
+        """Write the figure to the file `fname`."""
 
 
 def write_result(path: Path, result: Mapping[str, object]) -> None:
-    """Write a result as JSON, into a folder that need not exist yet."""
+    """Write a result as JSON; the folder is made if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
-    """Write a figure as a picture, into a folder that need not exist yet; the suffix says in which format."""
+    """Write a figure as a picture in the format of the suffix; the folder is made if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
 
@@ -39,7 +43,7 @@ def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
 def provenance() -> dict[str, object]:
     """Return the date, command, commit, hardware and versions of the running process, as plain values for JSON.
 
-    commit: of the checkout that holds this package, with "+" where files differ from it; None outside a checkout.
+    commit: that of the checkout which holds this package, with "+" if files differ from it; None outside a checkout.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -54,7 +58,7 @@ def provenance() -> dict[str, object]:
 
 
 def _program() -> str:
-    """Return how the running process was started, without the folders of this machine."""
+    """Return how the running process was started, without paths of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return Path(sys.argv[0]).name
@@ -62,6 +66,7 @@ def _program() -> str:
 
 
 def _commit() -> str | None:
+    """Return the commit as `provenance` gives it."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -70,16 +75,20 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        commit = git("rev-parse", "--short", "HEAD")
+        is_changed = bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}+" if is_changed else commit
 
 
 def _cpu() -> str:
+    """Return the name of the processor's model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,4 +1,4 @@
-"""What an edit asks for and what it returns: the words that the pipeline and the servers share."""
+"""What an edit asks for and what it returns, for the pipeline and the servers alike."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from fashion_rag.errors import InvalidRequest
 
 CATEGORIES = ("dresses", "lower_body", "upper_body")
-# 77 text positions hold the template and three garments; a fourth would overrun it.
+# The 77 text positions have room for the template and three garments, but not for a fourth.
 MAX_GARMENTS = 3
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 50
 MAX_CACHE_INTERVAL = 10
 MAX_PROMPT_CHARS = 2000
 MAX_SEED = 2**63 - 1
-# Of a key point, in pixels: far outside every picture, and so small that no sum or square of it overflows.
+# Of a key point, in pixels. It is far outside every picture, and no sum or square of such numbers overflows.
 MAX_COORDINATE = 10**9
 
 
 class Template(StrEnum):
-    """How text and pseudo-words make the prompt (`models/prompt.py` has the wording)."""
+    """How the prompt is made of text and pseudo-words (`models/prompt.py` has the wording)."""
 
     GARMENTS = "garments"
     CAPTION_AND_GARMENTS = "caption_and_garments"
@@ -35,7 +35,7 @@ class Template(StrEnum):
 
 
 class Solver(StrEnum):
-    """How latents are led from step to step (`denoising/plan.py` has the maths). DDIM is the paper's."""
+    """How the next latents are computed in each step (`denoising/plan.py` has the maths). The paper uses DDIM."""
 
     DDIM = "ddim"
     DPMPP_2M = "dpmpp_2m"
@@ -43,6 +43,7 @@ class Solver(StrEnum):
 
 
 def _require(ok: bool, field_name: str, value: object, rule: str) -> None:
+    """Raise InvalidRequest unless `ok`."""
     if not ok:
         raise InvalidRequest(field_name, value, rule)
 
@@ -58,12 +59,13 @@ def _is_int(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Ways to compute less, all off by default.
+    """Ways to compute less. All are off by default.
 
-    solver: those of second order come as far in fewer steps. guidance_start, guidance_end: in which part of the steps,
-    as shares of them, there is guidance; in the others an edit takes one row. cache_interval: every so many steps the
-    whole UNet runs, and in those between only its outermost layers, on deep features kept from the last (DeepCache,
-    arXiv 2312.00858).
+    solver: solvers of second order need fewer steps for the same quality.
+    guidance_start, guidance_end: the part of the steps that is guided, as shares from 0 to 1. In the other steps an
+        edit takes one row of the UNet's batch instead of two.
+    cache_interval: the whole UNet runs once in so many steps. In the steps between, only its outermost layers run, on
+        features kept from the last whole run (DeepCache, arXiv 2312.00858).
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -89,17 +91,18 @@ class Shortcuts:
 PLAIN = Shortcuts()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditRequest:
-    """One edit. Pictures may have any size; the pipeline resizes to the model's.
+    """What is to be edited and how. Pictures may have any size; the pipeline resizes them to the model's.
 
-    image: uint8 [H, W, 3] RGB. icc_profile: the RGB profile that its colours are in, and those of the edited photo will
-    be; None = sRGB. mask: [H, W], nonzero = repaint. prompt: what to wear, in the shopper's words.
-    keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = no pose known.
+    image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint.
+    icc_profile: the RGB profile of the image's colours, which the edited photo will have, too; None = sRGB.
+    prompt: what to wear, in the shopper's words.
+    keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = the pose is not known.
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
-    attributes: search only among garments that have, of each name, one of the values.
-    num_chunks: search with so many of the prompt's noun chunks, which commas part; None = with the whole prompt.
-    deadline: Unix time in seconds after which a server need not answer any more; the pipeline takes no notice of it.
+    attributes: search only among garments that have, for each name, one of the values.
+    num_chunks: search with so many of the prompt's noun chunks, which are separated by commas; None = the whole prompt.
+    deadline: Unix time in seconds after which a server need not answer any more; the pipeline ignores it.
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -183,23 +186,24 @@ class EditRequest:
         )
 
     def digest(self) -> str:
-        """Return what tells the edit from all with another picture: a SHA-256 of all but its id and deadline."""
+        """Return a SHA-256 of everything that the edited photo depends on, which is all but id and deadline."""
         digest = hashlib.sha256()
-        for part in fields(self):
-            value = getattr(self, part.name)
-            if part.name in ("request_id", "deadline"):
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            if name in ("request_id", "deadline"):
                 continue
             if isinstance(value, np.ndarray):
-                digest.update(f"{part.name} {value.dtype} {value.shape}".encode())
+                digest.update(f"{name} {value.dtype} {value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).data)
             else:
-                digest.update(f"{part.name} {value!r}".encode())
+                digest.update(f"{name} {value!r}".encode())
         return digest.hexdigest()
 
     @property
     def search_text(self) -> str:
-        """Return what garments are searched with: the prompt, or its first `num_chunks` chunks joined as in
-        the paper.
+        """Return the text to search garments with.
+
+        It is the prompt, or its first `num_chunks` noun chunks, joined as in the paper.
         """
         if self.num_chunks is None:
             return self.prompt
@@ -207,12 +211,12 @@ class EditRequest:
         return ", ".join([chunk for chunk in chunks if chunk][: self.num_chunks])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditResult:
-    """What an edit returns.
+    """An edited photo, and what it was made with.
 
-    image: uint8 [H, W, 3], of the photo's size and in its colours, whose profile icc_profile is; None = sRGB.
-    garment_ids: of the garments used, best first. timings_s: seconds in each stage.
+    image: uint8 [H, W, 3], of the photo's size. icc_profile: the profile of its colours, which is the photo's own;
+    None = sRGB. garment_ids: the garments that were used, best first. timings_s: seconds in each stage.
     """
 
     image: NDArray[np.uint8]

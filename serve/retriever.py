@@ -20,13 +20,13 @@ from ray import serve as ray_serve
 from torch import Tensor
 
 from export.runtime import Runtime
-from fashion_rag import pipeline
 from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Filter
 from fashion_rag.catalogue.catalogue import Catalogue, Match
 from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted, append, put_image
 from fashion_rag.catalogue.garments import INVERSION
+from fashion_rag.catalogue.retrieve import retrieve_many
 from fashion_rag.catalogue.storage import Root
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.versions import missing_catalogue
@@ -117,8 +117,7 @@ class Retriever:
 
         def found(some: Sequence[EditRequest]) -> list[Found]:
             return [
-                (matches, tuple(map(_words, matches)), catalogue.version)
-                for matches in pipeline.retrieve_many(catalogue, some)
+                (matches, tuple(map(_words, matches)), catalogue.version) for matches in retrieve_many(catalogue, some)
             ]
 
         return await asyncio.to_thread(each, found, requests)

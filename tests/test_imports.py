@@ -22,6 +22,7 @@ LAYERS = (
     ("fashion_rag.data",),
     ("fashion_rag.models",),
     ("fashion_rag.catalogue", "fashion_rag.denoising"),
+    ("fashion_rag.bundle_checks",),
     ("fashion_rag.bundle",),
     ("fashion_rag.bundle_import",),
     ("fashion_rag.pipeline",),

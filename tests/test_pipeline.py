@@ -13,6 +13,7 @@ from torch import Tensor
 from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted
 from fashion_rag.catalogue.garments import StoredPicture
+from fashion_rag.catalogue.retrieve import retrieve, retrieve_many
 from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.data.finish import finish
@@ -29,8 +30,6 @@ from fashion_rag.pipeline import (
     encode,
     invert,
     prepare,
-    retrieve,
-    retrieve_many,
 )
 from fashion_rag.request import EditRequest, Template
 from tests.profiles import display_p3

@@ -64,8 +64,9 @@ class StoredPicture:
 class Garment:
     """One garment on sale.
 
-    caption: for people to read, may be empty; only evaluations search with it. chunks: captions of single noun chunks.
-    attributes: values by name, to filter by. pseudo_words: float32 [P, W], None where they are not known.
+    caption: for people to read, empty where there is none; only evaluations search with it. chunks: captions of single
+    noun chunks. attributes: values by name, to filter by. pseudo_words: float32 [P, W], where they are known.
+    opened: the RGB picture, where it has been decoded already.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Garment:
     chunks: tuple[str, ...] = ()
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pseudo_words: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    opened: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def stored(cls, root: Root, row: GarmentRow, pseudo_words: NDArray[np.float32] | None = None) -> Garment:
@@ -89,6 +91,8 @@ class Garment:
 
     def image(self) -> Image.Image:
         """Return the RGB picture, upright. Raises ArtifactError if it is missing or damaged."""
+        if self.opened is not None:
+            return self.opened
         try:
             return open_image(self.picture.read_bytes())
         except (InvalidRequest, OSError) as error:

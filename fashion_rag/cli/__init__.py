@@ -1,9 +1,8 @@
-"""The `fashion-rag` command: reads arguments, shows progress, calls the modules that do the work.
+"""The `fashion-rag` command: it reads arguments, shows progress, and calls the modules that do the work.
 
-Each command imports what it needs when it runs, so that `--help` is quick. An expected fault ends in one line on
-stderr: with exit status 2 for arguments that cannot be (usage, and InvalidRequest), with 1 for whatever else this
-project refuses or the operating system reports, such as a full disk. Ctrl-C ends with 130. Any other
-error is a fault of our own and keeps its traceback.
+Each command imports what it needs when it runs, so that `--help` is quick. An expected error is one line on stderr. The
+exit status is 2 for wrong usage and for InvalidRequest, 1 for the other errors of this project and for those of the
+operating system, such as a full disk, and 130 after Ctrl-C. Any other error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ from fashion_rag.errors import FashionRAGError, InvalidRequest
 
 
 class _Commands(TyperGroup):
+    """The group of all commands, which turns expected errors into one line and an exit status."""
+
     def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
         try:
             return super().invoke(ctx)
         except FashionRAGError as error:
@@ -34,14 +36,14 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise _ended("interrupted", 130) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever read the output has gone, which typer ends quietly
+            if error.errno == errno.EPIPE:  # nobody reads the output any more; typer ends quietly
                 raise
             where = f"{error.filename}: " if error.filename else ""
             raise _ended(f"{where}{error.strerror or error}", 1) from None
 
 
 def _ended(message: str, status: int) -> typer.Exit:
-    """Say on one line of stderr why the command ends, and return what ends it."""
+    """Print on one line of stderr why the command ends, and return the exception that ends it."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     return typer.Exit(status)
 

@@ -1,4 +1,4 @@
-"""Progress on a terminal or in a log, and the options that several commands have."""
+"""Progress on a terminal or in a log, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ LINE_EVERY_S = 10.0
 
 
 class _Bars(Progress):
-    """Bars on a terminal; elsewhere, as in the log of a pod, a line now and then."""
+    """Progress as bars on a terminal, and elsewhere, as in the log of a pod, as a line every LINE_EVERY_S seconds."""
 
-    said_s = -math.inf
+    printed_s = -math.inf
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
         super().update(task_id, **fields)
-        self._say(task_id)
+        self._print_line(task_id)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self._say(task_id)
+        self._print_line(task_id)
 
-    def _say(self, task_id: TaskID) -> None:
-        if not self.console.is_terminal and time.monotonic() - self.said_s >= LINE_EVERY_S:
-            self.said_s = time.monotonic()
+    def _print_line(self, task_id: TaskID) -> None:
+        """Print a line on this task, unless this is a terminal or the last line is recent."""
+        if not self.console.is_terminal and time.monotonic() - self.printed_s >= LINE_EVERY_S:
+            self.printed_s = time.monotonic()
             task = self._tasks[task_id]
             line = f"{task.description}: {task.completed:.0f} of {task.total or 1:.0f}"
             self.console.print(line, soft_wrap=True, highlight=False)
@@ -83,7 +84,7 @@ Number = TypeVar("Number", int, float)
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr for as long as the block runs; the callable moves it by one of `total`."""
+    """Show a bar on stderr while the block runs. The callable moves it by one of `total`."""
     with _bars() as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
@@ -91,14 +92,14 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Provide a bar on stderr for each phase of a build; the callable takes phase, steps done and number of steps."""
+    """Show a bar on stderr for each phase of a build. The callable takes phase, steps done and number of steps."""
     tasks: dict[str, TaskID] = {}
     with _bars() as bars:
 
         def report(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase)
-            # A phase that is over makes room for the next.
+            # A finished phase is hidden, to make room for the next.
             bars.update(tasks[phase], total=total, completed=done, visible=done < total)
 
         yield report
@@ -106,8 +107,9 @@ def build_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def start_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Provide a bar on stderr while a server starts; the callable takes what is awaited, parts ready, and number of
-    parts.
+    """Show a bar on stderr while a server starts.
+
+    The callable takes what is awaited, how many parts are ready, and how many there are.
     """
     with _bars() as bar:
         task = bar.add_task("starting", total=None)
@@ -120,7 +122,7 @@ def start_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
-    """Provide a bar on stderr for each stage of training; the callable takes stage, step, number of steps and loss."""
+    """Show a bar on stderr for each stage of training. The callable takes stage, step, number of steps and loss."""
     tasks: dict[str, TaskID] = {}
     with _bars() as bar:
 
@@ -134,7 +136,7 @@ def training_progress() -> Iterator[Callable[[str, int, int, float], None]]:
 
 @contextmanager
 def load_progress(total: int) -> Iterator[Callable[[EditOutcome], None]]:
-    """Provide a bar on stderr for a load of `total` edits; the callable takes the outcome of each."""
+    """Show a bar on stderr for a load of `total` edits. The callable takes the outcome of each edit."""
     counts = dict.fromkeys(("done", "refused", "failed"), 0)
     with _bars() as bar:
         task = bar.add_task("sending", total=total)
@@ -147,15 +149,16 @@ def load_progress(total: int) -> Iterator[Callable[[EditOutcome], None]]:
 
 
 def shortcuts_of(solver: Solver, guided: str, cache_interval: int) -> Shortcuts:
-    part = numbers(float, "guided", guided)
-    if len(part) != 2:
+    """Return the shortcuts that the three options ask for. Raises InvalidRequest, which names the option."""
+    bounds = numbers(float, "guided", guided)
+    if len(bounds) != 2:
         raise InvalidRequest("guided", guided, "must be two numbers, the beginning and the end")
-    start, end = part
-    return Shortcuts(solver, start, end, cache_interval)
+    start, end = bounds
+    return Shortcuts(solver, guidance_start=start, guidance_end=end, cache_interval=cache_interval)
 
 
 def numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:
-    """Return the numbers in an option such as 10,20,50."""
+    """Return the numbers in the text of an option, such as 10,20,50. Raises InvalidRequest, which names the option."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

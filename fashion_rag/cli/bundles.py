@@ -1,4 +1,4 @@
-"""Commands for model bundles: import and check them, and export their networks."""
+"""The commands for model bundles: import and check them, and export their networks."""
 
 from __future__ import annotations
 
@@ -40,13 +40,22 @@ def bundle_import(
 
     from fashion_rag.bundle_import import import_bundle
 
-    bundle = import_bundle(base, unet, adapter, vision, retrieval, out, name, dtype=getattr(torch, dtype))
+    bundle = import_bundle(
+        base=base,
+        unet=unet,
+        adapter=adapter,
+        vision=vision,
+        retrieval=retrieval,
+        out=out,
+        name=name,
+        dtype=getattr(torch, dtype),
+    )
     typer.echo(f"{out}: {bundle.manifest.licence}")
 
 
 @commands.command("check")
 def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bundle.")]) -> None:
-    """Load every part of a bundle, strictly, and say so."""
+    """Load every part of a bundle, and name those that are loaded."""
     check_bundle(path)
 
     from fashion_rag.bundle import Bundle
@@ -119,11 +128,11 @@ def export_tensorrt(
     from export.flavours import find_flavour
     from fashion_rag.bundle import Bundle
 
-    found = find_flavour(flavour)
-    targets = to_tensorrt.build_targets(found, tuple(architecture or ()))
+    tensorrt = find_flavour(flavour)
+    targets = to_tensorrt.build_targets(tensorrt, tuple(architecture or ()))
     with build_progress() as report:
-        engines = to_tensorrt.export_tensorrt(Bundle.open(bundle), folder, found, targets, report)
+        engines = to_tensorrt.export_tensorrt(Bundle.open(bundle), folder, tensorrt, targets=targets, progress=report)
     for name, path in engines.items():
         typer.echo(f"  {name}: {path.stat().st_size / 1e6:.1f} MB")
     made_for = ", ".join(targets) or "all that it supports"
-    typer.echo(f"{folder}: {len(engines)} engines, {found.name} {found.version}, for {made_for}")
+    typer.echo(f"{folder}: {len(engines)} engines, {tensorrt.name} {tensorrt.version}, for {made_for}")

@@ -1,4 +1,4 @@
-"""Commands for catalogues: build, publish, list and judge them, and search in one."""
+"""The commands for catalogues: build, publish, list and evaluate them, and search in one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def index_publish(
     from fashion_rag.bundle import Bundle
 
     opened = Bundle.open(bundle)
-    # Another bundle would encode every garment anew, which `index build` does, but nobody wants by an oversight.
+    # With another bundle every garment would be encoded anew. `index build` does that; here it would be an oversight.
     opened.check_catalogue(catalogue)
     with build_progress() as report:
         built = opened.build_catalogue(catalogue, (), progress=partial(report, "encoding garments"))
@@ -135,9 +135,9 @@ def index_evaluate(
     from fashion_rag.catalogue.recall import RANKS, evaluate
     from fashion_rag.provenance import provenance, write_result
 
-    found = Bundle.open(bundle).open_catalogue(catalogue)
+    opened = Bundle.open(bundle).open_catalogue(catalogue)
     with build_progress() as report:
-        recalls = evaluate(found, progress=partial(report, "searching"))
+        recalls = evaluate(opened, progress=partial(report, "searching"))
     table = Table("category", "chunks", "garments", *(f"@{rank}" for rank in RANKS), box=SIMPLE)
     for recall in recalls:
         shown = (f"{recall.at[rank]:.3f}" for rank in RANKS)
@@ -148,6 +148,7 @@ def index_evaluate(
 
 
 def _show_built(catalogue: str, built: Built) -> None:
+    """Print which garments were skipped, and what the new version of the catalogue holds."""
     for garment_id, reason in (*built.skipped, *built.refused.items()):
         typer.echo(f"skipped {garment_id}: {reason}", err=True)
     counts = f"{built.num_encoded} encoded, {built.num_kept} kept, {built.num_removed} removed"
@@ -176,16 +177,16 @@ def search(
     from fashion_rag.catalogue.attributes import parse_filter
 
     wanted = parse_filter(attribute or [])
-    found = Bundle.open(bundle).open_catalogue(catalogue)
-    matches = found.search(text, category, k, wanted)
+    opened = Bundle.open(bundle).open_catalogue(catalogue)
+    matches = opened.search(text, category, k, wanted)
     for match in matches:
         garment = match.garment
         typer.echo(f"{match.score:.3f}  {garment.id}  {garment.caption}  {garment.location}")
     if not matches:
-        counts = Counter(garment.category for garment in found)
+        counts = Counter(garment.category for garment in opened)
         if attribute and counts[category]:
-            said = f"no garment of {category} has {', '.join(attribute)}"
+            reason = f"no garment of {category} has {', '.join(attribute)}"
         else:
             known = ", ".join(f"{name} ({number})" for name, number in sorted(counts.items()))
-            said = f"no garment of {category}; there are garments of {known or 'no category'}"
-        typer.echo(f"{catalogue}: {said}", err=True)
+            reason = f"no garment of {category}; there are garments of {known or 'no category'}"
+        typer.echo(f"{catalogue}: {reason}", err=True)

@@ -1,7 +1,7 @@
-"""What can be checked before anything heavy is imported or loaded: paths, numbers, and what a command needs installed.
+"""Checks of options that need nothing heavy imported or loaded: paths, numbers, installed packages.
 
-Every command calls these first, so that a wrong option costs no time. Each raises InvalidRequest, which names the
-option, what was given, and the rule.
+Every command calls them first, so that a wrong option costs no time. Each check raises InvalidRequest, which names the
+option, the value, and the rule.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def check_folder(option: str, path: Path | None) -> None:
 
 
 def check_out_folder(option: str, path: Path) -> None:
-    """Check that a folder can be made, or be written to where there is one."""
+    """Check that a folder can be made, or, if it exists, can be written to."""
     if path.exists() and not path.is_dir():
         raise InvalidRequest(option, str(path), "must be a folder, and is a file")
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise InvalidRequest(option, str(path), f"must be a folder, and {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InvalidRequest(option, str(path), f"must be in a folder that may be written to, and {there} may not")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InvalidRequest(option, str(path), f"must be a folder, and {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidRequest(option, str(path), f"must be in a folder that may be written to, and {nearest} may not")
 
 
 def check_out_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
-    """Check that a file, if one is given, can be written, and ends in one of `suffixes` where there are any."""
+    """Check that a file, if one is given, can be written. suffixes: if any, its name must end in one of these."""
     if path is None:
         return
     if path.is_dir():
@@ -60,7 +60,7 @@ def check_out_file(option: str, path: Path | None, suffixes: Sequence[str] = ())
 
 
 def check_bundle(path: Path) -> Manifest:
-    """Return the manifest of the bundle in `path`, which must be a folder with a sound one."""
+    """Check that `path` is the folder of a bundle, and return its manifest."""
     check_folder("bundle", path)
     if not (path / MANIFEST_FILE).is_file():
         raise InvalidRequest("bundle", str(path), f"must be the folder of a model bundle, and has no {MANIFEST_FILE}")
@@ -68,7 +68,7 @@ def check_bundle(path: Path) -> Manifest:
 
 
 def check_catalogue(catalogue: str | None) -> None:
-    """Check that a catalogue, if one is given as a local folder, is there; a URL is left to whoever opens it."""
+    """Check that a catalogue, if a local one is given, is there. A URL is checked when the catalogue is opened."""
     if catalogue is None or "://" in catalogue:
         return
     check_folder("catalogue", Path(catalogue))
@@ -77,7 +77,7 @@ def check_catalogue(catalogue: str | None) -> None:
 
 
 def check_category(option: str, category: str) -> None:
-    """Check that a category is one of the three."""
+    """Check that a category is one of the three that there are."""
     if category not in CATEGORIES:
         raise InvalidRequest(option, category, f"must be one of {', '.join(CATEGORIES)}")
 
@@ -95,7 +95,7 @@ def check_installed(option: str, value: object, package: str, extra: str) -> Non
 
 
 def check_device(device: str) -> None:
-    """Check that PyTorch knows the device and that this machine has it. Imports PyTorch, so it comes last."""
+    """Check that PyTorch knows the device and that this machine has it. It imports PyTorch, so call it last."""
     import torch
 
     try:

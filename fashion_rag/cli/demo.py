@@ -1,4 +1,4 @@
-"""Commands of the paper-doll world and its model."""
+"""The commands for the paper-doll world and its model."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def demo_evaluate(
 
 
 def report_table(report: DemoReport) -> Table:
-    """The report of `demo evaluate` for a terminal."""
+    """Return the report of `demo evaluate` as a table for a terminal."""
     from fashion_rag.demo.model.evaluate import AgreementRow
 
     table = Table(

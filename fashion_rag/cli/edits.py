@@ -1,4 +1,4 @@
-"""Commands that edit without a graph: one photo, or a data set to measure the pictures."""
+"""Commands that edit without a server: edit a photo, or edit a data set and measure the pictures."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def edit(
         shortcuts=shortcuts,
         icc_profile=photo.icc_profile,
     )
-    given = [Garment(path.stem, category, "", path) for path in garments]
+    given = []
     for path in garments:
-        open_image(path, field="garment")
+        given.append(Garment(path.stem, category, "", path, opened=open_image(path, field="garment")))
     pipeline = Pipeline.load(bundle, None if given else catalogue, device)
     with progress("editing", request.num_inference_steps) as advance:
         result = pipeline(request, given or None, advance)
@@ -175,7 +175,6 @@ def evaluate(
 ) -> None:
     """Edit the samples of a data set and measure the pictures: the paper's table, as Markdown and JSON."""
     from itertools import product
-    from types import SimpleNamespace
 
     check_installed("metrics", metrics, "torchmetrics", "evaluate")
     check_folder("root", root)
@@ -194,9 +193,10 @@ def evaluate(
         raise InvalidRequest("server", server, "must be a URL, as http://127.0.0.1:8000")
     for category in categories.split(","):
         check_category("categories", category)
-    num_garments, chunks_of = numbers(int, "num_retrieved", num_retrieved), numbers(int, "num_chunks", num_chunks)
+    garment_counts = numbers(int, "num_retrieved", num_retrieved)
+    chunk_counts = numbers(int, "num_chunks", num_chunks)
     shortcuts = shortcuts_of(solver, guided, cache_interval)
-    if not server and catalogue is None and retrieval is None and any(num_garments):
+    if not server and catalogue is None and retrieval is None and any(garment_counts):
         rule = "must be 0 without --catalogue, --retrieval or --server"
         raise InvalidRequest("num_retrieved", num_retrieved, rule)
     manifest = check_bundle(bundle)
@@ -211,16 +211,16 @@ def evaluate(
 
     check_device(device)
     asked = metrics.split(",") if metrics else None
-    available(SimpleNamespace(inception=inception_weights, lpips=lpips_weights), asked)
+    available(asked, has_inception=inception_weights is not None, has_lpips=lpips_weights is not None)
     orders: list[Order] = ["paired", "unpaired"] if order == "both" else [order]
     wanted = [
         EvaluationSettings(
             root=str(root.resolve()),
             model="",
             layout=layout,
-            order=one_order,
+            order=pairing,
             num_chunks=chunks,
-            num_retrieved=garments,
+            num_retrieved=count,
             retrieval=str(retrieval.resolve()) if retrieval else None,
             mask_type=mask_type,
             template=template,
@@ -229,7 +229,7 @@ def evaluate(
             shortcuts=shortcuts,
             seed=seed,
         )
-        for one_order, garments, chunks in product(orders, num_garments, chunks_of)
+        for pairing, count, chunks in product(orders, garment_counts, chunk_counts)
     ]
     for settings in wanted:
         open_data(settings, categories.split(","), manifest.image_size)
@@ -239,7 +239,7 @@ def evaluate(
     networks = Networks.load(clip or bundle / "retrieval", inception_weights, lpips_weights, device)
     with _editor(bundle, catalogue, server, api_keys, device, dtype) as (editor, model, garments_from):
         plan = run.EvaluationPlan(
-            settings=[dataclasses.replace(one, model=model, catalogue=garments_from) for one in wanted],
+            settings=[dataclasses.replace(settings, model=model, catalogue=garments_from) for settings in wanted],
             categories=categories.split(","),
             limit=limit,
             metrics=asked,
@@ -255,7 +255,7 @@ def evaluate(
 def _editor(
     bundle: Path, catalogue: str | None, server: str | None, api_keys: Path | None, device: str, dtype: str
 ) -> Iterator[tuple[Editor, str, str | None]]:
-    """Yield what edits for `evaluate`, and what its settings say of the model and the catalogue."""
+    """Provide the editor for `evaluate`, and the names of its model and its catalogue for the settings."""
     import httpx
     import torch
 

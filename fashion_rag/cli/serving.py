@@ -1,4 +1,4 @@
-"""Commands around the graph: serve it, and put load on it."""
+"""The commands that start the server, and that measure it under load."""
 
 from __future__ import annotations
 

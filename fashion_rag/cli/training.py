@@ -80,18 +80,18 @@ def train(
     check_replaceable(out)
 
     from fashion_rag.training.data import Source
-    from fashion_rag.training.fit import Plan, pick_precision
+    from fashion_rag.training.fit import TrainingPlan, pick_precision
     from fashion_rag.training.memory import GB, available_bytes
-    from fashion_rag.training.objective import Mix
-    from fashion_rag.training.run import Settings
+    from fashion_rag.training.objective import SampleMix
+    from fashion_rag.training.run import TrainingSettings
     from fashion_rag.training.run import train as train_here
 
-    settings = Settings(
+    settings = TrainingSettings(
         base=bundle.resolve(),
         source=Source(data.resolve(), retrieval.resolve() if retrieval else None, mask_type=mask_type),
         work=work.resolve(),
         out=out.resolve(),
-        plan=Plan(
+        plan=TrainingPlan(
             num_steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -100,7 +100,7 @@ def train(
             precision=precision or pick_precision(),
             save_every_s=save_every,
         ),
-        mix=Mix(
+        mix=SampleMix(
             tuple(shares),
             caption_share=caption_share,
             uncond_share=uncond_share,

@@ -1,7 +1,8 @@
-"""Convert colours between sRGB, which the models know, and the ICC profile of an uploaded picture.
+"""The conversion of colours between sRGB, which the models know, and the ICC profile of an uploaded picture.
 
-`image.py` converts what it opens, and the pipeline converts the photo on its way in and what is pasted into it on its
-way out. A profile that is damaged, or of another colour space than the picture, counts as none: its picture is sRGB.
+`image.py` converts the pictures that it opens. The pipeline converts the photo before it is edited, and the edited part
+before it is pasted back. A profile that is damaged, or of another colour space than the picture, is ignored, and the
+picture is taken for sRGB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-# The usual choice for photos: a colour that both sides can show stays that colour, and black stays black.
+# The usual choice for photos: colours that both profiles can show stay the same, and black stays black.
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 

@@ -1,4 +1,4 @@
-"""The last step of an edit: the model's picture put back into the request's own photo. Needs no PyTorch."""
+"""The last step of an edit, which puts the model's picture into the request's own photo. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def finish(request: EditRequest, picture: NDArray[np.uint8]) -> NDArray[np.uint8
     picture: uint8 [H, W, 3] in sRGB, of any size.
     """
     picture = from_srgb(picture, request.icc_profile)
-    # The seam is as soft at every size: 3 pixels at the paper's 512x384.
+    # The seam's width grows with the photo; it is 3 pixels at the paper's 512x384.
     return paste_outside(request.image, request.mask, picture, feather_px=min(request.mask.shape) // 128)

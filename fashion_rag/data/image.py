@@ -1,6 +1,6 @@
-"""Pictures in and out: decoding uploads, model tensors, the garment crop, pasting the result back.
+"""Pictures in and out: decoding uploads, making tensors, cropping garments, pasting the result back.
 
-The pipeline uses the tensor functions and `paste_outside`; the servers and the command line use `open_photo` and
+The pipeline uses the functions for tensors, and `paste_outside`. The servers and the command line use `open_photo` and
 `open_mask`, and `open_image` for garments. Sizes are (height, width).
 
 The functions that make tensors import PyTorch themselves, because a server that only opens pictures does without it.
@@ -27,28 +27,28 @@ from fashion_rag.errors import InvalidRequest
 if TYPE_CHECKING:
     import torch
 
-# Only these: Pillow also knows formats that start other programs (EPS runs Ghostscript).
+# No other formats are opened, because Pillow starts other programs for some (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 16
-# Room for the 50-megapixel sensors of phones.
+# Photos of 50 megapixels, as phones take them, pass.
 MAX_PIXELS = 64_000_000
 
-# warnings.catch_warnings swaps a list that all threads share, so only one may hold it.
+# warnings.catch_warnings replaces a list that all threads share, so only one thread may be in it.
 _warnings_lock = threading.Lock()
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """The RGB picture as float32 [3, H, W] in [-1, 1], bicubic to `size`; the aspect ratio is not kept."""
+    """Return the RGB picture as float32 [3, H, W] in [-1, 1], resized to `size`; the aspect ratio is not kept."""
     import torch
 
     height, width = size
     pixels = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-    # Contiguous NCHW: a channels-last view costs torch's GroupNorm on a CPU three to four digits.
+    # Contiguous, because with a channels-last view torch's GroupNorm loses three to four digits on a CPU.
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
 
 
 def to_uint8(picture: torch.Tensor) -> NDArray[np.uint8]:
-    """A decoded picture, [3, H, W] or [B, 3, H, W] around [-1, 1], as uint8 with channels last, rounded."""
+    """Return a decoded picture, [3, H, W] or [B, 3, H, W] around [-1, 1], rounded to uint8 with channels last."""
     import torch
 
     levels = ((picture.detach().float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -57,19 +57,19 @@ def to_uint8(picture: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def binarise(mask: torch.Tensor) -> torch.Tensor:
-    """A new mask of the same shape and dtype: 1 where `mask` >= 0.5, else 0."""
+    """Return a new mask of the same shape and dtype, which is 1 where `mask` >= 0.5, else 0."""
     return (mask >= 0.5).to(mask.dtype)
 
 
 def vision_crop(garment: Image.Image, picture_size: tuple[int, int], crop: int) -> NDArray[np.uint8]:
-    """The uint8 [crop, crop, 3] part of a garment picture that the vision tower sees.
+    """Return the part of a garment picture that the vision encoder sees, uint8 [crop, crop, 3].
 
-    Resized to `picture_size` first, then short side to `crop`, then the centre: top and bottom of a tall garment are
-    cut, as in the published evaluation.
+    The picture is resized to `picture_size`, then until its short side is `crop`, and cut to the centre. So the top and
+    bottom of a tall garment are cut off, as in the published evaluation.
     """
     import torch
 
-    # Parity: in the published evaluation pictures went through float32 and were truncated, not rounded, to bytes.
+    # As in the published evaluation, pictures go through float32 and are truncated, not rounded, to bytes.
     truncated = ((to_tensor(garment, picture_size) + 1) / 2 * 255).to(torch.uint8)
     height, width = (int(crop * side / min(picture_size)) for side in picture_size)
     image = Image.fromarray(truncated.permute(1, 2, 0).contiguous().numpy())
@@ -81,7 +81,10 @@ def vision_crop(garment: Image.Image, picture_size: tuple[int, int], crop: int) 
 def vision_pixels(
     garment: Image.Image, picture_size: tuple[int, int], crop: int, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
-    """The vision tower's input for an RGB garment picture: float32 [3, crop, crop], `vision_crop` normalised."""
+    """Return the vision encoder's input for an RGB garment picture, float32 [3, crop, crop].
+
+    It is `vision_crop`, normalised by `mean` and `std`, which are for RGB in [0, 1].
+    """
     import torch
 
     levels = torch.from_numpy(vision_crop(garment, picture_size, crop)).permute(2, 0, 1).contiguous().float()
@@ -89,10 +92,10 @@ def vision_pixels(
 
 
 class OpenedPhoto(NamedTuple):
-    """An uploaded photo as its owner sent it.
+    """An uploaded photo in its own size and colours.
 
-    pixels: uint8 [H, W, 3], upright, in the colours of icc_profile, an RGB profile; None = sRGB. hole: its transparent
-    part as a mask, uint8 [H, W], 1 = transparent; None where there is no such part.
+    pixels: uint8 [H, W, 3], upright. icc_profile: the RGB profile of its colours; None = sRGB.
+    hole: the transparent part as a mask, uint8 [H, W], 1 = transparent; None if no part is transparent.
     """
 
     pixels: NDArray[np.uint8]
@@ -101,10 +104,10 @@ class OpenedPhoto(NamedTuple):
 
 
 def open_photo(data: bytes | Path, *, field: str = "image", max_pixels: int = MAX_PIXELS) -> OpenedPhoto:
-    """Return the uploaded photo, with transparency on white, in the colours of its own profile.
+    """Return the uploaded photo in the colours of its own profile. Transparent parts become white.
 
-    A photo whose profile is not RGB, or leads to sRGB but not back, is converted to sRGB. Raises InvalidRequest as
-    `open_image` does.
+    A photo is converted to sRGB if its profile is not RGB, or if colours cannot be converted back to it. Raises
+    InvalidRequest as `open_image` does.
     """
     image, icc_profile = _decode(data, field, max_pixels)
     hole = None
@@ -115,10 +118,10 @@ def open_photo(data: bytes | Path, *, field: str = "image", max_pixels: int = MA
 
 
 def open_image(data: bytes | Path, *, field: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the uploaded picture as 8-bit sRGB, upright (EXIF), transparency on white; an animation's first frame.
+    """Return the uploaded picture as 8-bit sRGB, turned upright as its EXIF data say. Transparent parts become white.
 
-    Raises InvalidRequest, naming `field`, for what is no whole picture of FORMATS, has more than `max_pixels` (known
-    before anything is decoded) or a side under MIN_SIDE.
+    Of an animation the first frame is taken. Raises InvalidRequest, naming `field`, unless the data are a whole picture
+    in one of FORMATS, with at most `max_pixels` and sides of at least MIN_SIDE. Sizes are checked before decoding.
     """
     image, icc_profile = _decode(data, field, max_pixels)
     return to_srgb(_on_white(image), icc_profile)
@@ -127,10 +130,10 @@ def open_image(data: bytes | Path, *, field: str = "image", max_pixels: int = MA
 def open_mask(
     data: bytes | Path, size: tuple[int, int] | None = None, *, field: str = "mask", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """Return the uploaded mask as uint8 [H, W], 1 = repaint; nearest to `size` where given.
+    """Return the uploaded mask as uint8 [H, W], 1 = repaint, resized to `size` if that is given.
 
-    White marks what to repaint, or else transparency does: `uploaded_mask` has the rules. Raises InvalidRequest as
-    `open_image` does, and for a mask that marks nothing or is unclear.
+    The part to repaint is white or transparent; `uploaded_mask` has the rules. Raises InvalidRequest as `open_image`
+    does, and for a mask that marks nothing or is unclear.
     """
     image, _ = _decode(data, field, max_pixels, has_colours=False)
     mask = marked(image, field)
@@ -147,24 +150,22 @@ def paste_outside(
     """Return the edited photo, uint8 [H, W, 3]: `picture` where `mask` is set, else `original` pixel for pixel.
 
     original: [H, W, 3]. mask: [H, W], nonzero = repainted. picture: [h, w, 3], resized to the original's size.
-    feather_px: over so many pixels, all inside the mask, the original fades into the picture.
+    feather_px: the width of the band, all inside the mask, in which the original fades into the picture.
     """
     height, width = mask.shape
     edited = original.copy()
     if not mask.any():
         return edited
-    # Large photos are mostly outside. One pixel more, as the ramp begins at the mask's edge.
-    rows, columns = (
-        slice(max(0, int(repainted[0]) - 1), int(repainted[-1]) + 2)
-        for repainted in (np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0)))
-    )
+    # Only the box around the mask is worked on, as most of a large photo lies outside.
+    marked = mask != 0
+    rows, columns = _extent(np.any(marked, axis=1)), _extent(np.any(marked, axis=0))
     if picture.shape != original.shape:
         resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
         box = (columns.start, rows.start, min(columns.stop, width), min(rows.stop, height))
         picture = np.asarray(resized.crop(box))
     else:
         picture = picture[rows, columns]
-    depth = _depth(mask[rows, columns] != 0, feather_px + 1)
+    depth = _depth(marked[rows, columns], feather_px + 1)
     target = edited[rows, columns]
     np.copyto(target, picture, where=(depth > feather_px)[..., None])
     seam = (depth > 0) & (depth <= feather_px)
@@ -173,8 +174,17 @@ def paste_outside(
     return edited
 
 
+def _extent(marked: NDArray[np.bool_]) -> slice:
+    """Return the smallest range that holds all that is set in [N], with a margin of one.
+
+    With the margin, pixels at the edge of the mask are not at the edge of the range, unless the picture ends there.
+    """
+    indices = np.flatnonzero(marked)
+    return slice(max(0, int(indices[0]) - 1), int(indices[-1]) + 2)
+
+
 def _depth(inside: NDArray[np.bool_], max_depth: int) -> NDArray[np.uint16]:
-    """Return how many pixels deep each pixel [H, W] lies inside: 0 outside, 1 at the edge, at most `max_depth`."""
+    """Return how deep each pixel [H, W] lies inside: 0 outside, 1 at the edge, and at most `max_depth`."""
     depth = inside.astype(np.uint16)
     for _ in range(max_depth - 1):
         inside = _erode(inside)
@@ -183,7 +193,7 @@ def _depth(inside: NDArray[np.bool_], max_depth: int) -> NDArray[np.uint16]:
 
 
 def _erode(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the area without its outermost pixels; the border of the picture is no edge of the area."""
+    """Return the area without its outermost pixels. Where the area ends with the picture, it keeps its pixels."""
     rows = area.copy()
     rows[1:] &= area[:-1]
     rows[:-1] &= area[1:]
@@ -196,9 +206,9 @@ def _erode(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _decode(
     data: bytes | Path, field: str, max_pixels: int, has_colours: bool = True
 ) -> tuple[Image.Image, bytes | None]:
-    """Return the picture, upright and in mode RGB or, with transparency, RGBA, and its profile; None = sRGB.
+    """Return the picture, upright, in mode RGB or, with transparency, RGBA, and its profile; None = sRGB.
 
-    has_colours: whether the profile in the file counts, which says nothing of the levels of a mask.
+    has_colours: whether the profile in the file is used. It is not for masks, whose levels are no colours.
     """
     shown = f"{len(data)} bytes" if isinstance(data, bytes) else str(data)
     source = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -207,17 +217,18 @@ def _decode(
         try:
             with Image.open(source, formats=FORMATS) as image:
                 _check_size(image.size, field, max_pixels)
-                # In place, as a large photo has no room for needless copies.
+                # In place, because a copy of a large photo takes much memory.
                 ImageOps.exif_transpose(image, in_place=True)
                 return _eight_bit(image, image.info.get("icc_profile") if has_colours else None)
         except Image.DecompressionBombError as error:
             raise InvalidRequest(field, shown, f"must have at most {max_pixels} pixels") from error
-        except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:  # as Pillow raises them
+        except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:  # all raised by Pillow
             rule = f"must be a whole picture of 8 or 16 bits a channel, in one of {', '.join(FORMATS)}"
             raise InvalidRequest(field, shown, rule) from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """Return the picture in mode RGB, with white where it is transparent."""
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
@@ -225,6 +236,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
+    """Raise InvalidRequest for a picture of too many pixels or too short a side."""
     width, height = size
     if width * height > max_pixels:
         raise InvalidRequest(field, f"{width}x{height} pixels", f"must have at most {max_pixels} pixels")
@@ -233,14 +245,17 @@ def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
 
 
 def _eight_bit(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """Return the picture in mode RGB or RGBA, and the profile of its colours, which leads to sRGB and back."""
+    """Return the picture in mode RGB or RGBA, and the profile of its colours; None = sRGB.
+
+    Colours of a profile that is not RGB, or that leads to sRGB but not back, are converted to sRGB.
+    """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode == "CMYK":
         return to_srgb(image, icc_profile), None
     is_grey = image.mode.startswith(("1", "I", "L")) and image.mode != "LAB"
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey instead of scaling it.
+        # Pillow's own conversion of 16-bit grey clips it instead of scaling it.
         levels = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -1,4 +1,4 @@
-"""Key points to the pose channels of the UNet. Called by the pipeline and the training code.
+"""The UNet's pose channels, made from key points. Called by the pipeline and the training code.
 
 Points are 18 OpenPose (x, y) pairs; (0, 0) = absent. Sizes are (height, width).
 The functions that make tensors import PyTorch themselves, because a server that only scales points does without it.
@@ -21,19 +21,19 @@ KEYPOINT_FRAME = (512, 384)
 def scale_keypoints(
     keypoints: NDArray[np.float64], from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Key points [18, 2] in pixels of `to_size`, given in pixels of `from_size`; absent points stay (0, 0)."""
+    """Return key points [18, 2] in pixels of `to_size`, given in pixels of `from_size`; absent points stay (0, 0)."""
     scale = (to_size[1] / from_size[1], to_size[0] / from_size[0])
     return np.asarray(keypoints, dtype=np.float64) * scale
 
 
 def heat_maps(keypoints: NDArray[np.float64], size: tuple[int, int], sigma: float = 9.0) -> torch.Tensor:
-    """One map a point: float32 [18, H, W] in [0, 1], exp(-d^2 / sigma^2) with peak 1; absent points all zero.
+    """Return a map for each point, float32 [18, H, W]: exp(-d^2 / sigma^2) with peak 1, or zero for absent points.
 
     keypoints: [18, 2] in pixels of `size`. sigma: in pixels, 9 in the paper at 512x384.
     """
     import torch
 
-    # In float64: the exponent of a float32 distance is off by up to 7e-7 in the map.
+    # In float64, because with float32 distances the map is off by up to 7e-7.
     points = torch.as_tensor(keypoints, dtype=torch.float64)
     x, y = points[:, 0, None, None], points[:, 1, None, None]
     columns = torch.arange(size[1], dtype=torch.float64)[None, None, :]
@@ -46,7 +46,7 @@ def heat_maps(keypoints: NDArray[np.float64], size: tuple[int, int], sigma: floa
 
 
 def to_latent(maps: torch.Tensor, latent_size: tuple[int, int]) -> torch.Tensor:
-    """Heat maps [18, H, W] or [B, 18, H, W] at the latents' size: bilinear, not antialiased (as published)."""
+    """Return heat maps [18, H, W] or [B, 18, H, W] at the latents' size, bilinear without antialiasing as published."""
     from torch.nn import functional
 
     batched = maps if maps.ndim == 4 else maps[None]

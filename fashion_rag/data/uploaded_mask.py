@@ -1,7 +1,7 @@
-"""Decide which part of an uploaded mask is to be repainted. Called by `image.open_mask`.
+"""The rules that say which part of an uploaded mask is to be repainted. Called by `image.open_mask`.
 
-People send two kinds of masks: white where to repaint, and, as for OpenAI's image edits, transparent where to repaint.
-A picture with transparent parts may be either kind, so its opaque part and its edge decide:
+People send two kinds of masks. In one kind the part to repaint is white; in the other, as for OpenAI's image edits, it
+is transparent. A picture with transparent parts may be of either kind, so its opaque part and its edge decide:
 
 | the mask                                                                   | to repaint           |
 |----------------------------------------------------------------------------|----------------------|
@@ -14,8 +14,8 @@ A picture with transparent parts may be either kind, so its opaque part and its 
 | transparent parts, the rest of one other colour, black too, edge otherwise | refused as unclear   |
 | transparent everywhere, or translucent and nowhere transparent             | refused: nothing     |
 
-White is a grey level of 128 or more, transparent an alpha below 128. The rest is looked at where it is as opaque as it
-gets, so that soft edges of strokes do not count.
+White is a grey level of 128 or more, transparent an alpha below 128. "The rest" is the part of the highest alpha, so
+that soft edges of strokes do not count.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from PIL import Image
 
 from fashion_rag.errors import InvalidRequest
 
-# A part is drawn in black and white if nearly all of it, but for what lies between, has these levels in each channel.
+# A part counts as black and white if at least MIN_DRAWN of its pixels are at most BLACK or at least WHITE.
 BLACK, WHITE = 5, 250
 MIN_DRAWN = 0.97
-# Fewer black pixels than this beside white ones are specks.
+# A smaller share of black pixels beside white ones is taken for specks.
 MIN_BLACK = 0.005
-# One colour may vary by so many levels, as lossy files make it.
+# In a part of one colour, levels may differ by so much, because lossy files change them.
 ONE_COLOUR = 16
-# The canvas is what has at least this share of the picture's outermost pixels.
+# A part is the canvas if it has at least this share of the picture's outermost pixels.
 CANVAS = 0.75
 
 CLEAR_RULE = "must be clear: white where to repaint on opaque black, or a copy of the photo with that part transparent"
@@ -57,7 +57,10 @@ def marked(image: Image.Image, field: str) -> NDArray[np.uint8]:
 
 
 def _white_marks(image: Image.Image, alpha: NDArray[np.uint8], transparent: NDArray[np.bool_], field: str) -> bool:
-    """Return whether the white part of a picture that is not opaque is to be repainted, instead of the transparent."""
+    """Return whether the white part of a picture that is not opaque is to be repainted, and not the transparent part.
+
+    Raises InvalidRequest, naming `field`, if that is unclear.
+    """
     if not transparent.any():
         return False
     solid = alpha == alpha.max()

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_rag.catalogue.garments import Garment
+from fashion_rag.catalogue.retrieve import retrieve_many
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import InvalidRequest
@@ -33,7 +34,6 @@ from fashion_rag.pipeline import (
     denoise,
     encode,
     pseudo_words,
-    retrieve_many,
 )
 from fashion_rag.request import EditRequest
 

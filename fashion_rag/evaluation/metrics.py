@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,26 +55,18 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 SampleValues = dict[str, NDArray[np.float64]]
 
 
-class OptionalNetworks(Protocol):
-    """The networks that are not always there, or the files to load them from; None for one that is missing."""
+def available(requested: Sequence[str] | None = None, *, has_inception: bool, has_lpips: bool) -> tuple[list[str], str]:
+    """Return the metrics that can be measured, and a note on those left out, which is empty if there are none.
 
-    @property
-    def inception(self) -> object: ...
-
-    @property
-    def lpips(self) -> object: ...
-
-
-def available(networks: OptionalNetworks, requested: Sequence[str] | None = None) -> tuple[list[str], str]:
-    """Return the names of the metrics to compute, and a note on those that are left out, empty if none is.
-
-    requested: the metrics to compute; None for all whose networks are there.
-    Raises InvalidRequest for an unknown metric, and for a requested one whose network is missing.
+    requested: the names of the metrics that are wanted; None = all that can be measured. has_inception, has_lpips:
+    whether these weights are there. Raises InvalidRequest for an unknown metric, and for one in `requested` without its
+    weights.
     """
+    has_weights = {"inception": has_inception, "lpips": has_lpips}
     for name in requested or ():
         if name not in METRICS:
             raise InvalidRequest("metrics", name, f"must be of {', '.join(METRICS)}")
-    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if getattr(networks, part) is None}
+    missing = {name: option for name, (part, option) in NEEDED_WEIGHTS.items() if not has_weights[part]}
     for name in requested or ():
         if name in missing:
             raise InvalidRequest("metrics", name, f"needs a file of weights: give {missing[name]}")

@@ -63,7 +63,8 @@ def evaluate(
     Raises InvalidRequest, before anything is edited, for metrics that cannot be had and for an `out` of other settings.
     Raises ArtifactError for a data set that cannot be read.
     """
-    metrics, note = available(networks, plan.metrics)
+    has_inception, has_lpips = networks.inception is not None, networks.lpips is not None
+    metrics, note = available(plan.metrics, has_inception=has_inception, has_lpips=has_lpips)
     folders = [
         EditFolder(out / settings.name, settings, manifest, plan.categories, plan.limit) for settings in plan.settings
     ]

@@ -1,7 +1,7 @@
-"""Networks from folders as transformers and diffusers publish them: a `config.json` and a safetensors file.
+"""Networks in the folders that transformers and diffusers publish: a `config.json` and a safetensors file.
 
-Called by the bundle, and by the import of released checkpoints. Nothing is filled in: what a file does not hold is an
-error, never a random weight.
+Called by the bundle, and by the import of released checkpoints. A weight that a file does not hold is an error; it is
+never filled in with random numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, load_strict
 CONFIG_FILE = "config.json"
 CLIP_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
 FLOAT32 = torch.float32
 
-# The VAE's attention layers as older diffusers called them, and published files still do.
+# Published files name the VAE's attention layers as older versions of diffusers did.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MID_ATTENTION = ".mid_block.attentions.0."
 
@@ -35,15 +36,16 @@ Module = TypeVar("Module", bound=nn.Module)
 def read_text_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPTextModel:
     """Return the CLIP text encoder in `folder`.
 
-    dtype: of its weights. wanted: which weights are read; a network without all of them cannot be called. Raises
-    ArtifactError, as all functions here do, for files that are missing, damaged, or do not fit each other.
+    dtype: the type of its weights. wanted: which weights are read; a network that lacks some cannot be called.
+
+    Like all functions here, it raises ArtifactError for files that are missing, damaged, or do not fit each other.
     """
     model = build(lambda raw: CLIPTextModel(CLIPTextConfig.from_dict(raw)), folder / CONFIG_FILE)
     return fill(model, current_names(StateFile(folder / CLIP_FILE)), folder / CLIP_FILE, dtype, wanted)
 
 
 def read_vision_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPVisionModel:
-    """Return the CLIP vision encoder in `folder`; of a CLIP model with more than that, the tower alone."""
+    """Return the CLIP vision encoder in `folder`. If the folder has a whole CLIP model, only this part is read."""
     model = build(
         lambda raw: CLIPVisionModel(CLIPVisionConfig.from_dict(raw.get("vision_config", raw))), folder / CONFIG_FILE
     )
@@ -75,10 +77,10 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names, each read when it is asked for."""
+    """The tensors of a mapping under new names. A tensor is read when it is asked for."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        """Take `names`: by the new name, the one in `state`."""
+        """Take the tensors in `state`. names: new name to name in `state`."""
         self.state, self.names = state, names
 
     def __getitem__(self, name: str) -> Tensor:
@@ -92,25 +94,30 @@ class Renamed(Mapping[str, Tensor]):
 
 
 def current_names(state: Mapping[str, Tensor], only: str = "") -> Mapping[str, Tensor]:
-    """Return `state` with the names that the installed transformers and diffusers use, where it has older ones.
+    """Return `state` with its older names replaced by those of the installed transformers and diffusers.
 
-    only: where some names begin with this, the others are left out.
+    only: a prefix. If any names begin with it, names that do not are left out.
     """
     names = {}
     for old in [key for key in state if key.startswith(only)] or state:
-        # Once a buffer of every CLIP model, now made anew.
+        # Files of older versions hold this buffer, which the models now compute.
         if not old.endswith("embeddings.position_ids"):
-            key = old.removeprefix("text_model.").removeprefix("vision_model.")
-            if _MID_ATTENTION in key:
-                half, layer = key.split(_MID_ATTENTION)
-                name, kind = layer.rsplit(".", 1)
-                key = f"{half}{_MID_ATTENTION}{_OLD_ATTENTION.get(name, name)}.{kind}"
-            names[key] = old
+            names[_current_name(old)] = old
     return Renamed(state, names)
 
 
+def _current_name(old: str) -> str:
+    """Return the name that the installed libraries use for the weight `old`."""
+    key = old.removeprefix("text_model.").removeprefix("vision_model.")
+    if _MID_ATTENTION not in key:
+        return key
+    half, layer = key.split(_MID_ATTENTION)
+    name, kind = layer.rsplit(".", 1)
+    return f"{half}{_MID_ATTENTION}{_OLD_ATTENTION.get(name, name)}.{kind}"
+
+
 def build(make: Callable[[dict[str, Any]], Module], path: Path) -> Module:
-    """Return the network that `make` builds of the configuration at `path`, without memory for its parameters.
+    """Return the network that `make` builds from the configuration at `path`, without memory for its parameters.
 
     Raises ArtifactError for a configuration that cannot be built.
     """
@@ -129,6 +136,9 @@ def fill(
     dtype: torch.dtype = FLOAT32,
     wanted: Wanted = all_keys,
 ) -> Module:
-    """Return `module`, holding exactly `state`, to be used but not trained. Arguments and errors as `load_strict`."""
+    """Fill `module` with exactly `state`, and return it in evaluation mode, without gradients.
+
+    Arguments and errors as `load_strict`.
+    """
     load_strict(module, state, source, dtype, wanted)
     return module.eval().requires_grad_(False)

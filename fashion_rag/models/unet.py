@@ -1,8 +1,8 @@
 """The inpainting UNet with 27 input channels, and how its input is put together.
 
-From one step to the next, most of what the UNet computes hardly changes (DeepCache, arXiv 2312.00858). So it can also
-be called in two ways that belong together: `deep` runs all of it and gives, beside the prediction, the features that
-enter its last layers; `shallow` runs only the outermost layers, on features of an earlier call.
+From one step to the next, most of what the UNet computes hardly changes (DeepCache, arXiv 2312.00858). So there are two
+more ways to call it, which belong together: `deep` runs the whole UNet and also returns the features that enter its
+last layers, and `shallow` runs only the outermost layers, on the features of an earlier `deep` call.
 """
 
 from __future__ import annotations
@@ -17,55 +17,59 @@ from torch import Tensor, nn
 
 LATENT_CHANNELS = 4
 POSE_CHANNELS = 18
-# latents, mask, masked-image latents, pose: 4 + 1 + 4 + 18.
+# Latents, mask, masked-image latents, pose: 4 + 1 + 4 + 18.
 IN_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS + POSE_CHANNELS
-
-
-# How many layers of the last block `shallow` runs; the first of the network that lead to them by skip connections, too.
+# How many layers of the last block `shallow` runs. It also runs the first layers, whose skip connections lead to them.
 SHALLOW_LAYERS = 2
 
 
 def feature_channels(config: Mapping[str, Any]) -> int:
-    """Return the channels C of the features of a UNet with this configuration.
+    """Return the number C of feature channels of a UNet with this configuration.
 
-    They are what leaves the layer before: in the last block one like it, or the block before where that is all of it.
+    The features leave the layer before the shallow ones. That layer is in the last block, unless all layers of the last
+    block are shallow; then it is in the block before.
     """
     layers: Any = config.get("layers_per_block", 2)
     widths: list[int] = config["block_out_channels"]
-    last = layers if isinstance(layers, int) else layers[0]
-    return widths[min(1, len(widths) - 1)] if last + 1 == SHALLOW_LAYERS else widths[0]
+    num_layers = layers if isinstance(layers, int) else layers[0]
+    last_block_is_shallow = num_layers + 1 == SHALLOW_LAYERS
+    return widths[1] if last_block_is_shallow and len(widths) > 1 else widths[0]
 
 
 class DeepUNet(Protocol):
-    """A UNet, or a compiled one, that may be called in all three ways; shapes as of `UNet`."""
+    """A UNet, in PyTorch or compiled, that can be called in all three ways. Shapes are those of `UNet`."""
 
     def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Return the predicted noise."""
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the predicted noise, and features for `shallow`."""
+        """Return the predicted noise, and the features for `shallow`."""
 
     def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """Return the predicted noise, nearly, from features of the same edit's earlier step."""
+        """Return nearly the predicted noise, from the features of an earlier step of the same edit."""
 
 
 class UNet(nn.Module):
-    """Noise prediction as plain tensors: the calls that every compiled UNet answers too."""
+    """The UNet of diffusers, called with plain tensors and returning plain tensors, like the compiled UNets."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Return the predicted noise [B, 4, h, w] for `sample` [B, 27, h, w] at timesteps `t` [B] int64, text [B, 77,
-        D].
+        """Return the predicted noise, float32 [B, 4, h, w].
+
+        sample: [B, 27, h, w]. t: timesteps [B], int64. prompt_embeds: [B, 77, D].
         """
         dtype = self.unet.conv_in.weight.dtype
         noise_pred: Tensor = self.unet(sample.to(dtype), t, encoder_hidden_states=prompt_embeds.to(dtype)).sample
         return noise_pred.float()
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same noise, and the features float32 [B, C, h, w] that enter the last `SHALLOW_LAYERS` layers."""
+        """Return the predicted noise, and the features that enter the last SHALLOW_LAYERS layers.
+
+        Both are float32; the features are [B, C, h, w].
+        """
         unet: Any = self.unet
         hidden, temb, text = _enter(unet, sample, t, prompt_embeds)
         skips = [hidden]
@@ -83,24 +87,24 @@ class UNet(nn.Module):
         return _leave(unet, hidden, skips, temb, text), hidden.float()
 
     def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """Return the noise that the outermost layers predict from `features` [B, C, h, w] of an earlier step."""
+        """Return the noise that the outermost layers predict from the `features` [B, C, h, w] of an earlier step."""
         return _shallow(self.unet, sample, t, prompt_embeds, features)
 
 
 class WholeUNet(nn.Module):
-    """`UNet.deep` with one output, [B, 4 + C, h, w]: the noise, then the features. What is compiled."""
+    """A network that computes `UNet.deep` with a single output, so that it can be compiled."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Return the noise and features for inputs as of `UNet`."""
+        """Return the noise and then the features, [B, 4 + C, h, w]. The inputs are those of `UNet`."""
         return torch.cat(self.unet.deep(sample, t, prompt_embeds), dim=1)
 
 
 class ShallowUNet(nn.Module):
-    """`UNet.shallow` with the weights of the outermost layers alone."""
+    """A network that computes `UNet.shallow`, and holds the weights of the outermost layers alone."""
 
     def __init__(self, whole: UNet) -> None:
         super().__init__()
@@ -113,28 +117,28 @@ class ShallowUNet(nn.Module):
         self.unet = shell
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """Return the noise, for inputs as of `UNet.shallow`."""
+        """Return the noise. The inputs are those of `UNet.shallow`."""
         return _shallow(self.unet, sample, t, prompt_embeds, features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitUNet:
-    """A DeepUNet of two networks that are called like a WholeUNet and a ShallowUNet."""
+    """A DeepUNet made of two networks, which are called like a WholeUNet and a ShallowUNet."""
 
     whole: nn.Module
     outermost: nn.Module
 
     def __call__(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """As `DeepUNet`."""
+        """Return the predicted noise."""
         return self.deep(sample, t, prompt_embeds)[0]
 
     def deep(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """As `DeepUNet.deep`."""
+        """Return the predicted noise, and the features for `shallow`."""
         output = self.whole(sample, t, prompt_embeds)
         return output[:, :LATENT_CHANNELS], output[:, LATENT_CHANNELS:]
 
     def shallow(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
-        """As `DeepUNet.shallow`."""
+        """Return nearly the predicted noise, from the features of an earlier step of the same edit."""
         noise_pred: Tensor = self.outermost(sample, t, prompt_embeds, features)
         return noise_pred
 
@@ -147,6 +151,7 @@ def _enter(unet: Any, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple
 
 
 def _shallow(unet: Any, sample: Tensor, t: Tensor, prompt_embeds: Tensor, features: Tensor) -> Tensor:
+    """Return the noise that the outermost layers of `unet` predict from `features`."""
     hidden, temb, text = _enter(unet, sample, t, prompt_embeds)
     skips = [hidden]
     for number in range(SHALLOW_LAYERS - 1):
@@ -156,21 +161,25 @@ def _shallow(unet: Any, sample: Tensor, t: Tensor, prompt_embeds: Tensor, featur
 
 
 def _leave(unet: Any, hidden: Tensor, skips: list[Tensor], temb: Tensor, text: Tensor) -> Tensor:
-    """Return the last layers and the way out, from the features on."""
+    """Return the predicted noise, computed from the features `hidden` by the last layers.
+
+    skips: the hidden states that skip connections lead to these layers, the last first.
+    """
     for number in range(-SHALLOW_LAYERS, 0):
         hidden = _layer(unet.up_blocks[-1], number, torch.cat([hidden, skips.pop()], dim=1), temb, text)
     noise_pred: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
     return noise_pred.float()
 
 
-def _block(block: Any, hidden: Tensor, temb: Tensor, text: Tensor, **others: Any) -> Any:
-    """Return a whole block of diffusers' UNet, with attention to the text where it has any."""
-    attended = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
-    return block(hidden, temb=temb, **attended, **others)
+def _block(block: Any, hidden: Tensor, temb: Tensor, text: Tensor, **arguments: Any) -> Any:
+    """Return what a block of diffusers' UNet makes of `hidden`, with attention to the text where it has any."""
+    if getattr(block, "has_cross_attention", False):
+        arguments["encoder_hidden_states"] = text
+    return block(hidden, temb=temb, **arguments)
 
 
 def _layer(block: Any, number: int, hidden: Tensor, temb: Tensor, text: Tensor) -> Tensor:
-    """Return one layer of a block: a residual block, and attention where it has any."""
+    """Return what one layer of a block makes of `hidden`: a residual block, and attention where it has any."""
     hidden = block.resnets[number](hidden, temb)
     if getattr(block, "has_cross_attention", False):
         hidden = block.attentions[number](hidden, encoder_hidden_states=text, return_dict=False)[0]
@@ -178,7 +187,7 @@ def _layer(block: Any, number: int, hidden: Tensor, temb: Tensor, text: Tensor) 
 
 
 def _part(block: Any, layers: slice) -> nn.Module:
-    """Return the some layers of a block, as `_layer` takes them."""
+    """Return a module of these layers of a block, which `_layer` can run."""
     part: Any = nn.Module()
     part.has_cross_attention = getattr(block, "has_cross_attention", False)
     part.resnets = block.resnets[layers]
@@ -188,14 +197,14 @@ def _part(block: Any, layers: slice) -> nn.Module:
 
 
 def unet_input(latents: Tensor, mask: Tensor, masked_image_latents: Tensor, pose_map: Tensor) -> Tensor:
-    """Return the UNet's input [B, 27, h, w]: latents 4, mask 1, masked-image latents 4, pose 18, in this order."""
+    """Return the UNet's input [B, 27, h, w]: 4 channels of latents, mask 1, masked-image latents 4, pose 18."""
     return torch.cat([latents, mask, masked_image_latents, pose_map], dim=1)
 
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int = IN_CHANNELS) -> None:
-    """Give `unet` in place a first convolution of `in_channels` inputs; the new channels' weights are zero.
+    """Replace the first convolution of `unet` by one with `in_channels` inputs.
 
-    The widened UNet predicts what the narrow one did until training fills the new weights.
+    The weights of the new channels are zero, so the widened UNet predicts the same until it is trained.
     """
     narrow = unet.conv_in
     wide = nn.Conv2d(in_channels, narrow.out_channels, kernel_size=3, padding=1)

@@ -1,1 +1,1 @@
-"""Trains inversion adapter and UNet of any base bundle on a data set in the Dress Code layout."""
+"""The training of the inversion adapter and the UNet of any bundle, on a data set in the Dress Code layout."""

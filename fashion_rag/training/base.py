@@ -1,4 +1,4 @@
-"""The bundle that training starts from, completed where it must be, and the bundle that it ends in. Called by `run`."""
+"""The bundle that training starts from, completed where it lacks a part, and the trained bundle. Called by `run`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_en
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
 from fashion_rag.weights import hollow, no_keys, write_state
 
-# The adapter's inner width as a multiple of the vision tower's: 5120 of 1280 in the paper.
+# The adapter's inner width as a multiple of the vision tower's; in the paper they are 5120 and 1280.
 HIDDEN_RATIO = 4
 
 
 def open_base(path: Path, work: Path, seed: int) -> Bundle:
-    """Return the bundle in `path` if it is whole; else a copy of it in `work`, made once, with what it lacks.
+    """Return the bundle in `path` if it is whole, else a copy in `work` that has what the bundle lacks.
 
-    A UNet of other than 27 input channels, such as Stable Diffusion 2 inpainting's of 9, is widened; in the place of
-    an inversion adapter that is not there comes a new one, random from `seed`. One process at a time.
-    Raises ArtifactError for anything else that is missing or does not fit.
+    The copy is made once, by one process at a time. A UNet that does not have 27 input channels, such as Stable
+    Diffusion 2 inpainting's with 9, is widened. A missing inversion adapter is replaced by a new one with random
+    weights from `seed`. Raises ArtifactError for anything else that is missing or does not fit.
     """
     unet, adapter = path / "unet", path / "inversion_adapter"
-    narrow = read_config(unet / CONFIG_FILE).get("in_channels") != IN_CHANNELS
-    if not narrow and adapter.exists():
+    is_narrow = read_config(unet / CONFIG_FILE).get("in_channels") != IN_CHANNELS
+    if not is_narrow and adapter.exists():
         return Bundle.open(path)
-    digest = joint_sha256(folder / name for part, name in WEIGHTS.items() if (folder := path / part).exists())
+    weights = [path / part / name for part, name in WEIGHTS.items() if (path / part).exists()]
+    digest = joint_sha256(weights)
     completed = work / f"base-{digest[:16]}-{seed}"
     if not completed.exists():
         with written_aside(completed) as new:
             shutil.copytree(path, new, dirs_exist_ok=True)
-            if narrow:
+            if is_narrow:
                 _widen(new / "unet")
             if not adapter.exists():
                 _write_new_adapter(new, seed)
@@ -47,6 +48,7 @@ def open_base(path: Path, work: Path, seed: int) -> Bundle:
 
 
 def _widen(folder: Path) -> None:
+    """Give the UNet in `folder` the input channels that it lacks."""
     unet = read_unet(folder)
     widen_conv_in(unet)
     unet.save_config(folder)
@@ -54,7 +56,7 @@ def _widen(folder: Path) -> None:
 
 
 def adapter_of(path: Path) -> InversionAdapter:
-    """Return the adapter that training the bundle in `path` starts from, without weights: for its sizes."""
+    """Return the adapter that training the bundle in `path` starts from, without weights, for its sizes alone."""
     vision_config = _vision_config(path)
     if (path / "inversion_adapter").exists():
         return read_adapter(path / "inversion_adapter", vision_config, wanted=no_keys)
@@ -88,10 +90,11 @@ def _write_new_adapter(folder: Path, seed: int) -> None:
 def write_trained(
     base: Bundle, network: nn.ModuleDict, out: Path, name: str, dtype: torch.dtype = torch.float32
 ) -> Bundle:
-    """Return the bundle in `out`: the files of `base`, with UNet and adapter of `network` stored as `dtype`.
+    """Write the trained bundle to `out`, and return it.
 
-    Copied and not written anew, so that all else is the same to the byte, and catalogues built with `base` can still
-    be searched. network: as `objective.networks` makes it.
+    Its UNet and adapter come from `network`, as `objective.networks` makes it, and are stored as `dtype`. All other
+    files are copied from `base`, so that they are the same to the byte and catalogues built with `base` can still be
+    searched.
     """
     with written_aside(out) as new:
         shutil.copytree(base.path, new, dirs_exist_ok=True)

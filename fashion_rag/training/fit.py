@@ -1,7 +1,7 @@
 """The training loop: seeded part by part, averaged over processes, checkpointed, and resumed bit for bit.
 
-A stage owns its networks and its loss; this module owns optimiser, schedule, average and file. It knows nothing of
-Fashion-RAG, nor of who watches. Called by `run`, and by the demo's training for each of its stages.
+A stage owns its networks and its loss. This module owns the optimiser, the learning rate, the averaged weights and the
+checkpoint; it knows nothing of Fashion-RAG. `run` calls it, and so does the demo's training for each of its stages.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and how fast a stage trains.
 
-    batch_size: rows of a step, over all processes. num_parts: a batch is worked through in so many parts, which the
-    processes share evenly; 0 = one a process. What a part draws depends on the seed, the step and its number, so that
-    the same number of parts is the same training on any number of processes. warmup_steps: until the rate is full;
-    decay_share: the last of the steps, in which it runs down to zero. precision: what products and convolutions
-    compute in; weights, gradients and average are float32. save_every_s: time between two checkpoints.
+    batch_size: rows of a step, over all processes.
+    num_parts: how many parts a batch is worked through in; the processes share them evenly. 0 = one part a process.
+        What a part draws depends on the seed, the step and the part's number, so the same number of parts gives the
+        same training on any number of processes.
+    warmup_steps: steps until the learning rate is full. decay_share: the share of the steps, at the end, in which the
+        rate falls to zero.
+    precision: what products and convolutions compute in; weights, gradients and average are float32.
+    save_every_s: seconds between two checkpoints.
     """
 
     num_steps: int
@@ -56,9 +59,9 @@ class Plan:
                 raise InvalidRequest(name, getattr(self, name), "must be at least 1")
 
     def part_numbers(self, rank: int, world: int) -> range:
-        """Return the parts of process `rank` of `world`.
+        """Return the numbers of the parts that process `rank` of `world` works through.
 
-        Raises InvalidRequest if batch or parts cannot be shared evenly.
+        Raises InvalidRequest if the batch or its parts cannot be shared evenly.
         """
         num_parts = self.num_parts or world
         if num_parts % world:
@@ -69,22 +72,25 @@ class Plan:
         return range(rank * share, (rank + 1) * share)
 
 
-class Stage(Protocol):
-    """What `fit` trains; `name` is its checkpoint's."""
+class TrainingStage(Protocol):
+    """A set of networks and their loss, which `fit` trains. `name` names the checkpoint."""
 
     name: str
 
     @property
     def network(self) -> nn.Module:
-        """Return all that learns, on the device where it learns."""
+        """Return everything that is trained, on the device where it is trained."""
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
         """Return the mean loss of `num_rows` random rows, drawn from `rng` and PyTorch's own generator alone."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A step that is done. loss: of this process's parts. gradient_norm: before clipping, of the whole batch."""
+class TrainingProgress:
+    """A finished step of training.
+
+    loss: the mean over this process's parts. gradient_norm: of the whole batch, before clipping.
+    """
 
     stage: str
     step: int
@@ -95,38 +101,40 @@ class Progress:
     images_per_s: float
 
 
-# Called after each step, in each process, with the network of averaged weights.
-Watch = Callable[[Progress, nn.Module], None]
+# Called after each step, in each process, with the step and the network of averaged weights.
+Watch = Callable[[TrainingProgress, nn.Module], None]
 
 
 def pick_precision() -> Precision:
-    """Return the bfloat16, or float16 where the GPU has none."""
-    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "float16" if lacking else "bfloat16"
+    """Return "bfloat16", or "float16" where the GPU does not compute in bfloat16."""
+    lacks_bfloat16 = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "float16" if lacks_bfloat16 else "bfloat16"
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
-    """Open a block whose products and convolutions compute in `precision`."""
+    """Return what opens a block whose products and convolutions compute in `precision`."""
     dtype = getattr(torch, precision)
     return partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
 
 
-def learning_rate(plan: Plan, step: int) -> float:
-    """Return the rate at `step`: a short warm-up, constant, then down to zero."""
-    left = (plan.num_steps - step) / max(plan.num_steps * plan.decay_share, 1.0)
-    return plan.learning_rate * min(1.0, (step + 1) / max(plan.warmup_steps, 1), left)
+def learning_rate(plan: TrainingPlan, step: int) -> float:
+    """Return the learning rate at `step`: it rises in the warm-up, stays, and falls to zero at the end."""
+    warmup = (step + 1) / max(plan.warmup_steps, 1)
+    decay = (plan.num_steps - step) / max(plan.num_steps * plan.decay_share, 1.0)
+    return plan.learning_rate * min(1.0, warmup, decay)
 
 
-def fit(stage: Stage, plan: Plan, folder: Path, seed: int, watch: Watch) -> None:
-    """Train `stage` to the end of `plan`, from its checkpoint in `folder` if there is one; leaves the average in it.
+def fit(stage: TrainingStage, plan: TrainingPlan, folder: Path, seed: int, watch: Watch) -> None:
+    """Train `stage` to the end of `plan`, from its checkpoint in `folder` if there is one.
 
-    A step whose gradients are not all finite changes no weight. Raises InvalidRequest as `Plan.part_numbers`.
+    At the end the network holds the averaged weights. A step whose gradients are not all finite changes no weight.
+    Raises InvalidRequest as `TrainingPlan.part_numbers`.
     """
     rank, world = rank_and_world()
     parts = plan.part_numbers(rank, world)
     num_rows = plan.batch_size // (len(parts) * world)
     if world > 1:
-        # Processes that start apart would stay apart: only gradients are shared later.
+        # Only gradients are shared later, so processes that start with different weights would keep them.
         for tensor in stage.network.state_dict().values():
             dist.broadcast(tensor, src=0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,14 +148,23 @@ def fit(stage: Stage, plan: Plan, folder: Path, seed: int, watch: Watch) -> None
         start = time.monotonic()
         losses = []
         for number in parts:
-            torch.manual_seed(hash((seed, step, number)) % 2**63)
-            loss = stage.loss(np.random.default_rng([seed, step, number]), num_rows)
+            part_seed = np.random.SeedSequence([seed, step, number])
+            torch.manual_seed(int(part_seed.generate_state(1, np.uint64)[0]))
+            loss = stage.loss(np.random.default_rng(part_seed), num_rows)
             learner.backward(loss / len(parts))
             losses.append(loss.detach())
         norm = learner.update(world)
         mean_loss = torch.stack(losses).mean().item()
-        rate, pace = learning_rate(plan, step), plan.batch_size / (time.monotonic() - start)
-        watch(Progress(stage.name, step + 1, plan.num_steps, mean_loss, rate, norm, pace), learner.average)
+        progress = TrainingProgress(
+            stage=stage.name,
+            step=step + 1,
+            num_steps=plan.num_steps,
+            loss=mean_loss,
+            learning_rate=learning_rate(plan, step),
+            gradient_norm=norm,
+            images_per_s=plan.batch_size / (time.monotonic() - start),
+        )
+        watch(progress, learner.average)
         if rank == 0 and (time.monotonic() - last_save > plan.save_every_s or step + 1 == plan.num_steps):
             learner.save(path)
             last_save = time.monotonic()
@@ -156,9 +173,12 @@ def fit(stage: Stage, plan: Plan, folder: Path, seed: int, watch: Watch) -> None
 
 
 class _Learner:
-    """What a step changes, and what its file keeps: network, average, optimiser, loss scale, number of steps done."""
+    """The state that a step changes and a checkpoint keeps.
 
-    def __init__(self, network: nn.Module, plan: Plan) -> None:
+    It is the network, the average of its weights, the optimiser, the scale of the loss, and the number of steps done.
+    """
+
+    def __init__(self, network: nn.Module, plan: TrainingPlan) -> None:
         self.network, self.plan = network, plan
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.parameters = list(network.parameters())
@@ -166,12 +186,13 @@ class _Learner:
             self.parameters, lr=plan.learning_rate, betas=BETAS, weight_decay=plan.weight_decay
         )
         device = self.parameters[0].device.type
-        # The gradients of float16 would vanish unscaled. In any other precision the scaler does nothing.
+        # Without a scale, gradients of float16 would vanish. In any other precision the scaler does nothing.
         self.scaler = torch.amp.GradScaler(device, enabled=plan.precision == "float16")
         self.step = 0
 
     def load(self, path: Path) -> None:
-        # Mapped and not read, as the whole file beside all that it is copied to would be the most that training takes.
+        """Go on from the checkpoint at `path`."""
+        # The file is mapped: read as a whole, it would be in memory twice, which is more than training itself takes.
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
@@ -181,6 +202,7 @@ class _Learner:
         self.step = saved["step"]
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint at `path`; a process that is killed meanwhile leaves the last one whole."""
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -193,10 +215,11 @@ class _Learner:
         aside.rename(path)
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to those of the step."""
         self.scaler.scale(loss).backward()
 
     def update(self, world: int) -> float:
-        """Take the step that the gradients say, then clear them. Returns their norm."""
+        """Take a step along the gradients, clear them, and return their norm before clipping."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.plan, self.step)
         _average_gradients(self.parameters, world)
@@ -212,17 +235,21 @@ class _Learner:
 
     @torch.no_grad()
     def _follow(self) -> None:
+        """Move the averaged weights towards those of the network."""
         decay = min(self.plan.ema_decay, (self.step + 1) / (self.step + 10))
-        kept, new = (
-            [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-            for network in (self.average, self.network)
-        )
-        torch._foreach_lerp_(kept, new, 1 - decay)
+        torch._foreach_lerp_(_floating_tensors(self.average), _floating_tensors(self.network), 1 - decay)
+
+
+def _floating_tensors(network: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
 
 
 def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    # Parts without garments leave the adapter without gradients, and another process may have drawn some with. With
-    # one process, too, it counts as zero: weights must not depend on how many there are.
+    """Replace the gradients by their mean over all processes; a missing gradient counts as zero.
+
+    Parts without garments leave the adapter without gradients, while another process may have parts with garments. A
+    single process counts zeros, too, so that the weights do not depend on the number of processes.
+    """
     gradients = []
     for parameter in parameters:
         if parameter.grad is None:
@@ -232,5 +259,6 @@ def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= world
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        means = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))

@@ -22,15 +22,15 @@ FROZEN_BYTES = 4
 GB = 1e9
 
 MEMORY_FILE = Path("/proc/meminfo")
-# Of the container, where it has a limit: the limit, what is in use, and how much of this is files that can be dropped.
+# A container with a limit has files here that say the limit, the memory in use, and how much of it can be dropped.
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def bytes_per_process(base: Path, with_sheets: bool) -> int:
-    """Return what each process holds while it trains the bundle in `base`, activations not counted.
+    """Return how many bytes a process needs to train the bundle in `base`, without activations.
 
-    with_sheets: whether it paints samples, for which the VAE stays loaded. Raises ArtifactError for a bundle whose
-    weights do not fit their configurations; none of them is read.
+    with_sheets: whether it paints samples, for which the VAE stays loaded. No weights are read, but ArtifactError is
+    raised where they do not fit their configurations.
     """
     trained = [read_unet(base / "unet", wanted=no_keys), adapter_of(base)]
     frozen: list[nn.Module] = [read_text_encoder(base / "text_encoder", wanted=no_keys)]
@@ -44,28 +44,31 @@ def _num_weights(modules: list[nn.Module]) -> int:
 
 
 def available_bytes() -> int:
-    """Return the memory that processes may still take: of the emptiest GPU, or else of this machine or container."""
+    """Return how many bytes are free: on the fullest GPU, or, without GPUs, in this machine or container."""
     if torch.cuda.is_available():
         return min(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
     fields = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     limit = CGROUP / "memory.max"
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+    if limit.is_file() and (max_bytes := limit.read_text().strip()) != "max":
         used = int((CGROUP / "memory.current").read_text())
         droppable = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
-        available = min(available, int(most) - used + int(droppable))
+        available = min(available, int(max_bytes) - used + int(droppable))
     return available
 
 
 def most_processes(needed: int, available: int) -> int:
-    """Return how many processes of `needed` bytes fit: on GPUs, of which each has its own, as many as there are."""
+    """Return how many processes of `needed` bytes fit into `available` bytes.
+
+    With GPUs, each process has one of its own, so that either all fit or none.
+    """
     if torch.cuda.is_available():
         return torch.cuda.device_count() if needed <= available else 0
     return available // needed
 
 
 def check_memory(num_processes: int, needed: int, available: int) -> None:
-    """Raise InvalidRequest, saying what can be done, unless so many processes of `needed` bytes fit."""
+    """Raise InvalidRequest, which says what can be done, unless `num_processes` of `needed` bytes fit."""
     fitting = most_processes(needed, available)
     if num_processes <= fitting:
         return

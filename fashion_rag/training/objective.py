@@ -1,7 +1,8 @@
 """The loss of UNet and inversion adapter together, for any bundle; everything else is frozen.
 
-As in the paper (arXiv 2504.14011): pseudo-words of one to three garments in the prompt, text and pose dropped together
-for guidance, squared error of what the UNet predicts. Called by `run`, and by the demo's training.
+As in the paper (arXiv 2504.14011), the prompt holds the pseudo-words of one to three garments, text and pose are
+dropped together for guidance, and the loss is the squared error of what the UNet predicts. `run` calls this module, and
+so does the demo's training.
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ from fashion_rag.training.fit import Precision, autocast
 WORN = 0  # the first of a sample's garments
 
 
-class Rows(Protocol):
-    """An array of which rows are read: one in memory, mapped from a file, or spread over several."""
+class RowArray(Protocol):
+    """An array that is read by rows. It may be in memory, mapped from a file, or spread over several files."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]:
         """Return a new array of these rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What a step needs of N samples, computed once.
+    """What a training step needs of N samples and G garments, computed once.
 
-    moments, masked_moments: [N, 8, h, w] of photo and masked photo, mean and log variance before the VAE's
-    `scaling_factor`. mask: [N, 1, h, w], 1 = repaint. pose: [N, 18, h, w]. hidden: [G, T, D], the vision tower's last
-    hidden states of each garment. garments: rows of `hidden` [N, K], of each sample the garment worn, then the best
-    retrieved ones. captions: of each sample one or more, of which one is drawn.
+    moments, masked_moments: [N, 8, h, w], mean and log variance of the photo and of the masked photo, before the VAE's
+        `scaling_factor`.
+    mask: [N, 1, h, w], 1 = repaint. pose: [N, 18, h, w].
+    hidden: [G, T, D], the vision tower's last hidden states of each garment.
+    garments: [N, K], rows of `hidden`; for each sample the garment that is worn, then the best retrieved ones.
+    captions: one or more of each sample; one of them is drawn.
     """
 
-    moments: Rows
-    masked_moments: Rows
-    mask: Rows
-    pose: Rows
-    hidden: Rows
+    moments: RowArray
+    masked_moments: RowArray
+    mask: RowArray
+    pose: RowArray
+    hidden: RowArray
     garments: NDArray[np.int64]
     categories: Sequence[str]
     captions: Sequence[Sequence[str]]
@@ -58,13 +61,15 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How samples are drawn and errors weighed.
+class SampleMix:
+    """How samples are drawn and errors are weighted. Shares are from 0 to 1.
 
-    garment_shares: of samples with 0, 1, 2 and 3 garments. worn_share: how often a lone garment is the one worn, and
-    not the best retrieved. caption_share: how often the prompt has the caption beside garments. uncond_share: how
-    often text and pose are dropped. outside_weight: of errors outside the mask, 1 = all alike as in the paper.
-    max_snr: errors at lower noise than this signal-to-noise ratio count less (Min-SNR, arXiv 2303.09556).
+    garment_shares: the shares of samples with 0, 1, 2 and 3 garments.
+    worn_share: how often a single garment is the one that is worn, and not the best retrieved one.
+    caption_share: how often the prompt has the caption beside the garments.
+    uncond_share: how often text and pose are dropped.
+    outside_weight: the weight of errors outside the mask; 1 as in the paper, where all errors count alike.
+    max_snr: errors at a higher signal-to-noise ratio than this count less (Min-SNR, arXiv 2303.09556).
     """
 
     garment_shares: tuple[float, ...] = (0.0, 0.4, 0.3, 0.3)
@@ -84,13 +89,14 @@ class Mix:
 
 
 def networks(unet: UNet, adapter: InversionAdapter) -> nn.ModuleDict:
-    """Return what learns, under the names that checkpoints know; float32, all of it trainable."""
+    """Return both networks in float32 and trainable, under the names that checkpoints use."""
     return nn.ModuleDict({"unet": unet, "adapter": adapter}).float().requires_grad_(True)
 
 
 def noisy_and_target(sampler: NoiseSchedule, clean: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `clean` latents with `noise` at timesteps `t` [B], and what the UNet should make of them, all [B, 4, h,
-    w].
+    """Return `clean` latents with `noise` at timesteps `t`, and what the UNet should predict from them.
+
+    t: [B] int64. All other tensors are [B, 4, h, w].
     """
     alpha = alphas_cumprod(sampler, clean.device)[t][:, None, None, None]
     signal_scale, noise_scale = alpha.sqrt(), (1 - alpha).sqrt()
@@ -101,8 +107,9 @@ def noisy_and_target(sampler: NoiseSchedule, clean: Tensor, noise: Tensor, t: Te
 
 
 def snr_weights(sampler: NoiseSchedule, t: Tensor, max_snr: float) -> Tensor:
-    """Return Min-SNR weights [B] of errors at timesteps `t` [B]: all predictions weighed as if x0 was predicted,
-    capped.
+    """Return the Min-SNR weights [B] of errors at timesteps `t` [B].
+
+    They weight the errors of any kind of prediction like those of x0, times the signal-to-noise ratio up to `max_snr`.
     """
     alpha = alphas_cumprod(sampler, t.device)[t]
     snr = alpha / (1 - alpha)
@@ -110,7 +117,7 @@ def snr_weights(sampler: NoiseSchedule, t: Tensor, max_snr: float) -> Tensor:
 
 
 class EditStage:
-    """UNet and adapter on a training set, as `fit` wants them. `network` must come from `networks`."""
+    """The UNet and the adapter on a training set, as a stage that `fit` trains. `network` comes from `networks`."""
 
     name = "unet"
 
@@ -120,12 +127,12 @@ class EditStage:
         data: TrainingSet,
         prompts: PromptEncoder,
         sampler: NoiseSchedule,
-        mix: Mix,
+        mix: SampleMix,
         device: torch.device,
         precision: Precision = "bfloat16",
     ) -> None:
-        most = max(count for count, share in enumerate(mix.garment_shares) if share)
-        if most > data.garments.shape[1]:
+        max_drawn = max(count for count, share in enumerate(mix.garment_shares) if share)
+        if max_drawn > data.garments.shape[1]:
             rule = f"must ask for no more than the {data.garments.shape[1]} garments that a sample has"
             raise InvalidRequest("garment_shares", mix.garment_shares, rule)
         self.network = network.to(device)
@@ -135,7 +142,7 @@ class EditStage:
             self.empty_prompt = prompts([""])
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
-        """Return the weighted mean of squared errors of `num_rows` samples at random timesteps."""
+        """Return the weighted mean of the squared errors of `num_rows` samples at random timesteps."""
         rows = rng.integers(len(self.data), size=num_rows)
         clean = self._latents(self.data.moments, rows)
         masked = self._latents(self.data.masked_moments, rows)
@@ -155,45 +162,48 @@ class EditStage:
         return loss
 
     def prompt_embeds(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> Tensor:
-        """Return the prompt embeddings [B, 77, D] of samples, each with garments and wording drawn for it."""
+        """Return the prompt embeddings [B, 77, D] of samples; garments and wording are drawn for each sample."""
         adapter: Any = self.network["adapter"]
-        shown = [self.draw_garments(rng, row) for row in rows]
+        drawn = [self.draw_garments(rng, row) for row in rows]
         texts = []
-        for row, garments in zip(rows, shown, strict=True):
+        for row, garments in zip(rows, drawn, strict=True):
             with_caption = rng.random() < self.mix.caption_share
             template = Template.CAPTION_AND_GARMENTS if with_caption else Template.GARMENTS
             captions, category = self.data.captions[row], self.data.categories[row]
             caption = captions[int(rng.integers(len(captions)))]
             texts.append(prompt_text(template, category, caption, len(garments), adapter.num_pseudo_words))
-        flat = np.concatenate(shown)
+        flat = np.concatenate(drawn)
         if not len(flat):
             return self.prompts(texts)  # type: ignore[no-any-return]
         words = adapter(self._tensor(self.data.hidden, flat))
-        parts = words.split([len(garments) for garments in shown])
+        parts = words.split([len(garments) for garments in drawn])
         return self.prompts(texts, [part.flatten(0, 1) for part in parts])  # type: ignore[no-any-return]
 
     def draw_garments(self, rng: np.random.Generator, row: int) -> NDArray[np.int64]:
-        """Return rows of `hidden` for one sample: several in any order, so that the one worn is not always
-        among them.
+        """Return the rows of `hidden` that are the garments of one sample.
+
+        Several garments come in any order and are cut to their number, so the one that is worn may be left out.
         """
         garments: NDArray[np.int64] = self.data.garments[row]
         count = rng.choice(MAX_GARMENTS + 1, p=self.mix.garment_shares)
         if count == 1:
-            return garments[[WORN if rng.random() < self.mix.worn_share or len(garments) == 1 else WORN + 1]]
+            is_worn = rng.random() < self.mix.worn_share or len(garments) == 1
+            return garments[[WORN if is_worn else WORN + 1]]
         return rng.permutation(garments)[:count]
 
     def drop(self, rng: np.random.Generator, embeds: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the text and pose, in some rows replaced by the empty prompt and no pose: what guidance
-        starts from.
+        """Return text and pose, in some rows replaced by the empty prompt and no pose.
+
+        From these rows the UNet learns the unconditional prediction that guidance starts from.
         """
         dropped = torch.from_numpy(rng.random(len(embeds)) < self.mix.uncond_share).to(self.device)
         embeds = torch.where(dropped[:, None, None], self.empty_prompt, embeds)
         return embeds, torch.where(dropped[:, None, None, None], 0.0, pose)
 
-    def _tensor(self, array: Rows, rows: NDArray[np.int64]) -> Tensor:
+    def _tensor(self, array: RowArray, rows: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array[rows]).to(self.device).float()
 
-    def _latents(self, moments: Rows, rows: NDArray[np.int64]) -> Tensor:
+    def _latents(self, moments: RowArray, rows: NDArray[np.int64]) -> Tensor:
         """Return the scaled latents [B, 4, h, w], drawn from the VAE's posterior."""
         mean, logvar = self._tensor(moments, rows).chunk(2, dim=1)
         return self.data.scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean))

@@ -1,12 +1,13 @@
-"""Which of how many processes this one is, and a job run by several of this machine. Called all over training.
+"""How many processes train and which of them this one is, and how a job is run by several processes of this machine.
 
-Whoever sets up `torch.distributed`, this module or Ray Train, the rest only asks here.
+`torch.distributed` is set up by this module or by Ray Train. All other training code only asks this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
@@ -14,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# A step's number, the number of steps and the loss, by the name of what is under way.
+# Called with the name of what is under way, the number of steps done, the number of all steps, and the loss.
 Report = Callable[[str, int, int, float], None]
 Job = Callable[[Report], None]
 
-# How long a process waits for the others: as long as the first writes a checkpoint or the last encodes its share.
+# How long a process waits for the others. The first may be writing a checkpoint, and the last encoding its share.
 PATIENCE = timedelta(hours=6)
 
 
@@ -28,20 +29,22 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def barrier() -> None:
-    """Return once every process has come here."""
+    """Wait until every process has called this function."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def silent(stage: str, step: int, num_steps: int, loss: float) -> None:
-    """Return what all processes but the first report: nothing."""
+    """Report nothing, as all processes but the first do."""
 
 
 def run_processes(job: Job, num_processes: int, folder: Path, report: Report) -> None:
-    """Run `job` in so many processes, this one being the first; they meet at a file in `folder`.
+    """Run `job` in `num_processes` processes, of which this one is the first.
 
-    On a CPU two processes of one thread each run far faster than one of two threads. `job` must be one that can be
-    pickled. The others report nothing. Raises what the first raises, RuntimeError if another dies.
+    On a CPU two processes of one thread each are far faster than one process of two threads.
+
+    job: must be possible to pickle. folder: where the processes find each other, by a file. report: called in this
+    process alone. Raises what `job` raises in this process, and RuntimeError if another process dies.
     """
     if num_processes == 1:
         job(report)
@@ -49,30 +52,31 @@ def run_processes(job: Job, num_processes: int, folder: Path, report: Report) ->
     meeting = (folder / "rendezvous").absolute()
     meeting.unlink(missing_ok=True)
     spawn = get_context("spawn")
-    here = spawn.Semaphore(0)
-    ranks = range(1, num_processes)
-    others = [spawn.Process(target=_join, args=(job, silent, here, rank, num_processes, meeting)) for rank in ranks]
-    for process in others:
+    num_started = spawn.Semaphore(0)
+    join = partial(_join, job, started=num_started, world=num_processes, meeting=meeting)
+    children = [spawn.Process(target=join, args=(silent,), kwargs={"rank": rank}) for rank in range(1, num_processes)]
+    for process in children:
         process.start()
     try:
-        for _ in others:
-            # One that has not come so far would be waited for in vain.
-            while not here.acquire(timeout=1.0):
-                if any(process.exitcode for process in others):
+        for _ in children:
+            # A process that dies before it joins would be waited for in vain.
+            while not num_started.acquire(timeout=1.0):
+                if any(process.exitcode for process in children):
                     raise RuntimeError("a process of the training has died at its start; it says why on stderr")
-        # The first process is this one, so that `report` may be anything.
-        _join(job, report, here, 0, num_processes, meeting)
+        # The first process is this one, so `report` need not be possible to pickle.
+        join(report, rank=0)
     except BaseException:
-        for process in others:
+        for process in children:
             process.terminate()
         raise
     finally:
-        for process in others:
+        for process in children:
             process.join()
 
 
-def _join(job: Job, report: Report, here: Semaphore, rank: int, world: int, meeting: Path) -> None:
-    here.release()
+def _join(job: Job, report: Report, *, started: Semaphore, rank: int, world: int, meeting: Path) -> None:
+    """Join the other processes at the file `meeting`, and run `job` as process `rank` of `world`."""
+    started.release()
     gpus = torch.cuda.device_count() >= world
     if gpus:
         torch.cuda.set_device(rank)

@@ -1,10 +1,11 @@
-"""What looks on while a stage trains: progress for people, TensorBoard, pictures painted with the average weights.
+"""What is called after each step of training: progress for people, TensorBoard, and pictures of the averaged weights.
 
-`run` puts them together and hands them to `fit` as one callable.
+`run` makes one callable of them and gives it to `fit`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,7 +24,7 @@ from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.pipeline import Conditioning, Person, decode, denoise
 from fashion_rag.request import Template
 from fashion_rag.training.data import Source
-from fashion_rag.training.fit import Progress, Watch
+from fashion_rag.training.fit import TrainingProgress, Watch
 from fashion_rag.training.objective import WORN, TrainingSet
 from fashion_rag.training.processes import Report
 
@@ -30,46 +32,49 @@ REPORT_EVERY_S = 1.0
 SCALARS_EVERY = 10
 SHEET_ROWS = 4
 
-# A picture of the network's, uint8 [H, W, 3].
+# Paints a picture with a network, uint8 [H, W, 3].
 Sheet = Callable[[nn.Module], NDArray[np.uint8]]
 
 
 def all_of(watches: Sequence[Watch]) -> Watch:
-    """Return a watch that calls these in turn."""
+    """Return a watch that calls `watches` one after the other."""
 
-    def watch(progress: Progress, average: nn.Module) -> None:
-        for one in watches:
-            one(progress, average)
+    def call_all(progress: TrainingProgress, average: nn.Module) -> None:
+        for watch in watches:
+            watch(progress, average)
 
-    return watch
+    return call_all
 
 
 class Reporting:
-    """Calls a `Report` about once a second, and at the end, with the running mean of the loss."""
+    """A watch that calls a `Report` about once a second and at the end, with the running mean of the loss."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.loss = float("nan")
-        self.said_s = time.monotonic()
+        self.reported_s = time.monotonic()
 
-    def __call__(self, progress: Progress, average: nn.Module) -> None:
-        self.loss = progress.loss if self.loss != self.loss else 0.98 * self.loss + 0.02 * progress.loss
-        if time.monotonic() - self.said_s > REPORT_EVERY_S or progress.step == progress.num_steps:
-            self.said_s = time.monotonic()
+    def __call__(self, progress: TrainingProgress, average: nn.Module) -> None:
+        is_first = math.isnan(self.loss)
+        self.loss = progress.loss if is_first else 0.98 * self.loss + 0.02 * progress.loss
+        if time.monotonic() - self.reported_s > REPORT_EVERY_S or progress.step == progress.num_steps:
+            self.reported_s = time.monotonic()
             self.report(progress.stage, progress.step, progress.num_steps, self.loss)
 
 
 class TensorBoard:
-    """Writes event files: loss, rate, gradient norm and pace every SCALARS_EVERY steps, a sheet every `sheet_every`.
+    """A watch that writes event files for TensorBoard.
 
-    sheet: None = none. Of a run that goes on from a checkpoint, what was logged beyond it is dropped.
+    They hold loss, learning rate, gradient norm and pace every SCALARS_EVERY steps, and a sheet of samples every
+    `sheet_every` steps, unless `sheet` is None. When a run goes on from a checkpoint, what it had logged after the
+    checkpoint is dropped.
     """
 
     def __init__(self, folder: Path, sheet: Sheet | None, sheet_every: int) -> None:
         self.folder, self.sheet, self.sheet_every = folder, sheet, sheet_every
         self.writer: SummaryWriter | None = None
 
-    def __call__(self, progress: Progress, average: nn.Module) -> None:
+    def __call__(self, progress: TrainingProgress, average: nn.Module) -> None:
         step, last = progress.step, progress.step == progress.num_steps
         if self.writer is None:
             self.writer = SummaryWriter(self.folder, purge_step=step)
@@ -83,34 +88,34 @@ class TensorBoard:
 
 
 class SampleSheet:
-    """A few samples of the data set, always the same ones from the same noise: photo, garment, and what is painted.
+    """A sheet of a few samples, which shows the photo, the garment, and what the network paints.
 
-    In the prompt is the garment worn; steps and guidance are the bundle's defaults.
+    Samples and noise are always the same. The garment in the prompt is the one that is worn; steps and guidance are
+    the bundle's defaults.
     """
 
     def __init__(
-        self, source: Source, data: TrainingSet, bundle: Bundle, prompts: PromptEncoder, device: torch.device
+        self, source: Source, data: TrainingSet, *, bundle: Bundle, prompts: PromptEncoder, device: torch.device
     ) -> None:
         size = bundle.manifest.image_size
         self.rows = np.linspace(0, len(data) - 1, min(SHEET_ROWS, len(data))).astype(np.int64)
         people = source.open(size)
         samples = [people[row] for row in self.rows]
         garments = [open_image(sample.garment_path, field="garment") for sample in samples]
-        columns = ([sample.image for sample in samples], garments)
-        self.columns = [np.concatenate([to_uint8(to_tensor(one, size)) for one in column]) for column in columns]
+        self.columns = [_column([sample.image for sample in samples], size), _column(garments, size)]
         self.data, self.bundle, self.prompts, self.device = data, bundle, prompts, device
         self.vae = bundle.load_vae(device)
 
     @torch.inference_mode()
     def __call__(self, average: nn.Module) -> NDArray[np.uint8]:
-        """Return the pictures, uint8 [rows * H, 3 * W, 3]; `average` as `objective.networks` makes it."""
+        """Return the sheet, uint8 [rows * H, 3 * W, 3], painted with `average`, as `objective.networks` makes it."""
         average.eval()
         network: Any = average
         data, manifest = self.data, self.bundle.manifest
         words = network["adapter"](self._tensor(data.hidden[data.garments[self.rows, WORN]]))
-        texts = [
-            prompt_text(Template.GARMENTS, data.categories[row], "", 1, manifest.num_pseudo_words) for row in self.rows
-        ]
+        texts = []
+        for row in self.rows:
+            texts.append(prompt_text(Template.GARMENTS, data.categories[row], "", 1, manifest.num_pseudo_words))
         empty = self.prompts([""]).expand(len(texts), -1, -1)
         mean, _ = self._tensor(data.masked_moments[self.rows]).chunk(2, dim=1)
         person = Person(
@@ -118,17 +123,23 @@ class SampleSheet:
             masked_image_latents=data.scaling_factor * mean,
             pose_map=self._tensor(data.pose[self.rows]),
         )
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         *_, latents = denoise(
             network["unet"],
             self.bundle.sampler,
-            torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device),
-            person,
-            Conditioning(self.prompts(texts, words.unbind()), empty),
-            manifest.num_inference_steps,
-            manifest.guidance_scale,
+            latents=noise,
+            person=person,
+            conditioning=Conditioning(self.prompts(texts, words.unbind()), empty),
+            num_inference_steps=manifest.num_inference_steps,
+            guidance_scale=manifest.guidance_scale,
         )
         painted = np.concatenate(list(decode(self.vae, latents)))
         return np.concatenate([*self.columns, painted], axis=1)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device).float()
+
+
+def _column(pictures: Sequence[Image.Image], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return pictures at `size`, one below the other, uint8 [N * H, W, 3]."""
+    return np.concatenate([to_uint8(to_tensor(picture, size)) for picture in pictures])

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.training.fit import Plan, Precision, Progress, fit, learning_rate
+from fashion_rag.training.fit import Precision, TrainingPlan, TrainingProgress, fit, learning_rate
 from fashion_rag.training.processes import run_processes, silent
 
-PLAN = Plan(num_steps=40, batch_size=8, learning_rate=0.05, ema_decay=0.5, save_every_s=-1.0)
+PLAN = TrainingPlan(num_steps=40, batch_size=8, learning_rate=0.05, ema_decay=0.5, save_every_s=-1.0)
 
 
 class CutOff(Exception):
@@ -43,7 +43,7 @@ class Line:
         return (self.network(x) - (3 * x - 1 + 0.01 * torch.randn_like(x))).square().mean()
 
 
-def unwatched(progress: Progress, average: nn.Module) -> None:
+def unwatched(progress: TrainingProgress, average: nn.Module) -> None:
     pass
 
 
@@ -111,7 +111,7 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
 
 
 def test_the_rate_warms_up_stays_and_runs_down() -> None:
-    plan = Plan(num_steps=1000, batch_size=1, learning_rate=1.0)
+    plan = TrainingPlan(num_steps=1000, batch_size=1, learning_rate=1.0)
     assert learning_rate(plan, 0) == pytest.approx(0.01)
     assert learning_rate(plan, 100) == learning_rate(plan, 749) == 1.0
     assert learning_rate(plan, 999) == pytest.approx(0.004)
@@ -120,10 +120,10 @@ def test_the_rate_warms_up_stays_and_runs_down() -> None:
 
 
 def test_what_is_watched(tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     averages: list[Tensor] = []
 
-    def watch(progress: Progress, average: nn.Module) -> None:
+    def watch(progress: TrainingProgress, average: nn.Module) -> None:
         seen.append(progress)
         averages.append(average.weight.clone())  # type: ignore[operator, union-attr]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fashion_rag.bundle import Bundle
 from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.training.fit import Plan, Progress, fit
-from fashion_rag.training.objective import EditStage, Mix, TrainingSet, networks, noisy_and_target, snr_weights
+from fashion_rag.training.fit import TrainingPlan, TrainingProgress, fit
+from fashion_rag.training.objective import EditStage, SampleMix, TrainingSet, networks, noisy_and_target, snr_weights
 
 CPU = torch.device("cpu")
 EPSILON = NoiseSchedule()
@@ -40,7 +40,7 @@ def training_set() -> TrainingSet:
     )
 
 
-def make_stage(path: Path, mix: Mix, sampler: NoiseSchedule | None = None) -> EditStage:
+def make_stage(path: Path, mix: SampleMix, sampler: NoiseSchedule | None = None) -> EditStage:
     bundle = Bundle.open(path)
     adapter: Any = bundle.load_garment_encoder().network
     network = networks(bundle.load_unet(), adapter.adapter)
@@ -83,7 +83,7 @@ class Answer(nn.Module):
 def test_the_loss_by_hand(
     tiny_bundle: Path, sampler: NoiseSchedule, outside_weight: float, max_snr: float | None
 ) -> None:
-    stage = make_stage(tiny_bundle, Mix(outside_weight=outside_weight, max_snr=max_snr), sampler)
+    stage = make_stage(tiny_bundle, SampleMix(outside_weight=outside_weight, max_snr=max_snr), sampler)
     unet = stage.network["unet"] = Answer()
     torch.manual_seed(5)
     loss = stage.loss(np.random.default_rng(3), 4)
@@ -109,7 +109,7 @@ def test_the_loss_by_hand(
 
 
 def test_text_and_pose_are_dropped_together_and_as_often_as_asked(tiny_bundle: Path) -> None:
-    stage = make_stage(tiny_bundle, Mix(uncond_share=0.3))
+    stage = make_stage(tiny_bundle, SampleMix(uncond_share=0.3))
     unet = stage.network["unet"] = Answer()
     stage.loss(np.random.default_rng(0), 1000)
     no_pose = (unet.sample[:, 9:] == 0).all(dim=(1, 2, 3))
@@ -120,7 +120,7 @@ def test_text_and_pose_are_dropped_together_and_as_often_as_asked(tiny_bundle: P
 
 
 def test_garments_are_shown_as_often_as_asked(tiny_bundle: Path) -> None:
-    stage = make_stage(tiny_bundle, Mix(garment_shares=(0.1, 0.4, 0.2, 0.3), worn_share=0.8))
+    stage = make_stage(tiny_bundle, SampleMix(garment_shares=(0.1, 0.4, 0.2, 0.3), worn_share=0.8))
     rng = np.random.default_rng(0)
     shown = [stage.draw_garments(rng, 1).tolist() for _ in range(3000)]
     counts = np.bincount([len(garments) for garments in shown]) / len(shown)
@@ -133,7 +133,7 @@ def test_garments_are_shown_as_often_as_asked(tiny_bundle: Path) -> None:
 
 
 def test_pseudo_words_stand_garment_after_garment(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = make_stage(tiny_bundle, Mix())
+    stage = make_stage(tiny_bundle, SampleMix())
     stage.network.eval()
     shown = [np.array([4, 3]), np.array([], np.int64), np.array([8])]
     draws = iter(shown)
@@ -149,7 +149,7 @@ def test_pseudo_words_stand_garment_after_garment(tiny_bundle: Path, monkeypatch
 
 @pytest.mark.parametrize("caption_share", [0.0, 0.4])
 def test_templates_are_mixed_as_asked(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caption_share: float) -> None:
-    stage = make_stage(tiny_bundle, Mix(garment_shares=(0.2, 0.8, 0, 0), caption_share=caption_share))
+    stage = make_stage(tiny_bundle, SampleMix(garment_shares=(0.2, 0.8, 0, 0), caption_share=caption_share))
     texts: list[str] = []
     monkeypatch.setattr(stage, "prompts", lambda given, words: texts.extend(given))
     stage.prompt_embeds(np.random.default_rng(0), np.zeros(1000, np.int64))
@@ -162,15 +162,15 @@ def test_templates_are_mixed_as_asked(tiny_bundle: Path, monkeypatch: pytest.Mon
 
 
 def test_it_learns_and_only_what_should(tiny_bundle: Path, tmp_path: Path) -> None:
-    stage = make_stage(tiny_bundle, Mix())
+    stage = make_stage(tiny_bundle, SampleMix())
     losses: list[float] = []
 
-    def watch(progress: Progress, average: nn.Module) -> None:
+    def watch(progress: TrainingProgress, average: nn.Module) -> None:
         losses.append(progress.loss)
 
     text_before = {key: tensor.clone() for key, tensor in stage.prompts.state_dict().items()}
     before = {key: tensor.clone() for key, tensor in stage.network.state_dict().items()}
-    plan = Plan(60, batch_size=16, learning_rate=5e-3, warmup_steps=5, precision="float32")
+    plan = TrainingPlan(60, batch_size=16, learning_rate=5e-3, warmup_steps=5, precision="float32")
     fit(stage, plan, tmp_path, seed=0, watch=watch)
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     changed = {key for key, tensor in stage.network.state_dict().items() if not torch.equal(tensor, before[key])}
@@ -180,7 +180,7 @@ def test_it_learns_and_only_what_should(tiny_bundle: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_gives_nearly_the_same_loss(tiny_bundle: Path, precision: Any) -> None:
-    full = make_stage(tiny_bundle, Mix())
+    full = make_stage(tiny_bundle, SampleMix())
     half = EditStage(full.network, full.data, full.prompts, full.sampler, full.mix, CPU, precision)
     losses = []
     for stage in (full, half):
@@ -192,10 +192,10 @@ def test_half_precision_gives_nearly_the_same_loss(tiny_bundle: Path, precision:
 
 
 def test_more_garments_than_there_are_is_refused(tiny_bundle: Path) -> None:
-    stage = make_stage(tiny_bundle, Mix())
+    stage = make_stage(tiny_bundle, SampleMix())
     data = replace(stage.data, garments=stage.data.garments[:, :1])
     with pytest.raises(InvalidRequest, match="no more than the 1 garments"):
-        EditStage(stage.network, data, stage.prompts, stage.sampler, Mix(), CPU)
+        EditStage(stage.network, data, stage.prompts, stage.sampler, SampleMix(), CPU)
 
 
 @pytest.mark.parametrize(
@@ -203,4 +203,4 @@ def test_more_garments_than_there_are_is_refused(tiny_bundle: Path) -> None:
 )
 def test_shares_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):
-        Mix(**wrong)
+        SampleMix(**wrong)

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from fashion_rag.training.data import Source
-from fashion_rag.training.fit import Plan, Progress
-from fashion_rag.training.objective import Mix
+from fashion_rag.training.fit import TrainingPlan, TrainingProgress
+from fashion_rag.training.objective import SampleMix
 from fashion_rag.training.on_ray import train_on_ray
-from fashion_rag.training.run import Settings, train
+from fashion_rag.training.run import TrainingSettings, train
 
-PLAN = Plan(8, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
+PLAN = TrainingPlan(
+    8, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,12 +36,12 @@ def cluster() -> Iterator[None]:
 
 
 def test_a_worker_that_dies_is_made_good(cluster: None, source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
-    here = Settings(tiny_bundle, source, tmp_path / "here", tmp_path / "out", PLAN, Mix(), sheet_every=0)
+    here = TrainingSettings(tiny_bundle, source, tmp_path / "here", tmp_path / "out", PLAN, SampleMix(), sheet_every=0)
     there = replace(here, work=tmp_path / "there")
     dead = tmp_path / "dead"
 
     # A local function, which is sent as it is: workers cannot import `tests`.
-    def die_once(progress: Progress, average: nn.Module) -> None:
+    def die_once(progress: TrainingProgress, average: nn.Module) -> None:
         if progress.step == 5 and not dead.exists():
             dead.touch()
             os._exit(1)

@@ -19,26 +19,28 @@ from fashion_rag.models.unet import widen_conv_in
 from fashion_rag.training import memory, run, watch
 from fashion_rag.training.base import open_base
 from fashion_rag.training.data import Source
-from fashion_rag.training.fit import Plan
+from fashion_rag.training.fit import TrainingPlan
 from fashion_rag.training.memory import bytes_per_process
-from fashion_rag.training.objective import Mix
-from fashion_rag.training.run import Settings, even_share, train
+from fashion_rag.training.objective import SampleMix
+from fashion_rag.training.run import TrainingSettings, even_share, train
 from fashion_rag.weights import read_state, write_state
 from tests.tiny import make_unet
 
-PLAN = Plan(6, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1)
+PLAN = TrainingPlan(
+    6, batch_size=4, learning_rate=1e-3, num_parts=2, warmup_steps=2, precision="float32", save_every_s=-1
+)
 
 
 @pytest.fixture
-def settings(source: Source, tiny_bundle: Path, tmp_path: Path) -> Settings:
-    return Settings(tiny_bundle, source, tmp_path / "work", tmp_path / "out", PLAN, Mix(), sheet_every=4)
+def settings(source: Source, tiny_bundle: Path, tmp_path: Path) -> TrainingSettings:
+    return TrainingSettings(tiny_bundle, source, tmp_path / "work", tmp_path / "out", PLAN, SampleMix(), sheet_every=4)
 
 
-def saved(settings: Settings) -> dict[str, Any]:
+def saved(settings: TrainingSettings) -> dict[str, Any]:
     return torch.load(settings.work / "unet.pt", weights_only=True)  # type: ignore[no-any-return]
 
 
-def assert_same_training(one: Settings, other: Settings) -> None:
+def assert_same_training(one: TrainingSettings, other: TrainingSettings) -> None:
     for key in ("network", "average"):
         a, b = saved(one)[key], saved(other)[key]
         assert a.keys() == b.keys()
@@ -47,7 +49,7 @@ def assert_same_training(one: Settings, other: Settings) -> None:
     assert all(torch.equal(moments[number][name], others[number][name]) for number in moments for name in moments[0])
 
 
-def test_only_unet_and_adapter_change(settings: Settings, tiny_bundle: Path) -> None:
+def test_only_unet_and_adapter_change(settings: TrainingSettings, tiny_bundle: Path) -> None:
     bundle = train(settings, num_processes=1)
     assert bundle.path == settings.out and bundle.manifest == Bundle.open(tiny_bundle).manifest
     changed = {
@@ -62,7 +64,7 @@ def test_only_unet_and_adapter_change(settings: Settings, tiny_bundle: Path) -> 
             assert torch.equal(tensor, average[prefix + name])
 
 
-def test_resumed_bit_for_bit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_bit_for_bit(settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "REPORT_EVERY_S", -1.0)
 
     # The rate depends on the length of the whole, so the first half is one that is cut off.
@@ -79,14 +81,14 @@ def test_resumed_bit_for_bit(settings: Settings, tmp_path: Path, monkeypatch: py
     assert_same_training(settings, halves)
 
 
-def test_two_processes_train_as_one(settings: Settings, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(settings: TrainingSettings, tmp_path: Path) -> None:
     train(settings, num_processes=1)
     shared = replace(settings, work=tmp_path / "shared")
     train(shared, num_processes=2)
     assert_same_training(settings, shared)
 
 
-def test_what_is_logged(settings: Settings) -> None:
+def test_what_is_logged(settings: TrainingSettings) -> None:
     train(settings, num_processes=1)
     log = EventAccumulator(str(settings.work / "logs"))
     log.Reload()
@@ -99,7 +101,7 @@ def test_what_is_logged(settings: Settings) -> None:
     assert (sheets[0].height, sheets[0].width) == (4 * 64, 3 * 48)
 
 
-def test_another_base_is_refused_in_the_same_folder(settings: Settings, tmp_path: Path) -> None:
+def test_another_base_is_refused_in_the_same_folder(settings: TrainingSettings, tmp_path: Path) -> None:
     train(settings, num_processes=1)
     other = replace(settings, base=settings.out)
     with pytest.raises(ArtifactError, match="holds a training of another base"):
@@ -108,7 +110,7 @@ def test_another_base_is_refused_in_the_same_folder(settings: Settings, tmp_path
         train(replace(settings, seed=1), num_processes=1)
 
 
-def test_processes_that_cannot_share_are_refused_first(settings: Settings) -> None:
+def test_processes_that_cannot_share_are_refused_first(settings: TrainingSettings) -> None:
     with pytest.raises(InvalidRequest, match="num_parts"):
         train(replace(settings, plan=replace(PLAN, num_parts=3)), num_processes=2)
     assert not list(settings.work.glob("cache-*"))
@@ -119,7 +121,7 @@ def test_as_many_processes_as_can_share(num_parts: int, most: int, expected: int
     assert even_share(replace(PLAN, num_parts=num_parts), most) == expected
 
 
-def test_no_more_processes_are_started_than_fit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_processes_are_started_than_fit(settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
     def note(job: object, num_processes: int, folder: Path, report: object) -> None:
@@ -144,7 +146,7 @@ def test_no_more_processes_are_started_than_fit(settings: Settings, monkeypatch:
     assert started == []
 
 
-def test_what_a_process_takes_is_what_training_makes(settings: Settings) -> None:
+def test_what_a_process_takes_is_what_training_makes(settings: TrainingSettings) -> None:
     bundle = Bundle.open(settings.base)
     trained = [bundle.load_unet(), bundle.load_garment_encoder().network.adapter]
     numbers = [
@@ -203,7 +205,7 @@ def test_an_inpainting_base_is_widened_and_gets_an_adapter(inpainting_base: Path
     assert other.fingerprint("inversion_adapter") != bundle.fingerprint("inversion_adapter")
 
 
-def test_an_inpainting_base_can_be_trained(settings: Settings, inpainting_base: Path) -> None:
+def test_an_inpainting_base_can_be_trained(settings: TrainingSettings, inpainting_base: Path) -> None:
     bundle = train(replace(settings, base=inpainting_base), num_processes=1)
     bundle.load_unet()
     bundle.load_garment_encoder()

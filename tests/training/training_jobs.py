@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fashion_rag.training.fit import Plan, Progress, fit
+from fashion_rag.training.fit import TrainingPlan, TrainingProgress, fit
 from fashion_rag.training.processes import Report, barrier, rank_and_world
 
-PLAN = Plan(num_steps=10, batch_size=8, learning_rate=0.05, num_parts=2)
+PLAN = TrainingPlan(num_steps=10, batch_size=8, learning_rate=0.05, num_parts=2)
 
 
 class Sometimes:
@@ -28,7 +28,7 @@ class Sometimes:
         return (y + self.network[1](x) if rng.random() < 0.5 else y).square().mean()
 
 
-def unwatched(progress: Progress, average: nn.Module) -> None:
+def unwatched(progress: TrainingProgress, average: nn.Module) -> None:
     pass
 
 

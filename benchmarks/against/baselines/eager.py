@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.catalogue import Catalogue
+from fashion_rag.catalogue.retrieve import retrieve_many
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import to_uint8
 from fashion_rag.data.pose import to_latent
@@ -37,7 +38,7 @@ from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.pretrained import read_unet, read_vae
 from fashion_rag.models.prompt import PromptEncoder
-from fashion_rag.pipeline import condition, prepare, pseudo_words, retrieve_many
+from fashion_rag.pipeline import condition, prepare, pseudo_words
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
 from serve.errors import add_handlers

@@ -1,7 +1,7 @@
 """The training stages that only the demo bundle has: CLIP, the VAE, and the inversion adapter alone.
 
-Each is a `fit.Stage`: it has a network that learns, and computes the loss of a batch with the help of frozen networks.
-`train` calls them; it trains the UNet in the same way as that of any other bundle.
+Each is a `fit.TrainingStage`: it has a network that learns, and computes the loss of a batch with the help of frozen
+networks. `train` calls them; it trains the UNet in the same way as that of any other bundle.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
-from fashion_rag.training.fit import Plan, fit
-from fashion_rag.training.objective import EditStage, Mix, TrainingSet, networks
+from fashion_rag.training.fit import TrainingPlan, fit
+from fashion_rag.training.objective import EditStage, SampleMix, TrainingSet, networks
 from fashion_rag.training.processes import Report, barrier, rank_and_world, run_processes, silent
 from fashion_rag.training.run import even_share
 from fashion_rag.training.watch import Reporting
@@ -45,12 +45,12 @@ from fashion_rag.weights import write_state
 
 STAGES = ("vae", "clip", "adapter", "unet")
 PLANS = {
-    "vae": Plan(num_steps=3200, batch_size=16, learning_rate=2e-3),
-    "clip": Plan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
-    "adapter": Plan(num_steps=500, batch_size=64, learning_rate=1e-3),
-    "unet": Plan(num_steps=14_000, batch_size=16, learning_rate=7e-4),
+    "vae": TrainingPlan(num_steps=3200, batch_size=16, learning_rate=2e-3),
+    "clip": TrainingPlan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
+    "adapter": TrainingPlan(num_steps=500, batch_size=64, learning_rate=1e-3),
+    "unet": TrainingPlan(num_steps=14_000, batch_size=16, learning_rate=7e-4),
 }
-MIX = Mix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)
+MIX = SampleMix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)
 NUM_CASES = 12_000
 BATCH = 64
 
@@ -92,7 +92,7 @@ def train(
     run_processes(partial(_run, work, plans, num_cases, seed), num_processes, work, report)
 
 
-def _run(work: Path, plans: Mapping[str, Plan], num_cases: int, seed: int, report: Report) -> None:
+def _run(work: Path, plans: Mapping[str, TrainingPlan], num_cases: int, seed: int, report: Report) -> None:
     """Train the stages of the plans in one of the processes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
