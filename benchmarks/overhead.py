@@ -35,9 +35,10 @@ from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance, write_result
 from serve import app, showcase
 from serve.config import IngressSettings
+from serve.http.edit_requests import edit_requests
+from serve.http.forms import EditForm
+from serve.http.replies import edit_reply
 from serve.ports import free_port
-from serve.schemas import EditForm, edit_reply
-from serve.uploads import edit_requests
 
 WARM_UP_ROUNDS = 3
 

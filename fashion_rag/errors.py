@@ -1,4 +1,4 @@
-"""Every exception type of the project. `serve/errors.py` maps each to its HTTP status."""
+"""Every exception type of the project. `serve/http/errors.py` maps each to its HTTP status."""
 
 
 class FashionRAGError(Exception):

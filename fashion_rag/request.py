@@ -99,7 +99,7 @@ class EditRequest:
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
     attributes: search only among garments that have, of each name, one of the values.
     num_chunks: search with so many of the prompt's noun chunks, which commas part; None = with the whole prompt.
-    deadline: Unix time in seconds after which a server need not answer any more; the pipeline takes no notice of it.
+    deadline_unix_s: when a server need not answer any more, in Unix time; the pipeline takes no notice of it.
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -119,7 +119,7 @@ class EditRequest:
     guidance_scale: float = 7.5
     shortcuts: Shortcuts = PLAIN
     icc_profile: bytes | None = field(default=None, repr=False)
-    deadline: float = math.inf
+    deadline_unix_s: float = math.inf
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ class EditRequest:
         digest = hashlib.sha256()
         for part in fields(self):
             value = getattr(self, part.name)
-            if part.name in ("request_id", "deadline"):
+            if part.name in ("request_id", "deadline_unix_s"):
                 continue
             if isinstance(value, np.ndarray):
                 digest.update(f"{part.name} {value.dtype} {value.shape}".encode())

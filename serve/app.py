@@ -37,18 +37,19 @@ from ray.serve.schema import (
 )
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE
-from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
 from serve.denoiser import Denoiser
+from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.ingress import Ingress
-from serve.opening import Opening
 from serve.ports import local_url
 from serve.retriever import Retriever
+from serve.startup_listener import StartupListener
 from serve.vae import VAE
 
 DEMO_WORLD = Path("out/world")
@@ -143,7 +144,7 @@ def run(
     host: str,
     port: int,
     file: Path | None = None,
-    opening: Opening | None = None,
+    listener: StartupListener | None = None,
     progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
     **settings: Any,
 ) -> None:
@@ -151,7 +152,7 @@ def run(
 
     file: a Serve config file, whose graph is served, with what else is given in place of what it says. The GPUs and
     labels that it asks for, this machine must have. Without a file, the bundle that ships is the default, and without a
-    catalogue, paper dolls' garments are drawn and served. opening: answers on the port until the graph's proxy does.
+    catalogue, paper dolls' garments are drawn and served. listener: answers on the port until the graph's proxy does.
     progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
@@ -161,16 +162,13 @@ def run(
     try:
         with progress() as report:
             if catalogue is None:
-                # Here, because the showcase in turn calls this module.
-                from serve.showcase import ensure_demo_world
-
                 report("a catalogue to be drawn", 0, 0)
                 catalogue = ensure_demo_world(DEMO_WORLD, bundle)
             try:
                 config = local_config(bundle, catalogue, **args)
             except ValidationError as error:
                 raise ArtifactError(_faults(error)) from error
-            warnings = start(config, host, port, deployments=graph.deployments, opening=opening, report=report)
+            warnings = start(config, host, port, deployments=graph.deployments, listener=listener, report=report)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
@@ -200,24 +198,24 @@ def start(
     port: int,
     dashboard: bool = False,
     deployments: Sequence[dict[str, Any]] = (),
-    opening: Opening | None = None,
+    listener: StartupListener | None = None,
     report: Report = no_report,
 ) -> list[str]:
     """Start a Ray of its own on this machine, and the graph in it; return the graph's warnings when it is ready.
 
     dashboard: also Ray's, through which `serve deploy` brings new settings. deployments: what a Serve config file says
-    of them. opening: answers on the port until the graph's proxy does. report: is told what the start waits for, and
+    of them. listener: answers on the port until the graph's proxy does. report: is told what the start waits for, and
     how many deployments are ready of how many. Raises ArtifactError for what cannot be served.
     """
 
     def say(awaited: str, num_ready: int = 0) -> None:
         report(awaited, num_ready, len(LOADS))
-        if opening:
-            opening.awaited = awaited
+        if listener:
+            listener.awaited = awaited
 
     say("the bundle and the catalogue to be checked")
-    if opening:
-        opening.allow(config.allow_origins)
+    if listener:
+        listener.allow(config.allow_origins)
     # Found out here at once; a replica would try to start again and again.
     Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
@@ -233,8 +231,8 @@ def start(
     ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
-        if opening:
-            opening.hand_over()
+        if listener:
+            listener.hand_over()
         _deploy(config, deployments)
         return _wait_until_ready(local_url(host, port), say)
     except BaseException:

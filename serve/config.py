@@ -17,7 +17,7 @@ from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits
 from fashion_rag.request import Solver
-from serve.schemas import Preset
+from serve.http.forms import Preset
 
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,@]+")
 

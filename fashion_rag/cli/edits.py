@@ -85,8 +85,8 @@ def edit(
 
     from fashion_rag.catalogue.garments import Garment
     from fashion_rag.data.image import open_image, open_mask, open_photo
+    from fashion_rag.data.pose import parse_keypoints
     from fashion_rag.pipeline import Pipeline
-    from serve.keypoints import parse_keypoints
 
     check_device(device)
     photo = open_photo(image)
@@ -262,7 +262,7 @@ def _editor(
     from fashion_rag.bundle import Bundle
     from fashion_rag.evaluation.editors import PipelineEditor, ServerEditor
     from fashion_rag.pipeline import Pipeline
-    from serve.auth import read_keys
+    from serve.http.auth import read_keys
 
     if server is None:
         pipeline = Pipeline.load(bundle, catalogue, device, getattr(torch, dtype))

@@ -21,8 +21,9 @@ from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
-from serve.schemas import EditForm
-from serve.uploads import edit_requests, read_form
+from serve.http.edit_requests import edit_requests
+from serve.http.forms import EditForm
+from serve.http.multipart import read_form
 from tests.serve.pictures import png
 
 

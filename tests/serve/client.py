@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray import serve as ray_serve
 
+from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest, Shortcuts, Template
 from serve import app
-from serve.keypoints import parse_keypoints
-from serve.schemas import Preset
+from serve.http.forms import Preset
 from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}

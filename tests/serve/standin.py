@@ -16,14 +16,15 @@ import uvicorn
 from fashion_rag.catalogue.table import GarmentRow, check_id
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import CATEGORIES, EditRequest
-from serve.config import IngressSettings
-from serve.door import Door
+from fashion_rag.request import CATEGORIES
+from serve.config import IngressSettings, ServeConfig
+from serve.edits import EditRunner
+from serve.http.admission import Admission
+from serve.http.replies import GarmentFound, GarmentUsed
 from serve.ingress import Ingress, api
-from serve.messages import Denoised, Edited, Job, Partial, Prepared
+from serve.messages import Admitted, Decoded, Denoised, Job, Partial, Prepared
 from serve.ports import free_port
-from serve.proxy import Replay
-from serve.schemas import GarmentFound, GarmentUsed
+from serve.proxy.replay import Replay
 
 MODEL = "tiny/model"
 
@@ -99,22 +100,26 @@ class Retriever:
 
 
 class Others:
-    """The other stages: every edit gives back its photo."""
+    """The other stages: every edit makes what is to be repainted black."""
 
     async def ping(self) -> None:
         pass
+
+    async def alone_s(self, num_inference_steps: int, guidance_scale: float) -> float:
+        return 1.0
 
     async def invert(self, jpeg: bytes) -> torch.Tensor:
         return torch.zeros(4, 16)
 
     async def denoise(self, job: Job) -> AsyncGenerator[Any, None]:
+        yield Admitted()
         yield Prepared()
         for step in sorted(job.preview_steps):
             yield Partial(step, job.num_inference_steps, np.zeros((8, 6, 3), np.uint8))
         yield Denoised(torch.zeros(1, 4, 8, 6), (GarmentUsed(id="red-dress", score=0.5, caption=""),), {})
 
-    async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
-        return Edited(request.image, denoised.garments, {"denoise": 0.1})
+    async def decode(self, latents: torch.Tensor) -> Decoded:
+        return Decoded(np.zeros((64, 48, 3), np.uint8), {"decode": 0.1})
 
 
 @contextlib.contextmanager
@@ -125,14 +130,17 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ingress: Any = object.__new__(written)
     ingress.manifest = Manifest(MODEL, image_size=(64, 48), num_inference_steps=4)
     ingress.keys, ingress.editors = None, SimpleNamespace(check=lambda header: "editor")
-    ingress.door = Door(IngressSettings())
+    ingress.config = ServeConfig("bundle", "catalogue")
+    ingress.admission = Admission(IngressSettings())
     others = Stage(Others())
     ingress.retriever = Stage(Retriever())
-    ingress.conditioner = ingress.vae = ingress.denoiser = others
-    ingress.stages = {"retriever": ingress.retriever, "vae": others}
+    ingress.conditioner = others
+    ingress.edits = EditRunner(others, others)
+    ingress.stages = {"retriever": ingress.retriever, "denoiser": others, "vae": others}
+    ingress.warned = False
     ingress.created = int(time.time())
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
-    monkeypatch.setattr("serve.ingress.ray.put", lambda value: value)
+    monkeypatch.setattr("serve.edits.ray.put", lambda value: value)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(Replay(api), port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

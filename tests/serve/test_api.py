@@ -14,7 +14,7 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
-from serve.errors import STATUSES
+from serve.http.errors import STATUSES
 from tests.serve.client import PATIENCE_S, edit
 from tests.serve.pictures import mask, photo, png
 from tests.serve.standin import MODEL, served

@@ -17,8 +17,8 @@ from ray import serve as ray_serve
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import IngressSettings, ServeConfig
-from serve.cors import ORIGINS_HEADER
 from serve.ingress import MAX_BODY_BYTES, Ingress
+from serve.proxy.cors import ORIGINS_HEADER
 from tests.serve.client import FORM, PATIENCE_S, decoded, edit, empty, expected, form, picture, same, until
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 from tests.waiting import wait_for

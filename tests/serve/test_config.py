@@ -12,7 +12,7 @@ from serve.config import (
     IngressSettings,
     ServeConfig,
 )
-from serve.schemas import Preset
+from serve.http.forms import Preset
 
 
 def test_args_may_be_strings() -> None:

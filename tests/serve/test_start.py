@@ -15,8 +15,8 @@ import pytest
 
 from fashion_rag.artifacts import write_json
 from serve.config_file import Graph
+from serve.http.replies import ErrorReply
 from serve.ports import free_port
-from serve.schemas import ErrorReply
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]

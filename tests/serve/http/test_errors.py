@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
-from serve.auth import Unauthorized
-from serve.door import RateLimited
-from serve.errors import CALLER_LEFT, STATUS, add_handlers, answer_error, explained
+from serve.http.admission import RateLimited
+from serve.http.auth import Unauthorized
+from serve.http.errors import CALLER_LEFT, STATUS, add_handlers, answer_error, explained
 
 REQUEST = Request({"type": "http", "headers": [(b"x-request-id", b"request-7")]})
 

@@ -10,7 +10,7 @@ from ray.exceptions import TaskCancelledError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.proxy import TAKEN
+from serve.proxy.replay import TAKEN
 
 # The most previews that a caller of OpenAI's Images API may ask for, so that such a caller misses none.
 MAX_WAITING = 3

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.gate import ask_graph
+from serve.proxy.gate import ask_graph
 
 ORIGINS_HEADER = "x-allow-origins"
 # What is older than this is asked for again, so that a graph deployed anew is heard.

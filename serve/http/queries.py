@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.request import MAX_PROMPT_CHARS
-from serve.schemas import MAX_FILTERS, MAX_FOUND, Attribute, Category
+from serve.http.forms import MAX_FILTERS, MAX_FOUND, Attribute, Category
 
 
 class SimilarQuery(BaseModel):

@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve import gate
-from serve.gate import Gate
-from serve.schemas import ErrorReply
+from serve.http.replies import ErrorReply
+from serve.proxy import gate
+from serve.proxy.gate import Gate
 
 STAGES = ("retriever", "denoiser")
 

@@ -20,10 +20,10 @@ from starlette.types import Message
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest, Shortcuts, Solver, Template
-from serve import uploads
 from serve.config import IngressSettings
-from serve.schemas import EditForm, GarmentForm, Preset
-from serve.uploads import edit_requests, garment_picture, parse_form, read_form
+from serve.http.edit_requests import MAX_FILE_SIDES, edit_requests, garment_picture
+from serve.http.forms import EditForm, GarmentForm, Preset
+from serve.http.multipart import MIN_PROGRESS_BYTES, parse_form, read_form
 from tests.profiles import display_p3, one_way_rgb
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 
@@ -201,7 +201,7 @@ class Slow:
         return asyncio.run(read_form(http, 10**9, EditForm, settings))
 
 
-LARGE_CHUNK = part("image", "x" * uploads.MIN_PROGRESS_BYTES)
+LARGE_CHUNK = part("image", "x" * MIN_PROGRESS_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_any_writing_of_a_number_is_read_or_refused_by_name(name: str, value: st
         assert len(str(error)) < 300
     else:
         assert name not in ("keypoints", "size")
-        assert 0 <= edit.guidance_scale <= 50 and 0 <= edit.seed < 2**63 and 1000 < edit.deadline <= 1020
+        assert 0 <= edit.guidance_scale <= 50 and 0 <= edit.seed < 2**63 and 1000 < edit.deadline_unix_s <= 1020
 
 
 @pytest.mark.parametrize(
@@ -415,9 +415,9 @@ def test_several_edits_differ_in_seed_and_id_alone() -> None:
 
 
 def test_the_deadline_is_the_callers_else_the_servers() -> None:
-    assert requests()[0].deadline == 1020.0
-    assert [edit.deadline for edit in requests(deadline_s="2.5", n="2")] == [1002.5, 1002.5]
-    assert requests(deadline_s="20")[0].deadline == 1020.0
+    assert requests()[0].deadline_unix_s == 1020.0
+    assert [edit.deadline_unix_s for edit in requests(deadline_s="2.5", n="2")] == [1002.5, 1002.5]
+    assert requests(deadline_s="20")[0].deadline_unix_s == 1020.0
 
 
 def test_without_a_seed_one_is_drawn() -> None:
@@ -623,7 +623,7 @@ def test_a_mask_of_another_size_is_refused_though_both_are_resized() -> None:
 
 
 def test_a_picture_that_its_file_could_not_hold_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(uploads.MAX_FILE_SIDES, "webp", 79)
+    monkeypatch.setitem(MAX_FILE_SIDES, "webp", 79)
     with pytest.raises(InvalidRequest, match="output_format: got 'webp'; holds at most 79 pixels a side"):
         requests(output_format="webp")
     assert requests(output_format="webp", size="30x40")[0].image.shape == (40, 30, 3)

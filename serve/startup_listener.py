@@ -1,6 +1,6 @@
 """Answers on the server's port from the first second of its start until Serve's HTTP proxy listens there.
 
-The `serve` command owns an `Opening`. It is light: nothing heavy is imported before the port is answered.
+The `serve` command owns an `StartupListener`. It is light: nothing heavy is imported before the port is answered.
 """
 
 import ctypes
@@ -21,15 +21,15 @@ import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.cors import with_cors
-from serve.gate import ALIVE_PATH, DISCARD_S, refuse
 from serve.ports import listening_socket, local_url
+from serve.proxy.cors import with_cors
+from serve.proxy.gate import ALIVE_PATH, DISCARD_S, refuse
 
 # Of Linux; Python has no name for it.
 SO_ATTACH_REUSEPORT_CBPF = 51
 BPF_RETURN = 0x06
 # Tells this listener's answers from those of the proxy that takes its place.
-OPENING_HEADER = "x-starting"
+STARTING_HEADER = "x-starting"
 PROBE_PATH = "/-/healthz"
 # For how long connections that were made before the change are still accepted here.
 LINGER_S = 1.0
@@ -37,7 +37,7 @@ MAX_WAIT_S = 10.0
 POLL_S = 0.05
 
 
-class Opening:
+class StartupListener:
     """Listens on a port, beside which Serve's proxy may then listen, and answers 503 with what `awaited` says.
 
     Raises OSError unless the port is free.
@@ -100,10 +100,10 @@ class Opening:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(self.url + PROBE_PATH, timeout=MAX_WAIT_S) as reply:
-                return OPENING_HEADER in reply.headers
+                return STARTING_HEADER in reply.headers
         except urllib.error.HTTPError as error:
             with error:
-                return OPENING_HEADER in error.headers
+                return STARTING_HEADER in error.headers
         except OSError:
             return False
 
@@ -114,7 +114,7 @@ class Opening:
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # One request a connection: the next may come to the proxy.
-                marks = [(OPENING_HEADER.encode(), b"1"), (b"connection", b"close")]
+                marks = [(STARTING_HEADER.encode(), b"1"), (b"connection", b"close")]
                 message["headers"] = [*message["headers"], *marks]
             await send(message)
 

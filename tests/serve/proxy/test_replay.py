@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from serve import proxy
-from serve.proxy import MAX_ATTEMPTS, TAKEN, RecordedBody, Replay, Room, middlewares
+from serve.proxy import middlewares, replay
+from serve.proxy.replay import MAX_ATTEMPTS, TAKEN, RecordedBody, Replay, Room
 
 CHUNKS = (b"one ", b"two ", b"three")
 BODY = b"".join(CHUNKS)
@@ -24,7 +24,7 @@ PATIENCE_S = 10.0
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "PAUSE_S", 0.01)
+    monkeypatch.setattr(replay, "PAUSE_S", 0.01)
     # `middlewares` sets it, for the process of a proxy.
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
 
@@ -173,7 +173,7 @@ def test_nothing_is_recorded_once_the_response_has_begun(monkeypatch: pytest.Mon
         assert bodies[0].recorded == []
         await send({"type": "http.response.body", "body": rest})
 
-    monkeypatch.setattr(proxy, "RecordedBody", Watched)
+    monkeypatch.setattr(replay, "RecordedBody", Watched)
     client = Client()
     client.ask(Replay(echo))
     assert client.body == b"".join(CHUNKS[1:])
@@ -212,7 +212,7 @@ async def answer(send: Send, *bodies: bytes) -> None:
 
 
 def test_a_long_body_goes_in_pieces() -> None:
-    body = bytes(range(256)) * (proxy.PIECE_BYTES // 256 * 2 + 1)
+    body = bytes(range(256)) * (replay.PIECE_BYTES // 256 * 2 + 1)
 
     async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -221,7 +221,7 @@ def test_a_long_body_goes_in_pieces() -> None:
     client = Client()
     client.ask(Replay(ingress))
     assert client.body == body
-    assert max(len(message["body"]) for message in client.got[1:]) == proxy.PIECE_BYTES
+    assert max(len(message["body"]) for message in client.got[1:]) == replay.PIECE_BYTES
     assert [message.get("more_body", False) for message in client.got[1:]] == [True, True, False]
 
 
@@ -244,7 +244,7 @@ def test_a_replica_is_told_what_the_client_has_taken() -> None:
 
 
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "UNREAD_S", 0.05)
+    monkeypatch.setattr(replay, "UNREAD_S", 0.05)
     received: list[str] = []
 
     class Stuck(Client):

@@ -19,13 +19,9 @@ from collections import deque
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.config import HTTP_PROTOCOLS
 
-from serve.cors import Cors
-from serve.gate import Gate, unavailable
-from serve.memory import give_back_large_blocks
+from serve.proxy.gate import unavailable
 
 # A request that itself kills what reads it costs this many replicas.
 MAX_ATTEMPTS = 3
@@ -46,18 +42,6 @@ TAKEN = "fashion_rag.taken"
 
 # Serve has this one write to the proxy's log file.
 logger = logging.getLogger("ray.serve")
-
-
-def middlewares() -> list[Middleware]:
-    """Return what Serve's HTTP proxy is to wrap around itself, the innermost first, and prepare its process.
-
-    Some clients offer to speak HTTP/2 with their first request (`Upgrade: h2c`), and send its body in HTTP/1.1 all the
-    same. Of uvicorn's parsers, httptools takes the body for the other protocol and drops it; h11 ignores the offer.
-    Serve starts uvicorn with the parser "auto" and has no option for another.
-    """
-    give_back_large_blocks()
-    HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
-    return [Middleware(Replay), Middleware(Gate), Middleware(Cors)]
 
 
 class Replay:

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from starlette.routing import compile_path
 
-from serve.errors import STATUSES
-from serve.schemas import EditCompleted, ErrorReply, PartialImage, Readiness
+from serve.http.errors import STATUSES
+from serve.http.replies import EditCompleted, ErrorReply, PartialImage, Readiness
 
 # What every route that asks a stage may answer, and every route that reads a form.
 ASKING = (401, 500, 503, 504)

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES, Template
-from serve.documents import form_document
-from serve.keypoints import parse_keypoints
-from serve.schemas import (
-    EditForm,
+from serve.http.documents import form_document
+from serve.http.forms import EditForm, Preset
+from serve.http.replies import (
     ErrorDetail,
     ErrorReply,
     GarmentFound,
@@ -24,7 +24,6 @@ from serve.schemas import (
     GarmentUsed,
     Model,
     ModelList,
-    Preset,
     edit_completed,
     edit_reply,
     encode_picture,

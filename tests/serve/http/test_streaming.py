@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import TaskCancelledError
 from starlette.types import Message, Scope
 
-from serve.proxy import TAKEN
-from serve.streaming import MAX_WAITING, PacedResponse, newest
+from serve.http.streaming import MAX_WAITING, PacedResponse, newest
+from serve.proxy.replay import TAKEN
 
 PATIENCE_S = 10.0
 # Long enough for everything that is ready to happen.

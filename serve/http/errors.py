@@ -13,11 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, NotFound, Overloaded
-from serve.auth import Forbidden, Unauthorized
 from serve.calls import unwrapped
-from serve.door import RateLimited
-from serve.schemas import ErrorDetail, ErrorReply
-from serve.uploads import invalid_request
+from serve.http.admission import RateLimited
+from serve.http.auth import Forbidden, Unauthorized
+from serve.http.multipart import invalid_request
+from serve.http.replies import ErrorDetail, ErrorReply
 
 # In no HTTP standard, but what proxies log for a caller who left.
 CALLER_LEFT = 499

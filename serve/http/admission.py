@@ -16,7 +16,7 @@ class RateLimited(Overloaded):
     """The API key has as many edits in flight as it may."""
 
 
-class Door:
+class Admission:
     """Counts the bodies that are being read and the edits inside. `settings` may be replaced at any time; whoever is
     inside stays.
 

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serve import cors, gate
-from serve.cors import ORIGINS_HEADER, Cors
-from serve.gate import Gate
+from serve.proxy import cors, gate
+from serve.proxy.cors import ORIGINS_HEADER, Cors
+from serve.proxy.gate import Gate
 
 SHOP = "https://shop.example"
 PREFLIGHT = {
