@@ -82,7 +82,7 @@ def _settings() -> list[DenoisingWay]:
         for steps, every in ((50, 2), (50, 3), (50, 5), (20, 2))
     ]
     presets = [
-        DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts())
+        DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts)
         for name, preset in IngressSettings().presets.items()
     ]
     # The plain one comes first: the others are compared with it.

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,9 @@ class Shortcuts:
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
+
+    # A config file that names an unknown shortcut is refused.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     solver: Solver = Solver.DDIM
     guidance_start: float = 0.0

@@ -8,18 +8,40 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
 from export.runtime import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.request import Solver
-from serve.http.forms import Preset
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import Shortcuts, Solver
+from fashion_rag.sampling import SHORTCUT_OPTIONS, Preset
 
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,@]+")
+
+
+def _read_preset(value: Any, validate: ValidatorFunctionWrapHandler) -> Preset:
+    """Return a preset, whose shortcuts may also stand beside its steps and guidance scale: {steps: 8, solver: unipc}.
+
+    Raises ValueError for what is outside its range.
+    """
+    if isinstance(value, dict):
+        shortcuts = {name: option for name, option in value.items() if name in SHORTCUT_OPTIONS}
+        others = {name: option for name, option in value.items() if name not in SHORTCUT_OPTIONS}
+        value = {"shortcuts": shortcuts} | others
+        if shortcuts and "shortcuts" in others:
+            raise ValueError(f"shortcuts: must not be given beside {', '.join(shortcuts)}")
+    try:
+        preset: Preset = validate(value)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
+    return preset
+
+
+PresetInFile = Annotated[Preset, WrapValidator(_read_preset)]
 
 
 class Config:
@@ -66,10 +88,10 @@ class IngressSettings(Config):
     deadline_s: float = 300.0
     max_pixels: int = MAX_PIXELS
     # Chosen by benchmarks/frontier.py.
-    presets: dict[str, Preset] = field(
+    presets: dict[str, PresetInFile] = field(
         default_factory=lambda: {
-            "fast": Preset(steps=10, solver=Solver.UNIPC),
-            "balanced": Preset(steps=20, solver=Solver.DPMPP_2M),
+            "fast": Preset(steps=10, shortcuts=Shortcuts(Solver.UNIPC)),
+            "balanced": Preset(steps=20, shortcuts=Shortcuts(Solver.DPMPP_2M)),
             "exact": Preset(steps=50),
         }
     )

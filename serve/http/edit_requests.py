@@ -21,8 +21,9 @@ from fashion_rag.data.pose import parse_keypoints, scale_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
+from fashion_rag.sampling import NO_PRESET, SAMPLING_OPTIONS, Preset, resolve_sampling
 from serve.config import IngressSettings
-from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat, Preset
+from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat
 
 MAX_SIDE = 4096
 # What the file formats can hold.
@@ -46,7 +47,8 @@ def edit_requests(
         raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out", "model_not_found")
     if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
         raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
-    preset = _preset(form, settings.presets)
+    options = {name: getattr(form, name) for name in SAMPLING_OPTIONS}
+    sampling = resolve_sampling(options, manifest, _preset(form, settings.presets))
     photo = open_photo(form.image, max_pixels=settings.max_pixels)
     photo_size = (photo.pixels.shape[0], photo.pixels.shape[1])
     size = _asked_size(form, photo_size, settings.max_pixels)
@@ -63,18 +65,9 @@ def edit_requests(
         num_chunks=form.num_chunks,
         template=form.template,
         seed=seed,
-        num_inference_steps=form.steps or preset.steps or manifest.num_inference_steps,
-        guidance_scale=next(
-            scale
-            for scale in (form.guidance_scale, preset.guidance_scale, manifest.guidance_scale)
-            if scale is not None
-        ),
-        shortcuts=preset.shortcuts(
-            solver=form.solver,
-            guidance_start=form.guidance_start,
-            guidance_end=form.guidance_end,
-            cache_interval=form.cache_interval,
-        ),
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        shortcuts=sampling.shortcuts,
         icc_profile=photo.icc_profile,
         deadline_unix_s=arrived + (form.deadline_s or settings.deadline_s),
         request_id=request_id,
@@ -104,7 +97,7 @@ def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
     field, value = ("quality", form.quality) if form.preset is None else ("preset", form.preset)
     name = QUALITY_PRESETS.get(form.quality) if form.preset is None else form.preset
     if name is None:
-        return Preset()
+        return NO_PRESET
     if name not in presets:
         raise InvalidRequest(field, value, f"needs a preset that this server has: {', '.join(presets) or 'none'}")
     return presets[name]

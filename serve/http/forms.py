@@ -1,11 +1,9 @@
-"""The forms that callers send, field by field, and the presets that a form may name. Knows neither Ray nor Starlette.
+"""The forms that callers send, field by field. Knows neither Ray nor Starlette.
 
 `multipart` fills the forms. Their shapes are those of OpenAI's images API, with fields of our own.
 """
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import WithJsonSchema
@@ -20,8 +18,6 @@ from fashion_rag.request import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_STEPS,
-    PLAIN,
-    Shortcuts,
     Solver,
     Template,
 )
@@ -47,43 +43,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high"]
 Category = Annotated[str, WithJsonSchema({"type": "string", "enum": list(CATEGORIES)})]
 Attribute = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[^=]+=.+$"})]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How an edit is denoised, under a name. Steps and guidance None = the bundle's own; the rest as of Shortcuts.
-
-    Raises ValueError for what is outside its range.
-    """
-
-    steps: int | None = None
-    guidance_scale: float | None = None
-    solver: Solver = PLAIN.solver
-    guidance_start: float = PLAIN.guidance_start
-    guidance_end: float = PLAIN.guidance_end
-    cache_interval: int = PLAIN.cache_interval
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise ValueError(f"steps: got {self.steps}; must be from 1 to {MAX_STEPS}")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
-            rule = f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}"
-            raise ValueError(f"guidance_scale: got {self.guidance_scale}; {rule}")
-        try:
-            self.shortcuts()
-        except InvalidRequest as error:
-            raise ValueError(str(error)) from error
-
-    def shortcuts(self, **changes: Any) -> Shortcuts:
-        """Return the shortcuts with `changes`, of which those that are None count for nothing.
-
-        Raises InvalidRequest.
-        """
-        given = {name: value for name, value in changes.items() if value is not None}
-        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shortcuts)}
-        return Shortcuts(**known | given)
 
 
 class EditForm(BaseModel):

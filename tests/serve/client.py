@@ -6,7 +6,6 @@ import io
 import re
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -20,8 +19,8 @@ from ray import serve as ray_serve
 from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest, Shortcuts, Template
+from fashion_rag.sampling import SHORTCUT_OPTIONS
 from serve import app
-from serve.http.forms import Preset
 from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
@@ -72,7 +71,7 @@ def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
         seed=asked["seed"],
         num_inference_steps=asked.get("steps", pipeline.manifest.num_inference_steps),
         guidance_scale=asked.get("guidance_scale", pipeline.manifest.guidance_scale),
-        shortcuts=Preset().shortcuts(**{field.name: asked.get(field.name) for field in fields(Shortcuts)}),
+        shortcuts=Shortcuts(**{name: asked[name] for name in SHORTCUT_OPTIONS if name in asked}),
     )
     return pipeline(request).image
 

@@ -94,8 +94,11 @@ def test_presets_and_shortcuts_share_steps_and_do_not_mix(url: str, pipeline: Pi
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda changes: picture(edit(url, **changes)), asked))
     for shown, changes in zip(together, asked, strict=True):
-        meant = asdict(presets[changes["preset"]]) if "preset" in changes else {}
-        meant = {name: value for name, value in meant.items() if value is not None}
+        meant = {}
+        if "preset" in changes:
+            preset = presets[changes["preset"]]
+            assert preset.guidance_scale is None
+            meant = {"steps": preset.steps} | asdict(preset.shortcuts)
         assert same(shown, expected(pipeline, **meant | changes)), changes
 
 

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES, Template
+from serve.config import PresetInFile
 from serve.http.documents import form_document
-from serve.http.forms import EditForm, Preset
+from serve.http.forms import EditForm
 from serve.http.replies import (
     ErrorDetail,
     ErrorReply,
@@ -138,7 +139,7 @@ def test_keypoints_may_be_any_finite_numbers_near_a_picture(number: str) -> None
 
 @pytest.mark.parametrize("preset", [{}, {"steps": 1}, {"steps": 1000, "guidance_scale": 0}, {"guidance_scale": "7.5"}])
 def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
-    read = TypeAdapter(Preset).validate_python(preset)
+    read = TypeAdapter(PresetInFile).validate_python(preset)
     assert (read.steps, read.guidance_scale) == (
         preset.get("steps"),
         float(preset["guidance_scale"]) if "guidance_scale" in preset else None,
@@ -154,7 +155,7 @@ def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_a_preset_outside_its_ranges_is_refused(preset: dict[str, Any], name: str) -> None:
     with pytest.raises(ValidationError, match=name):
-        TypeAdapter(Preset).validate_python(preset)
+        TypeAdapter(PresetInFile).validate_python(preset)
 
 
 def test_the_reply_has_the_shape_of_the_images_api() -> None:

@@ -20,9 +20,10 @@ from starlette.types import Message
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest, Shortcuts, Solver, Template
+from fashion_rag.sampling import Preset
 from serve.config import IngressSettings
 from serve.http.edit_requests import MAX_FILE_SIDES, edit_requests, garment_picture
-from serve.http.forms import EditForm, GarmentForm, Preset
+from serve.http.forms import EditForm, GarmentForm
 from serve.http.multipart import MIN_PROGRESS_BYTES, parse_form, read_form
 from tests.profiles import display_p3, one_way_rgb
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
@@ -453,7 +454,7 @@ def test_steps_and_guidance_are_the_forms_else_the_presets_else_the_bundles(
 
 
 def test_shortcuts_are_the_forms_else_the_presets_else_none() -> None:
-    quick = Preset(4, None, Solver.UNIPC, 0.1, 0.6, 2)
+    quick = Preset(4, None, Shortcuts(Solver.UNIPC, 0.1, 0.6, 2))
     settings = IngressSettings(max_pixels=10_000, deadline_s=20.0, presets={"quick": quick})
     shortcuts = Shortcuts(Solver.UNIPC, 0.1, 0.6, 2)
     assert requests(settings)[0].shortcuts == Shortcuts()
