@@ -76,7 +76,7 @@ class EncodedPerson:
 class Admitted:
     """The denoiser's first message about an edit: it has taken the edit on.
 
-    `calls.stream` tells by it a replica that died with the edit from one that had no room for it.
+    `calls.stream` needs such a message before the others, to know that a replica had room for the edit.
     """
 
 

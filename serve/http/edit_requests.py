@@ -1,6 +1,6 @@
-"""From a form to what the stages are asked for: edits with decoded pictures, and garments for the catalogue.
+"""Makes edits and garments, with decoded and checked pictures, of forms.
 
-The ingress and the servers that the benchmarks compare with call it.
+The ingress calls it, and so do the servers that the benchmarks compare with.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from serve.config import IngressSettings
 from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat
 
 MAX_SIDE = 4096
-# What the file formats can hold.
+# The largest side of a picture that each file format can hold.
 MAX_FILE_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 SHAPE_TOLERANCE = 0.02
-# A seed that is drawn here stays a whole number in every JSON reader.
+# Every JSON reader can hold a seed of this range as a whole number.
 RANDOM_SEEDS = 2**32
 
 
@@ -38,10 +38,9 @@ def edit_requests(
 ) -> list[EditRequest]:
     """Return the `n` edits that a form asks for, in the size that their pictures are to have.
 
-    Their seeds follow each other, and they share pictures. Steps, guidance and shortcuts are the form's, else the
-    preset's, else the bundle's. With several, request ids end in -0, -1, ... arrived: Unix time in seconds, from which
-    the caller's patience counts. Decodes pictures, so keep it off an event loop. Raises InvalidRequest, naming the
-    form's field.
+    The edits share pictures, and their seeds follow each other. With several, request ids end in -0, -1, and so on.
+    arrived: when the request came, in Unix time; the deadline counts from then. Decodes pictures, so keep it off an
+    event loop. Raises InvalidRequest, naming the form's field.
     """
     if form.model not in (None, manifest.name):
         raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out", "model_not_found")
@@ -72,7 +71,7 @@ def edit_requests(
         deadline_unix_s=arrived + (form.deadline_s or settings.deadline_s),
         request_id=request_id,
     )
-    # Here and not before: that mask and photo fit each other shows in the sizes they were sent in.
+    # The edit is resized last, because mask and photo must have the same size as they were sent.
     edit = _resized(edit, size)
     if form.n == 1:
         return [edit]
@@ -80,20 +79,20 @@ def edit_requests(
 
 
 def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, bytes]:
-    """Return what a form says of a garment, and its picture as it is to be stored. Decodes it, so keep it off an event
-    loop.
+    """Return the catalogue's row of the garment in a form, and its picture as it is to be stored.
 
-    Raises InvalidRequest, naming the field.
+    Decodes the picture, so keep it off an event loop. Raises InvalidRequest, naming the field.
     """
     jpeg = stored_jpeg(open_image(form.image, max_pixels=max_pixels))
     attributes = {name: tuple(values) for name, values in parse_filter(form.attributes).items()}
     digest = hashlib.sha256(form.image).hexdigest()
-    # Where the picture is stored is the catalogue's to say.
+    # The retriever replaces "unknown" by the place where it stores the picture.
     row = GarmentRow(form.id, form.category, form.caption, "unknown", digest, attributes=attributes)
     return checked(row), jpeg
 
 
 def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
+    """Return the preset that a form names, as preset or quality. Raises InvalidRequest for an unknown name."""
     field, value = ("quality", form.quality) if form.preset is None else ("preset", form.preset)
     name = QUALITY_PRESETS.get(form.quality) if form.preset is None else form.preset
     if name is None:
@@ -104,7 +103,7 @@ def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
 
 
 def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uint8]:
-    """Return the mask that was sent, else the transparent part of the photo. Raises InvalidRequest for neither."""
+    """Return the mask in the form, else the transparent part of the photo. Raises InvalidRequest without both."""
     if form.mask is not None:
         return open_mask(form.mask, max_pixels=max_pixels)
     if photo.hole is None:
@@ -113,7 +112,7 @@ def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uin
 
 
 def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """Return the (height, width) that the edited photo is to have."""
+    """Return the (height, width) that the edited photo is to have. Raises InvalidRequest, naming the field."""
     size = photo_size
     if form.size != "auto":
         match = re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", form.size)
@@ -134,6 +133,7 @@ def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) ->
 
 
 def _resized(edit: EditRequest, size: tuple[int, int]) -> EditRequest:
+    """Return the edit with pictures and key points of this (height, width)."""
     height, width = size
     from_size = (edit.image.shape[0], edit.image.shape[1])
     if size == from_size:

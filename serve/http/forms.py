@@ -30,7 +30,7 @@ MAX_PARTIAL_IMAGES = 50
 MIN_DEADLINE_S = 0.001
 QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
 
-# What OpenAI's API knows and this server cannot do, by field and value, with the rule.
+# Values of OpenAI's API that this server does not support, by field and value, with the rule for the error.
 UNSUPPORTED = {
     ("response_format", "url"): "must be b64_json: no picture is stored to have a URL",
     ("background", "transparent"): "must be auto or opaque: the photo keeps its background",
@@ -46,10 +46,10 @@ Attribute = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[^=]+=
 
 
 class EditForm(BaseModel):
-    """The fields of POST /v1/images/edits, with those that are not OpenAI's below `safety_identifier`.
+    """The fields of POST /v1/images/edits. Those below `safety_identifier` are not OpenAI's.
 
-    Any other field is refused. What depends on the server or the photo is checked by `uploads.edit_requests`. Raises
-    InvalidRequest for fields that do not go together, pydantic.ValidationError for what one is by itself.
+    Any other field is refused. `edit_requests` checks what depends on the server or the photo. Raises InvalidRequest
+    for fields that do not go together, and pydantic.ValidationError for a field that is wrong by itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -148,7 +148,7 @@ class EditForm(BaseModel):
 
 
 class GarmentForm(BaseModel):
-    """The fields of POST /v1/garments. Any other is refused; the catalogue has more rules."""
+    """The fields of POST /v1/garments. Any other field is refused, and the catalogue has more rules."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -164,7 +164,7 @@ class GarmentForm(BaseModel):
 
 
 class PictureForm(BaseModel):
-    """The fields of POST /v1/garments/search. Any other is refused."""
+    """The fields of POST /v1/garments/search. Any other field is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -17,14 +17,13 @@ from fashion_rag.errors import InvalidRequest
 from serve.config import IngressSettings
 
 MULTIPART = "multipart/form-data"
-# More than a form has use for, so that one file too many is refused by its name.
+# More than any form has, so that a file too many is refused by its name.
 MAX_FILES = 16
 MAX_FIELDS = 64
-# What a body must bring in every `upload_stall_s`, unless it ends. A sender of a byte now and then is no better than
-# one of none.
+# What a body must bring in every `upload_stall_s`, unless it ends. To send a byte now and then is not enough.
 MIN_PROGRESS_BYTES = 64 * 1024
 FILE_FIELDS = ("image", "mask")
-# Fields that may come as `name[]`: OpenAI's clients send what is in a list so.
+# Fields that may come as `name[]`, which is how OpenAI's clients send lists.
 BRACKET_FIELDS = ("image", "mask", "garment_ids", "attributes")
 LIST_FIELDS = ("garment_ids", "attributes")
 
@@ -41,9 +40,9 @@ CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_pa
 async def read_form(http: Request, max_bytes: int, kind: type[Form], settings: IngressSettings) -> Form:
     """Return the form in the body of a request, with its files in memory.
 
-    settings: for how long the body may take. Raises HTTPException: 415 for another content type, 413 for a body of more
-    than `max_bytes`, which is not read to its end, 408 for one that comes too slowly, and 400 for what is no whole
-    form; InvalidRequest, naming the field, for what the form may not hold.
+    settings: say how long the body may take. Raises HTTPException: 415 for another content type, 413 for a body of more
+    than `max_bytes`, which is not read to its end, 408 for a body that comes too slowly, and 400 for a form that is not
+    whole. Raises InvalidRequest, naming the field, for a field that is wrong.
     """
     boundary = _boundary(http.headers.get("content-type", ""))
     if int(http.headers.get("content-length", 0)) > max_bytes:
@@ -64,7 +63,7 @@ async def read_form(http: Request, max_bytes: int, kind: type[Form], settings: I
 def parse_form(items: Iterable[tuple[str, str | bytes]], kind: type[Form]) -> Form:
     """Return the form of this kind with these fields, which are text or the content of files.
 
-    A field that is empty counts as left out where it is optional. Raises InvalidRequest, naming the field.
+    An optional field that is empty counts as left out. Raises InvalidRequest, naming the field.
     """
     fields: dict[str, Any] = {}
     for sent_name, value in items:
@@ -92,7 +91,7 @@ def parse_form(items: Iterable[tuple[str, str | bytes]], kind: type[Form]) -> Fo
 
 
 def invalid_request(fault: Mapping[str, Any], field: str) -> InvalidRequest:
-    """Return one of pydantic's `errors()` in this project's words."""
+    """Return the InvalidRequest for one of the `errors()` of pydantic."""
     kind = fault["type"]
     value = None if kind == "missing" else _shown(fault["input"])
     rule = RULES.get(kind) or re.sub(r"^\w+ should", "must", fault["msg"]).split(", unable")[0]
@@ -100,14 +99,13 @@ def invalid_request(fault: Mapping[str, Any], field: str) -> InvalidRequest:
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser with two rules more.
+    """Starlette's parser, with limits on the size and the time of a body, and only for whole forms.
 
-    A body may have at most `max_bytes` and take the time that `settings` grant; and a form must be whole, while
-    Starlette also takes one that is cut off.
+    Starlette itself also takes a form that is cut off.
     """
 
     def __init__(self, http: Request, boundary: str, max_bytes: int, settings: IngressSettings) -> None:
-        # Without a charset, whatever the caller said: Starlette would decode with any, and RFC 7578 knows none.
+        # The charset that a caller may name is dropped: Starlette would decode with it, and RFC 7578 has none.
         headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
         body = self._body(http, max_bytes, settings)
         super().__init__(headers, body, max_files=MAX_FILES, max_fields=MAX_FIELDS)
@@ -125,12 +123,12 @@ class _Parser(MultiPartParser):
                     raise _too_large(max_bytes)
                 yield chunk
         if not self.ended:
-            # Raised while files are still open, which Starlette closes on any error.
+            # Raised here, while Starlette still closes the open files on an error.
             raise MultiPartException("ends before the form does")
 
 
 async def _timely(chunks: AsyncGenerator[bytes, None], settings: IngressSettings) -> AsyncGenerator[bytes, None]:
-    """Yield the chunks of a body. Raises HTTPException, a 408, where they come too slowly."""
+    """Yield the chunks of a body. Raises HTTPException with 408 if they come too slowly."""
     now = asyncio.get_running_loop().time
     end, stalls_at = now() + min(settings.upload_s, settings.deadline_s), now() + settings.upload_stall_s
     num_bytes = num_at_progress = 0
@@ -150,6 +148,7 @@ async def _timely(chunks: AsyncGenerator[bytes, None], settings: IngressSettings
 
 
 def _boundary(content_type: str) -> str:
+    """Return the boundary that a content type names. Raises HTTPException for another type, and for no boundary."""
     header = Message()
     header["content-type"] = content_type
     if header.get_content_type() != MULTIPART:
@@ -166,7 +165,7 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 def _too_slow(num_bytes: int, settings: IngressSettings) -> HTTPException:
     rule = f"must bring {MIN_PROGRESS_BYTES} bytes in {settings.upload_stall_s} s, and its end in {settings.upload_s} s"
-    # What is still to come of the body cannot be told from a next request.
+    # The connection is closed, because the rest of the body could not be told from a next request.
     return HTTPException(408, f"body: stopped after {num_bytes} bytes; {rule}", {"connection": "close"})
 
 
@@ -175,4 +174,5 @@ async def _content(part: str | UploadFile) -> str | bytes:
 
 
 def _shown(value: object) -> object:
+    """Return what an error message shows of a value."""
     return f"a file of {len(value)} bytes" if isinstance(value, bytes) else value

@@ -22,14 +22,14 @@ PNG_LEVEL = 1
 
 
 class ImageData(BaseModel):
-    """A finished picture, and the seed that gives it again."""
+    """A finished picture, and the seed with which it can be made again."""
 
     b64_json: str
     seed: int
 
 
 class GarmentUsed(BaseModel):
-    """A garment in the picture; `score` is the cosine with the prompt, null where the caller named the garment."""
+    """A garment in the picture. `score` is its cosine with the prompt, or null where the caller named the garment."""
 
     id: str
     score: float | None
@@ -37,7 +37,7 @@ class GarmentUsed(BaseModel):
 
 
 class EditReply(BaseModel):
-    """The reply to an edit. `size` is WIDTHxHEIGHT, `seed` that of the first picture."""
+    """The reply to an edit. `size` is WIDTHxHEIGHT, and `seed` is the seed of the first picture."""
 
     created: int
     data: list[ImageData]
@@ -49,7 +49,7 @@ class EditReply(BaseModel):
 
 
 class StreamEvent(BaseModel):
-    """What every event of a stream tells of its picture."""
+    """The fields of every event of a stream."""
 
     b64_json: str
     created_at: int
@@ -60,7 +60,7 @@ class StreamEvent(BaseModel):
 
 
 class PartialImage(StreamEvent):
-    """A preview after `step` of `num_steps` steps; the first has the index 0."""
+    """A preview after `step` of `num_steps` steps. The index of the first preview is 0."""
 
     type: Literal["image_edit.partial_image"] = "image_edit.partial_image"
     partial_image_index: int
@@ -78,9 +78,9 @@ class EditCompleted(StreamEvent):
 
 
 class ErrorDetail(BaseModel):
-    """An error's type, the field that it is about, if any, and what to do about it.
+    """An error's type, the field that is wrong, if any, and what to do about it.
 
-    `param` is the same as `field`, and `code` says the kind of fault, under the names that OpenAI's clients read.
+    OpenAI's clients read `param`, which is the same as `field`, and `code`, which names the kind of error.
     """
 
     type: str
@@ -91,7 +91,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """The reply to any error; in mid-stream the data of the event `error`."""
+    """The reply to any error. In a stream, it is the data of the event `error`."""
 
     error: ErrorDetail
 
@@ -113,7 +113,7 @@ class ModelList(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The reply to GET /readyz: which stages answer, and which files are not there that they may be waiting for.
+    """The reply to GET /readyz: which stages answer, and the missing files that the other stages may wait for.
 
     warnings: what an operator should change although the graph is ready.
     """
@@ -124,7 +124,7 @@ class Readiness(BaseModel):
 
 
 class GarmentFound(BaseModel):
-    """A garment in the catalogue; `score` is the cosine with the words that found it, null where its id did."""
+    """A garment in the catalogue. `score` is its cosine with what was searched for, or null where its id was given."""
 
     id: str
     category: str
@@ -134,7 +134,7 @@ class GarmentFound(BaseModel):
 
     @computed_field
     def image_url(self) -> str:
-        """Return where this server has the garment's picture."""
+        """Return the path of the garment's picture on this server."""
         return f"/v1/garments/{quote(self.id, safe='')}/image"
 
 
@@ -178,7 +178,9 @@ def partial_image(
     icc_profile: bytes | None = None,
 ) -> PartialImage:
     """Return the event for a preview, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
-    return PartialImage(**_drawn(form, pixels, icc_profile), partial_image_index=index, step=step, num_steps=num_steps)
+    return PartialImage(
+        **_event_fields(form, pixels, icc_profile), partial_image_index=index, step=step, num_steps=num_steps
+    )
 
 
 def edit_completed(
@@ -191,12 +193,14 @@ def edit_completed(
 ) -> EditCompleted:
     """Return the event for the finished picture, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
     timings_ms = _milliseconds(timings_s)
-    return EditCompleted(**_drawn(form, pixels, icc_profile), garments=list(garments), seed=seed, timings_ms=timings_ms)
+    return EditCompleted(
+        **_event_fields(form, pixels, icc_profile), garments=list(garments), seed=seed, timings_ms=timings_ms
+    )
 
 
 def sse(event: str, payload: BaseModel) -> bytes:
     """Return one server-sent event of this name."""
-    # In ASCII: some clients break lines at U+2028 and its like, which a caption may hold.
+    # The JSON is ASCII, because some clients break lines at U+2028 and similar, which a caption may hold.
     return f"event: {event}\ndata: {payload.model_dump_json(ensure_ascii=True)}\n\n".encode()
 
 
@@ -205,7 +209,7 @@ def encode_picture(
 ) -> str:
     """Return the picture, uint8 [H, W, 3], as a file of this format in base64.
 
-    output_compression: 0 to 100 = best. icc_profile: goes into the file; without one the colours are sRGB.
+    output_compression: 0 to 100, which is the best quality. icc_profile: is put into the file; None = sRGB.
     """
     content = io.BytesIO()
     options: dict[str, Any] = {"quality": output_compression}
@@ -217,7 +221,8 @@ def encode_picture(
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _drawn(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes | None) -> dict[str, Any]:
+def _event_fields(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes | None) -> dict[str, Any]:
+    """Return the fields of a StreamEvent."""
     return {
         "b64_json": encode_picture(pixels, form.output_format, form.output_compression, icc_profile),
         "created_at": int(time.time()),
@@ -228,6 +233,7 @@ def _drawn(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes | None)
 
 
 def _size(pixels: NDArray[np.uint8]) -> str:
+    """Return the size of a picture as WIDTHxHEIGHT."""
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 

@@ -1,7 +1,7 @@
-"""Lets pages of other origins use the server, as far as the graph's `allow_origins` says. Serve's HTTP proxies run it.
+"""Lets pages of the origins in the graph's `allow_origins` use the server. Serve's HTTP proxies run `Cors`.
 
-It stands outside of all other middleware, so that errors of the proxy itself can be read by such a page too. The proxy
-knows no settings of the graph, so it reads the origins from a header of `/readyz` when a page asks.
+It is the outermost middleware, so that such a page can also read the errors of the proxy itself. The proxy does not
+know the settings of the graph, so it reads the origins from a header of `/readyz` when a page sends a request.
 """
 
 import asyncio
@@ -15,16 +15,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.proxy.gate import ask_graph
 
 ORIGINS_HEADER = "x-allow-origins"
-# What is older than this is asked for again, so that a graph deployed anew is heard.
+# Origins older than this are read again, because another graph may have been deployed.
 FRESH_S = 10.0
-# A busy graph does not hold requests up for longer than this.
+# A request waits no longer than this for the origins of a busy graph.
 WAIT_S = 2.0
 MAX_AGE_S = 600
 EXPOSED_HEADERS = ("retry-after", "x-request-id", "www-authenticate")
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Wrap `app` so that pages of these origins may use it; `*` means all. Keys come in a header, not in cookies."""
+    """Return `app` wrapped so that pages of these origins may use it; `*` means all.
+
+    Cookies are not allowed, because API keys come in a header.
+    """
     if not origins:
         return app
     return CORSMiddleware(
@@ -39,13 +42,13 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 class Cors:
-    """Runs `inner` inside of Starlette's CORS middleware, with the origins that the graph behind it allows."""
+    """Runs `inner` in Starlette's CORS middleware, with the origins that the graph behind it allows."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self.inner = inner
         self.app = inner
-        self._asked = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
+        self._last_read = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and "origin" in Headers(scope=scope):
@@ -53,18 +56,20 @@ class Cors:
         await self.app(scope, receive, send)
 
     async def _refresh(self) -> None:
-        if self._asking is None:
-            if time.monotonic() - self._asked < FRESH_S:
+        """Read the origins if they are old, and wait for them for at most WAIT_S."""
+        if self._reading is None:
+            if time.monotonic() - self._last_read < FRESH_S:
                 return
-            self._asking = asyncio.create_task(self._ask())
-        await asyncio.wait([self._asking], timeout=WAIT_S)
+            self._reading = asyncio.create_task(self._read_origins())
+        await asyncio.wait([self._reading], timeout=WAIT_S)
 
-    async def _ask(self) -> None:
+    async def _read_origins(self) -> None:
+        """Wrap `inner` anew with the origins that the graph allows now."""
         try:
             answers = await ask_graph(self.inner)
-            told = [answer.headers[ORIGINS_HEADER] for answer in answers if ORIGINS_HEADER in answer.headers]
-            if told:
-                self.app = with_cors(self.inner, " ".join(told).split())
-                self._asked = time.monotonic()
+            headers = [answer.headers[ORIGINS_HEADER] for answer in answers if ORIGINS_HEADER in answer.headers]
+            if headers:
+                self.app = with_cors(self.inner, " ".join(headers).split())
+                self._last_read = time.monotonic()
         finally:
-            self._asking = None
+            self._reading = None
