@@ -1,4 +1,4 @@
-"""The HTTP side without Ray: the real routes and error table, in front of stages that answer at once."""
+"""Serves the real routes and error table without Ray, in front of stages that answer at once."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ MODEL = "tiny/model"
 
 
 class Answer:
-    """What a handle's call returns: it can be awaited, read as a stream, and cancelled."""
+    """Stands for what a handle's call returns: it can be awaited, read as a stream, and cancelled."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -49,7 +49,7 @@ class Answer:
 
 
 class Stage:
-    """A handle whose calls are answered by the methods of a class."""
+    """Stands for a handle. The methods of an object answer its calls."""
 
     def __init__(self, methods: object) -> None:
         self._methods = methods
@@ -60,7 +60,7 @@ class Stage:
 
 
 class Retriever:
-    """A catalogue of garments in memory, of which every search finds all of its category, whatever the filter."""
+    """Holds garments in memory. Every search finds all garments of its category, whatever the filter."""
 
     def __init__(self) -> None:
         self.garments = {"red-dress": self._found("red-dress", "dresses", {"size": ["M"]})}
@@ -75,10 +75,10 @@ class Retriever:
     async def search(self, like: object, category: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
         if category not in CATEGORIES:
             raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
-        return [each for each in self.garments.values() if each.category == category][:k]
+        return [garment for garment in self.garments.values() if garment.category == category][:k]
 
     async def similar(self, garment_id: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
-        return [each for each in self.garments.values() if each.id != garment_id][:k]
+        return [garment for garment in self.garments.values() if garment.id != garment_id][:k]
 
     async def garment(self, garment_id: str) -> GarmentFound:
         if garment_id not in self.garments:
@@ -100,7 +100,7 @@ class Retriever:
 
 
 class Others:
-    """The other stages: every edit makes what is to be repainted black."""
+    """Stands for the other stages. Every edit paints what is to be repainted black."""
 
     async def ping(self) -> None:
         pass
@@ -124,8 +124,8 @@ class Others:
 
 @contextlib.contextmanager
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve the stand-in on a free port while the block runs; yields its URL."""
-    # The class as it is written, below the wrapper that Serve puts around it.
+    """Serve the routes on a free port while the block runs; yield the URL."""
+    # Serve wraps the class, and this is the class itself.
     written = Ingress.func_or_class.__mro__[1]
     ingress: Any = object.__new__(written)
     ingress.manifest = Manifest(MODEL, image_size=(64, 48), num_inference_steps=4)

@@ -1,4 +1,4 @@
-"""Neighbours in a batch must not suffer for each other, and the cache must stay in its bounds."""
+"""Tests that an error stays with its own item of a batch, and that the cache stays in its bounds."""
 
 from collections.abc import Sequence
 

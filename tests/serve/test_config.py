@@ -1,4 +1,4 @@
-"""Holds the settings to refusing what a graph could not run with."""
+"""Tests that the settings refuse what a graph could not run with."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Serve config files as operators write them, and how `fashion-rag serve` takes them on; without Ray."""
+"""Tests Serve config files as operators write them, and what `fashion-rag serve` makes of them, without Ray."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Holds the events of a stream to the colours of the photo; without Ray's workers."""
+"""Tests that the events of a stream keep the colours of the photo, without Ray's workers."""
 
 import base64
 import io

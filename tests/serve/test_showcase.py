@@ -1,4 +1,4 @@
-"""Holds what `make demo` shows to what it says."""
+"""Tests the sheet and the drawn catalogue of `make demo`."""
 
 import json
 from pathlib import Path
@@ -27,11 +27,11 @@ def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Pat
     catalogue = ensure_demo_world(tmp_path / "world", tiny_bundle)
     again = ensure_demo_world(tmp_path / "world", tiny_bundle)
     assert again == catalogue
-    found = Bundle.open(tiny_bundle).open_catalogue(catalogue)
-    assert len(found) == 3 * NUM_PAIRS
+    opened = Bundle.open(tiny_bundle).open_catalogue(catalogue)
+    assert len(opened) == 3 * NUM_PAIRS
     cases = showcase.read_cases(tmp_path / "world", tiny_bundle)
     assert [case.category for case in cases] == [category for category, _ in showcase.CASES]
-    assert {garment.caption for garment in found} >= {case.prompt for case in cases}
+    assert {garment.caption for garment in opened} >= {case.prompt for case in cases}
     attributes = json.loads((tmp_path / "world" / "attributes.json").read_text())
     colours = {garment["colour"] for garment in attributes.values()}
     for case in cases:

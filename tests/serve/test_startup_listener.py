@@ -1,4 +1,4 @@
-"""Holds the port of a server that starts to an answer from the first second, and to a change that resets nobody."""
+"""Tests that a starting server answers at once, and that no connection is reset when the proxy takes over."""
 
 import socket
 import threading
@@ -39,7 +39,7 @@ def sharing_socket(port: int) -> socket.socket:
 
 @contextmanager
 def proxy(port: int) -> Iterator[None]:
-    """Provide a server that shares the port, as Serve's HTTP proxy does."""
+    """Run a server during the block that shares the port, as Serve's HTTP proxy does."""
 
     async def answer(request: Request) -> PlainTextResponse:
         return PlainTextResponse("proxy")

@@ -1,4 +1,4 @@
-"""The admission lets in as many as its settings say, over all and of each key, and counts who leaves."""
+"""Tests that edits and bodies are limited as the settings say, in all and for each key, and counted until they end."""
 
 from contextlib import ExitStack
 from dataclasses import replace

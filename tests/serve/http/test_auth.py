@@ -1,4 +1,4 @@
-"""Holds the door to its keys; without Ray."""
+"""Tests which API keys are let in, without Ray."""
 
 import hashlib
 from pathlib import Path

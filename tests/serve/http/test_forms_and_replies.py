@@ -1,4 +1,4 @@
-"""Holds the form of an edit to its rules, replies and events to their shapes; without Ray."""
+"""Tests the rules of the form of an edit, and the shapes of replies and events, without Ray."""
 
 import base64
 import io
@@ -205,8 +205,8 @@ def test_an_event_is_two_lines_whatever_it_tells(caption: str) -> None:
     assert text.endswith("\n\n") and len(text.splitlines()) == 3
     event, data = text.splitlines()[:2]
     assert event == "event: error"
-    told = json.loads(data.removeprefix("data: "))
-    assert told == {"error": error}
+    content = json.loads(data.removeprefix("data: "))
+    assert content == {"error": error}
 
 
 def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:
@@ -236,8 +236,8 @@ def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> Non
         "object": "list",
         "data": [{"id": "tiny", "object": "model", "created": 5, "owned_by": "fashion-rag"}],
     }
-    found = GarmentFound(id="a/b ?", category="dresses", caption="red", attributes={"size": ["M"]}, score=None)
-    garments = GarmentList(data=[found])
+    garment = GarmentFound(id="a/b ?", category="dresses", caption="red", attributes={"size": ["M"]}, score=None)
+    garments = GarmentList(data=[garment])
     assert garments.model_dump() == {
         "object": "list",
         "data": [

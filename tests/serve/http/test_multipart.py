@@ -1,4 +1,4 @@
-"""Holds the way from a multipart form to edits: what is taken, what is refused, and by which words; without Ray."""
+"""Tests which multipart forms become edits, and with which messages the others are refused, without Ray."""
 
 import asyncio
 import io
@@ -40,7 +40,7 @@ KEYPOINTS = [[index + 1, 2 * index + 2] for index in range(18)]
 
 
 class Sent:
-    """A request that a server would hand to the application, and how many bytes of it have been read."""
+    """A request as a server would hand it to the application. It counts the bytes that have been read."""
 
     def __init__(self, content_type: str, body: bytes, chunk: int = 1000, tells_length: bool = False) -> None:
         self.headers = {"content-type": content_type} | ({"content-length": str(len(body))} if tells_length else {})
@@ -61,7 +61,7 @@ class Sent:
 
 
 def multipart(items: Items) -> tuple[str, bytes]:
-    """Return the content type and body, as httpx, and so OpenAI's client, sends them."""
+    """Return the content type and body as httpx sends them, and so OpenAI's client."""
     parts = [(name, (None, value) if isinstance(value, str) else ("file.png", value)) for name, value in items]
     request = httpx.Request("POST", "http://test", files=parts)
     return request.headers["content-type"], request.read()
@@ -72,7 +72,7 @@ def part(name: str, value: str) -> bytes:
 
 
 def changed(**fields: str | bytes | None) -> EditForm:
-    """Return the form of ITEMS with other fields; None leaves one out."""
+    """Return the form of ITEMS with changed fields; None leaves a field out."""
     return parse_form([(name, value) for name, value in (dict(ITEMS) | fields).items() if value is not None], EditForm)
 
 

@@ -1,4 +1,4 @@
-"""Holds streams to the pace of their readers, and to losing nothing but old previews; without Ray."""
+"""Tests that streams keep the pace of their readers and lose nothing but old previews, without Ray."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
@@ -87,7 +87,7 @@ def test_who_stops_fetching_ends_the_work() -> None:
 
 
 class Client:
-    """Takes what a response sends when it is told to, if the proxy tells the response of it."""
+    """A client that takes a message of a response only on demand. The proxy tells the response, if it can."""
 
     def __init__(self, tells: bool) -> None:
         self.scope: Scope = {"type": "http", "extensions": {TAKEN: {}} if tells else {}}

@@ -1,4 +1,4 @@
-"""Holds the replay of requests to one answer for each client and to a body that is whole; with apps that stand in."""
+"""Tests that a replayed request has its whole body and gets one answer, with stand-ins for Serve's proxy."""
 
 import asyncio
 import json
@@ -98,7 +98,7 @@ class Ingress:
 
 
 async def read(receive: Receive, num_messages: int | None = None) -> bytes:
-    """Return the next messages' bodies: `num_messages` of them, or all to the last one."""
+    """Return the bodies of the next `num_messages` messages, or of all to the last."""
     body, more, num_read = b"", True, 0
     while more and (num_messages is None or num_read < num_messages):
         message = await receive()
@@ -268,7 +268,7 @@ def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
     "offer", [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"]
 )
 def test_an_offer_of_another_protocol_is_ignored(offer: bytes) -> None:
-    """As Serve starts it, the HTTP server reads the body of a request that offers HTTP/2, and of the next request."""
+    """The HTTP server, started as Serve does, reads the body of a request that offers HTTP/2, and of the next."""
     middlewares()
     ingress = Ingress()
     request = b"POST / HTTP/1.1\r\nHost: here\r\n" + offer + b"Content-Length: 13\r\n\r\n"
