@@ -84,7 +84,7 @@ def _ways() -> list[DenoisingWay]:
         for steps, every in ((50, 2), (50, 3), (50, 5), (20, 2))
     ]
     presets = [
-        DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts())
+        DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts)
         for name, preset in IngressSettings().presets.items()
     ]
     return ddim + solvers + guided + kept + presets

@@ -29,6 +29,7 @@ from benchmarks.medians import medians
 from fashion_rag import pipeline
 from fashion_rag.catalogue.retrieve import retrieve
 from fashion_rag.data.finish import finish
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.denoising.engine import Engine, Finished
 from fashion_rag.denoising.runner import Edit
 from fashion_rag.denoising.scheduler import Limits
@@ -37,9 +38,10 @@ from fashion_rag.pipeline import Pipeline
 from fashion_rag.provenance import provenance, write_result
 from serve import app, showcase
 from serve.config import IngressSettings
+from serve.http.edit_requests import edit_requests
+from serve.http.forms import EditForm
+from serve.http.replies import edit_reply
 from serve.ports import free_port
-from serve.schemas import EditForm, edit_reply
-from serve.uploads import edit_requests
 
 WARM_UP_ROUNDS = 3
 
@@ -89,7 +91,7 @@ def main(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
-        catalogue = showcase.ensure_demo_world(world, bundle)
+        catalogue = ensure_demo_world(world, bundle)
         case = showcase.read_cases(world, bundle)[0]
         config = app.local_config(bundle, catalogue)
         parts = config.runtime.open().load_pipeline(catalogue)
@@ -121,7 +123,7 @@ def main(
     Console().print("served, ms in each stage:", result["served_stages_ms"])
 
 
-def _measure(bare: Bare, case: showcase.Case, port: int, num_rounds: int) -> list[Round]:
+def _measure(bare: Bare, case: showcase.SheetCase, port: int, num_rounds: int) -> list[Round]:
     files = {"image": showcase.png(case.person), "mask": showcase.png(case.mask)}
     keypoints = json.dumps(case.keypoints)
     fields: dict[str, Any] = {"category": case.category, "prompt": case.prompt, "keypoints": keypoints, "seed": 1}

@@ -40,7 +40,10 @@ ACTIVITIES = {
     "sampler": ("denoising/sampler", "denoising/runner", "denoising/guidance"),
     "scheduling": ("denoising/scheduler", "denoising/engine", "denoising/state"),
     "previews": ("denoising/preview",),
-    "pictures in and out": ("PIL/", "data/image", "data/masks", "data/pose", "serve/uploads", "serve/schemas"),
+    "pictures in and out": (
+        *("PIL/", "data/image", "data/masks", "data/pose"),
+        *("serve/http/multipart", "serve/http/edit_requests", "serve/http/forms", "serve/http/replies"),
+    ),
     "retrieval": ("catalogue/", "open_clip/"),
     "metrics": ("ray/serve/metrics", "ray/util/metrics", "opentelemetry"),
     "our own, else": (

@@ -1,4 +1,4 @@
-"""All exception types of the project. `serve/errors.py` maps each of them to its HTTP status."""
+"""All exception types of the project. `serve/http/errors.py` maps each of them to its HTTP status."""
 
 
 class FashionRAGError(Exception):

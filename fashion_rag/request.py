@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,9 @@ class Shortcuts:
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
 
+    # A config file that names an unknown shortcut is refused.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     solver: Solver = Solver.DDIM
     guidance_start: float = 0.0
     guidance_end: float = 1.0
@@ -102,7 +106,7 @@ class EditRequest:
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
     attributes: search only among garments that have, for each name, one of the values.
     num_chunks: search with so many of the prompt's noun chunks, which are separated by commas; None = the whole prompt.
-    deadline: Unix time in seconds after which a server need not answer any more; the pipeline ignores it.
+    deadline_unix_s: the Unix time after which a server need not answer any more; the pipeline ignores it.
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -122,7 +126,7 @@ class EditRequest:
     guidance_scale: float = 7.5
     shortcuts: Shortcuts = PLAIN
     icc_profile: bytes | None = field(default=None, repr=False)
-    deadline: float = math.inf
+    deadline_unix_s: float = math.inf
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -190,7 +194,7 @@ class EditRequest:
         digest = hashlib.sha256()
         for name in (entry.name for entry in fields(self)):
             value = getattr(self, name)
-            if name in ("request_id", "deadline"):
+            if name in ("request_id", "deadline_unix_s"):
                 continue
             if isinstance(value, np.ndarray):
                 digest.update(f"{name} {value.dtype} {value.shape}".encode())

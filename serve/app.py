@@ -1,4 +1,4 @@
-"""The graph: which deployments there are, how they scale, and how they start. The command line calls `run`.
+"""The graph: its deployments, how they scale, and how they start. The command line calls `run`.
 
     serve run serve.app:app bundle=/models/bundle catalogue=/models/catalogue     # on a Ray cluster
     grep REQUEST_ID /tmp/ray/session_latest/logs/serve/*.log                      # what the replicas say of one edit
@@ -7,7 +7,7 @@
        │            └──────► VAE.encode
        └──────────► VAE.decode
 
-An arrow is a question. The denoiser asks for what an edit needs once it has taken the edit on.
+An arrow points to the stage that is called. The denoiser calls once it has taken an edit on.
 """
 
 import itertools
@@ -37,30 +37,31 @@ from ray.serve.schema import (
 )
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE
-from serve.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
 from serve.denoiser import Denoiser
+from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.ingress import Ingress
-from serve.opening import Opening
 from serve.ports import local_url
 from serve.retriever import Retriever
+from serve.startup_listener import StartupListener
 from serve.vae import VAE
 
 DEMO_WORLD = Path("out/world")
 LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
-# Far more than a stage is ever asked at once: where there is too much, the ingress and the denoiser say so.
+# Far more calls than a stage ever has at once: the ingress and the denoiser refuse edits before.
 MAX_CALLS = 1000
-# Calls in flight in a replica of a stage other than the denoiser, before another is started: about a batch.
+# Stages other than the denoiser get another replica for more calls in flight than this, which is about a batch.
 TARGET_CALLS = 8
-# Of a GPU, for each of three replicas with networks, so that one GPU holds the graph.
+# The share of a GPU for each of the three replicas that run networks on it, so that one GPU holds the graph.
 GPU_SHARE = 0.3
 
-# What each deployment does before it is ready, for whoever waits.
+# What each deployment loads before it is ready.
 LOADS = {
     "Ingress": "the routes",
     "Retriever": "the catalogue and its text encoder",
@@ -71,28 +72,28 @@ LOADS = {
 POLL_S = 0.2
 
 RAY_DEFAULTS = {
-    # Ray would tell its makers of every start.
+    # Otherwise Ray would report every start to its makers.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # After 5 s, the default, Serve kills a proxy that a busy machine is still importing, and starts another.
+    # By default, Serve replaces a proxy that takes more than 5 s to start, as it may on a busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    # Serve replaces a proxy that has failed three checks in a row, so with the default of 10 s a port is dead for 30 s.
-    # A proxy that is only busy may still take three times the timeout.
+    # Serve replaces a proxy that has failed three checks in a row. With the default period of 10 s, a port would be
+    # dead for 30 s. A proxy that is only busy may still take three times the timeout.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "20",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy.middlewares",
 }
 
 
-# Takes what a start waits for, and how many deployments of how many are ready.
+# Is called with what a start waits for, how many deployments are ready, and how many there are.
 Report = Callable[[str, int, int], None]
 
 
 def no_report(awaited: str, num_ready: int, num_all: int) -> None:
-    """Say nothing of a start."""
+    """Report nothing."""
 
 
 def build(config: ServeConfig) -> ray_serve.Application:
-    """Return the graph: one replica a deployment, or as many as its load asks for."""
+    """Return the graph, with one replica for each deployment, or as many as its load asks for."""
     runtime = config.runtime
     by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
     retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
@@ -113,7 +114,7 @@ def _options(
         "ray_actor_options": {"num_cpus": config.replica_cpus, **(resources or {})},
         "max_ongoing_requests": MAX_CALLS,
         "graceful_shutdown_timeout_s": config.drain_s,
-        # A death is noticed at the next check, and only then is there another replica.
+        # Serve notices the death of a replica at the next check, and only then starts another.
         "health_check_period_s": 1.0,
         "user_config": settings.to_args(),
         "logging_config": LoggingConfig(encoding="JSON"),
@@ -130,10 +131,7 @@ def _options(
 
 
 def app(args: dict[str, Any]) -> ray_serve.Application:
-    """Return the graph, for a Serve config file:
-
-    `import_path: serve.app:app`, with the fields of ServeConfig as `args`.
-    """
+    """Return the graph for a Serve config file, which has the fields of ServeConfig as `args`."""
     return build(ServeConfig.from_args(args))
 
 
@@ -143,34 +141,31 @@ def run(
     host: str,
     port: int,
     file: Path | None = None,
-    opening: Opening | None = None,
+    listener: StartupListener | None = None,
     progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
     **settings: Any,
 ) -> None:
-    """Serve the graph on this machine until Ctrl-C; `settings` are fields of ServeConfig.
+    """Serve the graph on this machine until Ctrl-C.
 
-    file: a Serve config file, whose graph is served, with what else is given in place of what it says. The GPUs and
-    labels that it asks for, this machine must have. Without a file, the bundle that ships is the default, and without a
-    catalogue, paper dolls' garments are drawn and served. opening: answers on the port until the graph's proxy does.
-    progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
+    bundle, catalogue: by default the file's, else the bundle that ships and a catalogue of drawn garments. file: a
+    Serve config file whose graph is served; this machine must have the GPUs and labels that it asks for. settings:
+    fields of ServeConfig, which go before those of the file. listener: answers on the port until the graph's proxy
+    does. progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
     args = dict(graph.args)
-    in_file = args.pop("bundle", DEMO_BUNDLE), args.pop("catalogue", None)
-    bundle, catalogue = bundle or Path(in_file[0]), catalogue or in_file[1]
+    file_bundle, file_catalogue = args.pop("bundle", DEMO_BUNDLE), args.pop("catalogue", None)
+    bundle, catalogue = bundle or Path(file_bundle), catalogue or file_catalogue
     try:
         with progress() as report:
             if catalogue is None:
-                # Here, because the showcase in turn calls this module.
-                from serve.showcase import ensure_demo_world
-
                 report("a catalogue to be drawn", 0, 0)
                 catalogue = ensure_demo_world(DEMO_WORLD, bundle)
             try:
                 config = local_config(bundle, catalogue, **args)
             except ValidationError as error:
                 raise ArtifactError(_faults(error)) from error
-            warnings = start(config, host, port, deployments=graph.deployments, opening=opening, report=report)
+            warnings = start(config, host, port, deployments=graph.deployments, listener=listener, report=report)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
@@ -182,12 +177,16 @@ def run(
 
 
 def _faults(error: ValidationError) -> str:
-    """Return what is wrong with which settings, in one line."""
-    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors())
+    """Return which settings are wrong, and how, in one line."""
+    lines = []
+    for fault in error.errors():
+        name = ".".join(map(str, fault["loc"]))
+        lines.append(f"{name}: {fault['msg']}".lstrip(": "))
+    return "; ".join(lines)
 
 
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
-    """Return the configuration of a graph on this machine, which has its GPU if there is one. Raises as ServeConfig."""
+    """Return the configuration of a graph on this machine, with its GPU if there is one. Raises as ServeConfig."""
     root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
     here = {"bundle": str(bundle.resolve()), "catalogue": root}
     gpus = {"replica_gpus": GPU_SHARE} if torch.cuda.is_available() else {}
@@ -200,41 +199,41 @@ def start(
     port: int,
     dashboard: bool = False,
     deployments: Sequence[dict[str, Any]] = (),
-    opening: Opening | None = None,
+    listener: StartupListener | None = None,
     report: Report = no_report,
 ) -> list[str]:
-    """Start a Ray of its own on this machine, and the graph in it; return the graph's warnings when it is ready.
+    """Start Ray on this machine, and the graph in it; return the graph's warnings when it is ready.
 
-    dashboard: also Ray's, through which `serve deploy` brings new settings. deployments: what a Serve config file says
-    of them. opening: answers on the port until the graph's proxy does. report: is told what the start waits for, and
-    how many deployments are ready of how many. Raises ArtifactError for what cannot be served.
+    dashboard: whether to start Ray's dashboard, through which `serve deploy` brings new settings. deployments: the
+    options of deployments in a Serve config file. listener: answers on the port until the graph's proxy does. report:
+    is called with what the start waits for. Raises ArtifactError for what cannot be served.
     """
 
     def say(awaited: str, num_ready: int = 0) -> None:
         report(awaited, num_ready, len(LOADS))
-        if opening:
-            opening.awaited = awaited
+        if listener:
+            listener.awaited = awaited
 
     say("the bundle and the catalogue to be checked")
-    if opening:
-        opening.allow(config.allow_origins)
-    # Found out here at once; a replica would try to start again and again.
+    if listener:
+        listener.allow(config.allow_origins)
+    # What cannot be opened is found here at once, while a replica would try to start again and again.
     Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
-    # Once, where it can be seen: the replicas find in the cache what has been exported.
+    # The networks are exported here, where progress can be shown. The replicas find them in the cache.
     number = itertools.count(1)
     config.runtime.open(lambda: say(f"networks to be exported to ONNX, {next(number)} done"))
     for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    # Ray and Serve greet at length. What the replicas log is in files.
+    # Ray and Serve print much at their start. The logs of the replicas are in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     say("Ray to start")
     ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
-        if opening:
-            opening.hand_over()
+        if listener:
+            listener.hand_over()
         _deploy(config, deployments)
         return _wait_until_ready(local_url(host, port), say)
     except BaseException:
@@ -243,7 +242,7 @@ def start(
 
 
 def _deploy(config: ServeConfig, deployments: Sequence[dict[str, Any]]) -> None:
-    """Bring the graph to the running Serve, without waiting for it."""
+    """Deploy the graph on the running Serve, without waiting until it is ready."""
     if deployments:
         client = _get_global_client()
         assert client is not None
@@ -260,7 +259,7 @@ def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise ArtifactError(f"the graph could not be started: {_cause(application)}; logs in {LOG_FOLDER}")
         if application.status == ApplicationStatus.RUNNING:
-            # Also opens the gate of the proxy, so that the next request passes.
+            # This request also opens the gate of the proxy, so that the next request passes.
             with suppress(httpx.TransportError):
                 reply = httpx.get(f"{url}/readyz", timeout=None, trust_env=False)
                 if reply.is_success:
@@ -274,10 +273,9 @@ def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
 
 
 def _cause(application: ApplicationStatusOverview) -> str:
-    """Return the last line of what Serve tells of a failed deployment, which is the replica's error."""
-    messages = [
-        each.message for each in application.deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED
-    ]
+    """Return the error of a failed replica: the last line of what Serve reports of its deployment."""
+    states = application.deployments.values()
+    messages = [state.message for state in states if state.status == DeploymentStatus.DEPLOY_FAILED]
     lines = [line.strip() for line in "\n".join(messages or [application.message]).splitlines()]
     # Pydantic ends its errors with a link to its manual.
     lines = [line for line in lines if line and not line.startswith("For further information")]
@@ -286,5 +284,5 @@ def _cause(application: ApplicationStatusOverview) -> str:
 
 def stop() -> None:
     """End the graph and the Ray that `start` started."""
-    # Serve's own shutdown takes longer and ends in complaints of Ray that its controller has gone.
+    # Serve's own shutdown takes longer, and then Ray logs errors because its controller has gone.
     ray.shutdown()

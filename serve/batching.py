@@ -1,4 +1,4 @@
-"""What the batching stages share: neighbours in a batch do not suffer for each other, and garments are remembered."""
+"""What the stages share that work on batches: an error stays with its own item, and tensors are kept by key."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -10,34 +10,37 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def each(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | Exception]:
-    """Return what `compute` makes of each item in one call; an item that fails has its own error in its place.
+def outcomes_of(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | Exception]:
+    """Return what `compute` makes of the items in one call. An item that fails has its own error in its place.
 
-    Where the call fails, every item gets a call to itself.
+    Where the call fails, `compute` is called again for each item alone.
     """
     try:
         return list(compute(items))
     except Exception as error:
         if len(items) == 1:
             return [error]
-        return [outcome for item in items for outcome in each(compute, [item])]
+    outcomes: list[R | Exception] = []
+    for item in items:
+        outcomes += outcomes_of(compute, [item])
+    return outcomes
 
 
 def checked(outcome: R | Exception) -> R:
-    """Return the outcome, if it is none of the errors that `each` hands back: those it raises."""
+    """Return an outcome of `outcomes_of`. Raises it if it is an error."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 def set_max_batch(size: int, *methods: Any) -> None:
-    """Have methods under `ray.serve.batch` take at most `size` calls together."""
+    """Have methods that `ray.serve.batch` decorates take at most `size` calls together."""
     for method in methods:
         method.set_max_batch_size(size)
 
 
 class TensorCache:
-    """Tensors by key, at most `max_bytes` of them; the one used longest ago goes first."""
+    """Keeps tensors by key, at most `max_bytes` of them. The tensor used longest ago goes first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -48,13 +51,16 @@ class TensorCache:
         return len(self._tensors)
 
     def get(self, key: Hashable) -> Tensor | None:
-        """Return the tensor of this key, if it is still here."""
+        """Return the tensor of this key, or None if it is not kept."""
         if key in self._tensors:
             self._tensors.move_to_end(key)
         return self._tensors.get(key)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep `tensor`, which nobody may change any more. It must own its memory, or more than counted is kept."""
+        """Keep `tensor`, which nobody may change any more.
+
+        It must own its memory: a view would keep more bytes than are counted.
+        """
         self._drop(self._tensors.pop(key, None))
         self._tensors[key] = tensor
         self.num_bytes += tensor.nbytes
@@ -62,4 +68,5 @@ class TensorCache:
             self._drop(self._tensors.popitem(last=False)[1])
 
     def _drop(self, tensor: Tensor | None) -> None:
+        """Count the bytes of a tensor that has been taken out as free."""
         self.num_bytes -= 0 if tensor is None else tensor.nbytes

@@ -1,7 +1,7 @@
-"""Calls from one replica to another that outlive the death of the one called. Every caller of a stage uses them.
+"""Calls of stages that are made again when the replica that has them dies. Every caller of a stage uses them.
 
-Ray Serve sends a call to another replica only until one has accepted it. From then on a death is an error, and asking
-again is the caller's part. It is safe here: what a stage answers depends on its arguments alone.
+Ray Serve sends a call to another replica only until a replica has accepted it. If that replica dies, the caller gets an
+error and has to call again. That is safe here, because what a stage answers depends on its arguments alone.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from fashion_rag.errors import DeadlineExceeded, Overloaded
 from serve import metrics
 
 MAX_DEATHS = 4
-# After the first death, and doubled each time: a handle needs a moment to hear of it.
+# How long to wait after the first death of a replica, until the handle has heard of it. It is doubled each time.
 FIRST_PAUSE_S = 0.1
-# Between two questions whether a full replica has room again.
+# How long to wait between two calls of a replica that is full.
 ROOM_PAUSE_S = 0.5
 RESTART_S = 5.0
 
-DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, ReplicaUnavailableError)
+REPLICA_DIED = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, ReplicaUnavailableError)
 END = object()
 
-# Makes a call through a handle, whose types do not tell a call from a stream.
-Ask = Callable[[], Any]
+# Makes a call through a handle. Its type is Any, because the types of handles do not tell a call from a stream.
+MakeCall = Callable[[], Any]
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -36,64 +36,69 @@ def unwrapped(error: BaseException) -> BaseException:
     return error
 
 
-async def answer(stage: str, ask: Ask, deadline: float) -> Any:
-    """Return the answer to the call that `ask` makes, which is made again if its replica dies.
+async def answer(stage: str, make_call: MakeCall, deadline_unix_s: float) -> Any:
+    """Return the answer to a call, which is made again if its replica dies, and cancelled if this coroutine is.
 
-    deadline: Unix time in seconds. Raises what the stage raised; DeadlineExceeded; Overloaded once too many replicas
-    have died. Where it is left without an answer, the call is cancelled.
+    stage: the name for messages and metrics. Raises what the stage raised, DeadlineExceeded at the deadline, and
+    Overloaded once too many replicas have died.
     """
     num_deaths = 0
     while True:
-        response = ask()
+        response = make_call()
         try:
-            return await _within(deadline, stage, response)
+            return await _within(deadline_unix_s, stage, response)
         except (RayError, RayServeException) as error:
             num_deaths += 1
-            await _bury(stage, error, num_deaths)
+            await _wait_to_call_again(stage, error, num_deaths)
         except BaseException:
             response.cancel()
             raise
 
 
-async def stream(stage: str, ask: Ask, deadline: float) -> AsyncGenerator[Any, None]:
-    """Yield the items of the stream that `ask` opens; from the first one again if its replica dies.
+async def stream(stage: str, make_call: MakeCall, deadline_unix_s: float) -> AsyncGenerator[Any, None]:
+    """Yield the items of a call that streams; from the first one again if its replica dies.
 
-    Closing the generator cancels the call. Raises as `answer` does, but for one thing: where a replica has died that
-    had begun, and the next is full, that one is asked until it has room.
+    A replica's first item says that it has taken the call on. Closing the generator cancels the call. Raises as
+    `answer` does, with one exception: if a replica dies that had taken the call on, and the next one is full, the call
+    is made until there is room.
     """
-    num_deaths, begun = 0, False
+    num_deaths, was_admitted = 0, False
     while True:
-        response = ask()
+        response = make_call()
         try:
-            while (item := await _within(deadline, stage, anext(response, END))) is not END:
-                begun = True
+            while (item := await _within(deadline_unix_s, stage, anext(response, END))) is not END:
+                was_admitted = True
                 yield item
             return
         except (RayError, RayServeException) as error:
-            if begun and isinstance(unwrapped(error), Overloaded):
-                await _within(deadline, stage, asyncio.sleep(ROOM_PAUSE_S))
+            if was_admitted and isinstance(unwrapped(error), Overloaded):
+                await _within(deadline_unix_s, stage, asyncio.sleep(ROOM_PAUSE_S))
             else:
                 num_deaths += 1
-                await _bury(stage, error, num_deaths)
+                await _wait_to_call_again(stage, error, num_deaths)
         except BaseException:
             response.cancel()
             raise
 
 
-async def _within(deadline: float, stage: str, answered: Awaitable[Any]) -> Any:
+async def _within(deadline_unix_s: float, stage: str, response: Awaitable[Any]) -> Any:
+    """Return what the response brings. Raises DeadlineExceeded if the deadline comes first."""
     try:
-        async with asyncio.timeout(deadline - time.time()):
-            return await answered
+        async with asyncio.timeout(deadline_unix_s - time.time()):
+            return await response
     except TimeoutError as error:
         raise DeadlineExceeded(f"the deadline came while the stage {stage!r} was at work") from error
 
 
-async def _bury(stage: str, error: Exception, num_deaths: int) -> None:
-    """Return when it is time to ask again; raises the error, in this project's words, where that is of no use."""
+async def _wait_to_call_again(stage: str, error: Exception, num_deaths: int) -> None:
+    """Return when it is time to call again after this error.
+
+    Raises the error, as one of this project where there is one, if to call again is of no use.
+    """
     cause = unwrapped(error)
     if isinstance(cause, BackPressureError):
         raise Overloaded(f"the stage {stage!r} has too many calls waiting", RESTART_S) from error
-    if not isinstance(cause, DEATHS):
+    if not isinstance(cause, REPLICA_DIED):
         raise cause
     if num_deaths == MAX_DEATHS:
         raise Overloaded(f"the stage {stage!r} is restarting", RESTART_S) from error

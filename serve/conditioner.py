@@ -1,7 +1,7 @@
 """The deployment that turns garments into pseudo-words, and words and pseudo-words into prompt embeddings.
 
-It asks the retriever for the garments of an edit. Their pseudo-words come with them, or else their pictures: then it
-makes the words, unless it has lately.
+It asks the retriever for the garments of an edit. A garment comes with its pseudo-words, or else with its picture, from
+which they are made here and then kept in a cache.
 """
 
 import asyncio
@@ -22,18 +22,19 @@ from fashion_rag.data.image import open_image
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import TensorCache, checked, each, set_max_batch
+from serve.batching import TensorCache, checked, outcomes_of, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
 from serve.logs import leave_out_expected_errors
-from serve.messages import Conditioned, Job, Retrieved
+from serve.messages import Conditioned, Job, RetrievedGarments
 
-Worded = tuple[EditRequest, Tensor | None]
+# A request, and the pseudo-words [n, P, D] of its n garments; None where it has none.
+RequestAndWords = tuple[EditRequest, Tensor | None]
 
 
 @ray_serve.deployment
 class Conditioner:
-    """Prompts and garments to prompt embeddings, several in one call of each tower."""
+    """Makes prompt embeddings of prompts and garments, several in one call of each encoder."""
 
     def __init__(self, runtime: Runtime, retriever: DeploymentHandle) -> None:
         leave_out_expected_errors()
@@ -58,8 +59,8 @@ class Conditioner:
 
         Raises InvalidRequest where they do not fit together.
         """
-        retrieved: Retrieved = await answer(
-            "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline
+        retrieved: RetrievedGarments = await answer(
+            "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline_unix_s
         )
         with metrics.timed("condition") as timings_s:
             words = await self._words(retrieved)
@@ -72,8 +73,8 @@ class Conditioner:
         array: NDArray[np.float32] = words.numpy()
         return array
 
-    async def _words(self, retrieved: Retrieved) -> Tensor | None:
-        """Return pseudo-words [n, P, D] of the garments: the catalogue's, or those of the cache, or made now."""
+    async def _words(self, retrieved: RetrievedGarments) -> Tensor | None:
+        """Return the pseudo-words [n, P, D] of the garments: from the catalogue, from the cache, or made now."""
         known: dict[str, Tensor] = {}
         missing: dict[str, bytes] = {}
         num_stored = 0
@@ -97,18 +98,18 @@ class Conditioner:
 
     @ray_serve.batch(batch_wait_timeout_s=0)
     async def _invert(self, pictures: list[Image.Image]) -> list[Tensor | Exception]:
-        return await asyncio.to_thread(each, self._invert_all, pictures)
+        return await asyncio.to_thread(outcomes_of, self._invert_all, pictures)
 
     @torch.inference_mode()
     def _invert_all(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
-        # Copies, because the cache must not keep a whole batch for one of its rows.
+        # They are copied, because the cache would otherwise keep a whole batch for one of its rows.
         return [words.clone() for words in pipeline.invert(self.garment_encoder, pictures)]
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _condition(self, worded: list[Worded]) -> list[Conditioning | Exception]:
-        return await asyncio.to_thread(each, self._condition_all, worded)
+    async def _condition(self, pairs: list[RequestAndWords]) -> list[Conditioning | Exception]:
+        return await asyncio.to_thread(outcomes_of, self._condition_all, pairs)
 
     @torch.inference_mode()
-    def _condition_all(self, worded: Sequence[Worded]) -> list[Conditioning]:
-        requests, words = zip(*worded, strict=True)
+    def _condition_all(self, pairs: Sequence[RequestAndWords]) -> list[Conditioning]:
+        requests, words = zip(*pairs, strict=True)
         return pipeline.condition(self.prompt_encoder, requests, words)

@@ -1,35 +1,59 @@
-"""What an operator may set. `ServeConfig` is fixed while a graph runs; the settings of each deployment are not.
+"""What an operator may set. `ServeConfig` is fixed while a graph runs; the settings of each deployment may change.
 
-Settings are the `user_config` of their deployments: a Serve config file that changes nothing else reaches the running
-replicas without a restart. `app.build` gives each deployment its defaults.
+The settings are the `user_config` of their deployments. A Serve config file that changes nothing else reaches the
+running replicas without a restart. `app.build` gives each deployment its defaults.
 """
 
 import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
 from export.runtime import Backend, Precision, Runtime
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import MAX_PIXELS
 from fashion_rag.denoising.scheduler import Limits
-from fashion_rag.request import Solver
-from serve.schemas import Preset
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import Shortcuts, Solver
+from fashion_rag.sampling import SHORTCUT_OPTIONS, Preset
 
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,@]+")
 
 
+def _read_preset(value: Any, validate: ValidatorFunctionWrapHandler) -> Preset:
+    """Return a preset, whose shortcuts may also stand beside its steps and guidance scale: {steps: 8, solver: unipc}.
+
+    Raises ValueError for what is outside its range.
+    """
+    if isinstance(value, dict):
+        shortcuts = {name: option for name, option in value.items() if name in SHORTCUT_OPTIONS}
+        others = {name: option for name, option in value.items() if name not in SHORTCUT_OPTIONS}
+        value = {"shortcuts": shortcuts} | others
+        if shortcuts and "shortcuts" in others:
+            raise ValueError(f"shortcuts: must not be given beside {', '.join(shortcuts)}")
+    try:
+        preset: Preset = validate(value)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
+    return preset
+
+
+PresetInFile = Annotated[Preset, WrapValidator(_read_preset)]
+
+
 class Config:
-    """Base of configurations: frozen dataclasses with rules of their own."""
+    """The base of configurations, which are frozen dataclasses that check their fields."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> Self:
-        """Return the configuration in part of a Serve config file, or of `serve run`, whose values may be strings.
+        """Return the configuration that a part of a Serve config file, or of the arguments of `serve run`, describes.
+
+        Values may be strings.
 
         Raises pydantic.ValidationError, a ValueError, for unknown keys, wrong types and values outside their ranges.
         """
@@ -40,6 +64,7 @@ class Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def _at_least(self, lowest: float, *names: str) -> None:
+        """Raise ValueError if a field of these names is below `lowest`, or no finite number."""
         for name in names:
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}; must be a number from {lowest} on")
@@ -47,16 +72,17 @@ class Config:
 
 @dataclass(frozen=True)
 class IngressSettings(Config):
-    """Of the HTTP side.
+    """The settings of an ingress replica.
 
-    max_edits: in flight in one ingress replica; where there are as many, the next is refused before its body is read.
-    max_edits_per_key: of one API key, with the bodies that it is sending. max_uploads: bodies that one replica reads at
-    once. upload_s: how long a body may take, within deadline_s. upload_stall_s: how long it may take to bring 64 KiB.
-    retry_after_s: what a refused caller is told to wait. deadline_s: of an edit whose caller names none; no caller may
-    name more. max_pixels: of an uploaded picture. presets: by name, what callers may ask for in a word.
+    max_edits: edits in flight; when there are as many, the next is refused before its body is read. max_edits_per_key:
+    edits in flight of one API key, together with the bodies that it is sending. max_uploads: bodies that are read at
+    once. upload_s: how long a body may take, within deadline_s. upload_stall_s: how long a body may take to bring
+    64 KiB. retry_after_s: how long a refused caller is asked to wait. deadline_s: the longest time that an edit may
+    take, and the default for callers who name no deadline. max_pixels: pixels of an uploaded picture. presets: sampling
+    options by the name under which callers may ask for them.
     """
 
-    # What a denoiser takes on by default, and some that are on the way to it or back.
+    # As many as a denoiser takes on by default, and some more that are on the way to it or back.
     max_edits: int = 24
     max_edits_per_key: int = 24
     max_uploads: int = 128
@@ -66,10 +92,10 @@ class IngressSettings(Config):
     deadline_s: float = 300.0
     max_pixels: int = MAX_PIXELS
     # Chosen by benchmarks/frontier.py.
-    presets: dict[str, Preset] = field(
+    presets: dict[str, PresetInFile] = field(
         default_factory=lambda: {
-            "fast": Preset(steps=10, solver=Solver.UNIPC),
-            "balanced": Preset(steps=20, solver=Solver.DPMPP_2M),
+            "fast": Preset(steps=10, shortcuts=Shortcuts(Solver.UNIPC)),
+            "balanced": Preset(steps=20, shortcuts=Shortcuts(Solver.DPMPP_2M)),
             "exact": Preset(steps=50),
         }
     )
@@ -81,7 +107,7 @@ class IngressSettings(Config):
 
 @dataclass(frozen=True)
 class BatchSettings(Config):
-    """Of the VAE. max_batch: requests in one call of a model."""
+    """The settings of the VAE. max_batch: requests in one call of a network."""
 
     max_batch: int = 8
 
@@ -91,7 +117,7 @@ class BatchSettings(Config):
 
 @dataclass(frozen=True)
 class RetrieverSettings(BatchSettings):
-    """refresh_s: how often it looks for a new version of the catalogue, and for changes."""
+    """The settings of the retriever. refresh_s: how often it looks for a new version, or changes, of the catalogue."""
 
     refresh_s: float = 1.0
 
@@ -102,7 +128,10 @@ class RetrieverSettings(BatchSettings):
 
 @dataclass(frozen=True)
 class ConditionerSettings(BatchSettings):
-    """cache_bytes: of pseudo-words that are kept; at full size a garment's take 64 KiB."""
+    """The settings of the conditioner.
+
+    cache_bytes: bytes of pseudo-words that are kept; those of a garment take 64 KiB at full size.
+    """
 
     cache_bytes: int = 256 * 1024**2
 
@@ -113,9 +142,9 @@ class ConditionerSettings(BatchSettings):
 
 @dataclass(frozen=True)
 class DenoiserSettings(Limits, Config):
-    """Of the denoiser: what `Limits` says. `margin_s` is for decoding and the way back.
+    """The settings of the denoiser, most of which `Limits` describes. margin_s: is left for decoding and the way back.
 
-    results_bytes: of latents that are kept to answer the same edit again, at full size 48 KiB each; off with 0.
+    results_bytes: bytes of latents that are kept to answer the same edit again, at full size 48 KiB an edit; 0 = none.
     """
 
     margin_s: float = 0.5
@@ -128,23 +157,24 @@ class DenoiserSettings(Limits, Config):
 
 @dataclass(frozen=True)
 class ServeConfig(Config):
-    """The parts of a graph.
+    """The configuration of a graph.
 
-    bundle: a folder, the same path on every node. catalogue: the like, or a URL of fsspec. backend, precision,
-    compiled: what runs the networks, as in `Runtime`. num_threads: of a replica. replica_cpus: what Ray reserves for
-    each replica; the default lets all five onto two cores. replica_gpus: what Ray reserves of a GPU for each replica
-    that runs networks; with 0 they see none. api_keys: a file with a key a line; without it, and without
-    FASHION_RAG_API_KEYS in the environment of the ingress, all may enter. catalogue_keys: the same, with
-    FASHION_RAG_CATALOGUE_KEYS, for those who may change the catalogue; without, nobody may. drain_s: how long a replica
-    that is to stop may finish what it has; at least the longest edit. wait_s: how long a replica waits at its start for
-    a bundle, a catalogue or compiled networks that are not there yet; `/readyz` names them.
+    bundle: a folder, at the same path on every node. catalogue: such a folder, or a URL of fsspec. backend, precision,
+    compiled: what runs the networks, as in `Runtime`. num_threads: threads of a replica. replica_cpus: cores that Ray
+    reserves for each replica; with the default all five fit two cores. replica_gpus: the share of a GPU that Ray
+    reserves for each replica that runs networks; with 0 they see no GPU. api_keys: a file with a key a line; without it
+    and without FASHION_RAG_API_KEYS in the environment of the ingress, everyone may use the server. catalogue_keys: the
+    same, with FASHION_RAG_CATALOGUE_KEYS, for those who may change the catalogue; without keys, nobody may. drain_s:
+    how long a replica that is to stop may finish what it has; it should be at least the time of the longest edit.
+    wait_s: how long a replica waits at its start for a bundle, a catalogue or compiled networks that are not there yet;
+    `/readyz` names them.
 
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
     default.
 
-    max_replicas: of a deployment; with more than one, each scales by its load. target_load: how much of what a
-    denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how long a load
-    must last to tell.
+    max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
+    much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
+    long a load must last before the number of replicas changes.
 
     Raises ValueError, naming the field, for anything outside its range.
     """
@@ -191,5 +221,5 @@ class ServeConfig(Config):
         return Runtime(self.bundle, self.backend, self.precision, self.compiled, self.num_threads, self.wait_s)
 
     def missing(self) -> list[str]:
-        """Return what the graph opens at its start and is not there (yet)."""
+        """Return the files that the graph opens at its start and that are not there yet."""
         return self.runtime.missing() + missing_catalogue(self.catalogue)

@@ -1,4 +1,4 @@
-"""Serve config files of the graph: what `serve deploy`, KubeRay and `fashion-rag serve --config` read alike.
+"""Reads and writes Serve config files of the graph, which `serve deploy`, KubeRay and `fashion-rag serve` share.
 
 applications:
   - name: fashion-rag
@@ -24,21 +24,23 @@ IMPORT_PATH = "serve.app:app"
 
 
 class Graph(NamedTuple):
-    """The graph in a file: the fields of ServeConfig, and what Serve is to change in its deployments."""
+    """The graph in a file: the fields of ServeConfig, and the options of its deployments."""
 
     args: dict[str, Any]
     deployments: list[dict[str, Any]]
 
     def changed(self, settings: Mapping[str, Any]) -> "Graph":
-        """Return the graph with these fields of ServeConfig in place of what it says.
+        """Return the graph with these fields of ServeConfig in place of its own.
 
-        The settings of a deployment are changed one by one, wherever the graph gives them: in its arguments, and in the
-        `user_config` of the deployment, which would otherwise hide them.
+        The settings of a deployment are changed one by one, both in the graph's arguments and in the deployment's
+        `user_config`, which would otherwise go before them.
         """
         args = dict(self.args)
         for name, value in settings.items():
-            own = args.get(name)
-            args[name] = own | value if isinstance(own, dict) and isinstance(value, dict) else value
+            current = args.get(name)
+            if isinstance(current, dict) and isinstance(value, dict):
+                value = current | value
+            args[name] = value
         deployments = []
         for deployment in self.deployments:
             changes = settings.get(deployment["name"].lower(), {})
@@ -48,7 +50,7 @@ class Graph(NamedTuple):
         return Graph(args, deployments)
 
     def as_config(self) -> dict[str, Any]:
-        """Return what `serve deploy` takes, without the options of the cluster."""
+        """Return the content of a Serve config file, without the options of the cluster."""
         application = {"name": APP_NAME, "import_path": IMPORT_PATH, "args": self.args}
         return {"applications": [application | {"deployments": self.deployments}]}
 
@@ -56,7 +58,7 @@ class Graph(NamedTuple):
 def read_graph(path: Path) -> Graph:
     """Return the graph in a Serve config file.
 
-    Raises ArtifactError, naming the fault, unless that is all the file has.
+    Raises ArtifactError, naming the fault, for a file that holds anything else.
     """
     try:
         return parse_graph(path.read_text("utf-8"))
@@ -76,7 +78,7 @@ def parse_graph(text: str) -> Graph:
     if [application.import_path for application in applications] != [IMPORT_PATH]:
         raise ValueError(f"applications: must be one, with import_path {IMPORT_PATH}")
     (application,) = content["applications"]
-    # Serve itself takes no notice of what it does not know.
+    # Serve itself ignores unknown names.
     _refuse_unknown("the file", content, ServeDeploySchema)
     _refuse_unknown("application", application, ServeApplicationSchema)
     for deployment in application.get("deployments", []):
@@ -86,6 +88,7 @@ def parse_graph(text: str) -> Graph:
     return Graph(args, application.get("deployments", []))
 
 
-def _refuse_unknown(where: str, told: dict[str, Any], model: type[BaseModel]) -> None:
-    if unknown := told.keys() - model.model_fields.keys():
+def _refuse_unknown(where: str, content: dict[str, Any], model: type[BaseModel]) -> None:
+    """Raise ValueError if the content has a name that the model does not have."""
+    if unknown := content.keys() - model.model_fields.keys():
         raise ValueError(f"{where}: does not know {', '.join(sorted(unknown))}")

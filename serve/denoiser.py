@@ -1,15 +1,15 @@
 """The deployment of the UNet: one engine, whose steps all the edits of a replica share.
 
 Bookkeeping is done on the event loop and the UNet calls in one thread beside it, so an edit is taken on, refused or
-cancelled at once, while a step runs. The replica asks the stages before it for what an edit needs once it has taken
-the edit on; so an edit that is refused costs the others nothing.
+cancelled at once, while a step runs. The replica asks the conditioner and the VAE for what an edit needs only once it
+has taken the edit on, so an edit that is refused costs them nothing.
 """
 
 import asyncio
 import contextvars
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,23 +23,24 @@ from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Previe
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.scheduler import running_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
+from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.autoscaling import LOAD, WorkMeter
 from serve.batching import TensorCache
 from serve.calls import answer
 from serve.config import DenoiserSettings
 from serve.logs import leave_out_expected_errors
-from serve.messages import Admitted, Conditioned, Denoised, Encoded, Job, Partial, Prepared
+from serve.messages import Admitted, Conditioned, Denoised, EncodedPerson, Job, Partial, Prepared
 
-# So many UNet calls that fail one after the other, and Serve is told to replace the replica.
+# After so many UNet calls that failed one after the other, Serve is told to replace the replica.
 MAX_FAILED_CALLS = 3
 
-Item = Admitted | Prepared | Partial | Denoised
+DenoiserMessage = Admitted | Prepared | Partial | Denoised
 
 
 @ray_serve.deployment
 class Denoiser:
-    """Noise to latents, step by step."""
+    """Denoises edits step by step, as many together as its settings allow."""
 
     def __init__(self, runtime: Runtime, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
         leave_out_expected_errors()
@@ -63,7 +64,7 @@ class Denoiser:
         self._blank = Inputs.blank(self.latent_size, bundle.text_width, self.device)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take on new DenoiserSettings, from the next step on. Serve calls it before the replica is ready, too."""
+        """Take on new DenoiserSettings, from the next step on. Serve also calls this before the replica is ready."""
         settings = DenoiserSettings.from_args(user_config)
         self.engine.limits, self.results.max_bytes = settings, settings.results_bytes
         if self._stepping is None:
@@ -73,11 +74,11 @@ class Denoiser:
         """Return when the replica answers."""
 
     async def alone_s(self, num_inference_steps: int, guidance_scale: float) -> float:
-        """Return how many seconds such an edit is expected to take here where it is alone."""
+        """Return how many seconds an edit of so many steps is expected to take here where it is alone."""
         return self.engine.alone_s(Edit("", self.latent_size, num_inference_steps, guidance_scale, self.sampler))
 
     async def progress(self) -> tuple[int, int]:
-        """Return the edits taken on and not yet left, and the UNet calls since the replica started."""
+        """Return how many edits are here, and how many UNet calls there have been since the replica started."""
         return len(self.engine), self.num_steps_done
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -93,58 +94,41 @@ class Denoiser:
         if self.engine.num_failed_calls >= MAX_FAILED_CALLS:
             raise RuntimeError(f"the last {self.engine.num_failed_calls} UNet calls failed")
 
-    async def denoise(self, job: Job) -> AsyncGenerator[Item, None]:
-        """Yield the news of an edit: taken on, prepared, the previews that it asked for, the latents at the end.
+    async def denoise(self, job: Job) -> AsyncGenerator[DenoiserMessage, None]:
+        """Yield an Admitted, a Prepared, the previews that the job asks for, and a Denoised with the latents.
 
-        A cancelled call frees its rows at the next step. Raises Overloaded at once, and later what the stages before
-        raise, DeadlineExceeded, or FashionRAGError for an edit that cannot be computed.
+        A cancelled call frees its rows at the next step. Raises Overloaded or DeadlineExceeded before the first item.
+        Raises later what the stages before raise, DeadlineExceeded, or FashionRAGError for an edit that cannot be
+        computed.
         """
-        # Its own: the request's id is the caller's to choose, and returns when the call is made again.
+        # Not the request's id: the caller may choose that one, and it comes again when a call is made again.
         edit_id = uuid.uuid4().hex
-        edit = Edit(
-            edit_id,
-            self.latent_size,
-            job.num_inference_steps,
-            job.guidance_scale,
-            self.sampler,
-            time.monotonic() + job.deadline - time.time(),
-            job.preview_steps,
-            job.shortcuts,
-        )
-        try:
-            self.engine.add(edit)
-        except (Overloaded, DeadlineExceeded) as error:
-            if isinstance(error, Overloaded):
-                # Another replica might have had room.
-                self.meter.add(self.engine.work_s(edit))
-            metrics.refusals().inc(tags={"stage": "denoise"})
-            raise
-        self.meter.add(self.engine.work_s(edit))
+        self._add(edit_id, job)
         events = self._events[edit_id] = asyncio.Queue()
         try:
             yield Admitted()
-            conditioned, encoded = await self._ask(job)
+            conditioned, encoded = await self._prepare(job)
             yield Prepared()
-            # What the pipeline would be given; garments of a request may change with the catalogue.
-            key = (encoded.digest, conditioned.version, tuple(garment.id for garment in conditioned.garments))
-            if encoded.digest and (latents := self.results.get(key)) is not None:
+            timings_s = conditioned.timings_s | encoded.timings_s
+            key = await self._result_key(job, conditioned)
+            latents = None if key is None else self.results.get(key)
+            if latents is not None:
                 metrics.repeats().inc()
-                yield Denoised(latents.numpy(), conditioned.garments, conditioned.timings_s | encoded.timings_s)
-                return
-            with metrics.timed("denoise") as timings_s:
-                self._provide(edit_id, conditioned, encoded)
-                started = time.perf_counter()
-                while not isinstance(event := await events.get(), Finished):
-                    if isinstance(event, Failed):
-                        raise event.error
-                    if event.step == 1:
-                        metrics.queue_seconds().observe(time.perf_counter() - started)
-                    if event.preview is not None:
-                        yield Partial(event.step, event.num_steps, event.preview)
-            timings_s |= conditioned.timings_s | encoded.timings_s
-            latents = event.latents.cpu()
-            if encoded.digest:
-                self.results.put(key, latents)
+            else:
+                with metrics.timed("denoise") as denoise_s:
+                    self._provide(edit_id, conditioned, encoded)
+                    started = time.perf_counter()
+                    while not isinstance(event := await events.get(), Finished):
+                        if isinstance(event, Failed):
+                            raise event.error
+                        if event.step == 1:
+                            metrics.queue_seconds().observe(time.perf_counter() - started)
+                        if event.preview is not None:
+                            yield Partial(event.step, event.num_steps, event.preview)
+                timings_s = denoise_s | timings_s
+                latents = event.latents.cpu()
+                if key is not None:
+                    self.results.put(key, latents)
             yield Denoised(latents.numpy(), conditioned.garments, timings_s)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.cancellations().inc(tags={"stage": "denoise"})
@@ -154,15 +138,36 @@ class Denoiser:
             self.engine.cancel(edit_id)
             self._count()
 
-    async def _ask(self, job: Job) -> tuple[Conditioned, Encoded]:
-        """Return what the stages before make of the request, both at the same time."""
-        calls = [
-            asyncio.create_task(answer(stage, ask, job.deadline))
-            for stage, ask in (
-                ("condition", lambda: self.conditioner.condition.remote(job.request, job)),
-                ("encode", lambda: self.vae.encode.remote(job.request, self.results.max_bytes > 0)),
-            )
-        ]
+    def _add(self, edit_id: str, job: Job) -> None:
+        """Have the engine take the edit on. Raises Overloaded or DeadlineExceeded."""
+        edit = Edit(
+            edit_id,
+            self.latent_size,
+            num_inference_steps=job.num_inference_steps,
+            guidance_scale=job.guidance_scale,
+            sampler=self.sampler,
+            # The engine's clock is monotonic.
+            deadline=time.monotonic() + job.deadline_unix_s - time.time(),
+            preview_steps=job.preview_steps,
+            shortcuts=job.shortcuts,
+        )
+        try:
+            self.engine.add(edit)
+        except (Overloaded, DeadlineExceeded) as error:
+            if isinstance(error, Overloaded):
+                # Another replica might have had room, so the work counts for the number of replicas.
+                self.meter.add(self.engine.work_s(edit))
+            metrics.refusals().inc(tags={"stage": "denoise"})
+            raise
+        self.meter.add(self.engine.work_s(edit))
+
+    async def _prepare(self, job: Job) -> tuple[Conditioned, EncodedPerson]:
+        """Return what the conditioner and the VAE make of the request. Both are asked at the same time."""
+        condition = answer(
+            "condition", lambda: self.conditioner.condition.remote(job.request, job), job.deadline_unix_s
+        )
+        encode = answer("encode", lambda: self.vae.encode.remote(job.request), job.deadline_unix_s)
+        calls = [asyncio.create_task(condition), asyncio.create_task(encode)]
         try:
             conditioned, encoded = await asyncio.gather(*calls)
             return conditioned, encoded
@@ -170,16 +175,28 @@ class Denoiser:
             for call in calls:
                 call.cancel()
 
-    def _provide(self, edit_id: str, conditioned: Conditioned, encoded: Encoded) -> None:
+    async def _result_key(self, job: Job, conditioned: Conditioned) -> Hashable | None:
+        """Return what tells the edit's latents from all others in `results`, or None where no results are kept.
+
+        The garments belong to it, because the garments of one request may change with the catalogue.
+        """
+        if self.results.max_bytes == 0:
+            return None
+        request: EditRequest = await job.request
+        digest = await asyncio.to_thread(request.digest)
+        return digest, conditioned.version, tuple(garment.id for garment in conditioned.garments)
+
+    def _provide(self, edit_id: str, conditioned: Conditioned, encoded: EncodedPerson) -> None:
+        """Give the engine the tensors of an edit, and have it step."""
         inputs = pipeline.denoising_inputs(encoded.latents, encoded.person, conditioned.conditioning)
         self.engine.provide(edit_id, inputs.to(self.device))
         if self._stepping is None:
-            # Outside of the request, whose id its log lines would bear for ever.
+            # In a context of its own, or its log lines would bear the id of this request for ever.
             self._stepping = asyncio.create_task(self._step(), context=contextvars.Context())
         self._to_do.set()
 
     async def _step(self) -> None:
-        """Step as long as the replica lives; sleeps where there is nothing to do."""
+        """Step for as long as the replica lives, and sleep where there is nothing to do."""
         loop = asyncio.get_running_loop()
         while True:
             batch, events = self.engine.schedule()
@@ -190,7 +207,7 @@ class Denoiser:
                 self.num_steps_done += 1
                 events += self.engine.postprocess(batch, outcome)
             for event in events:
-                # A caller who has just gone has no queue any more.
+                # The edit of a caller who has just left has no queue any more.
                 if queue := self._events.get(event.id):
                     queue.put_nowait(event)
             self._count()
@@ -199,5 +216,6 @@ class Denoiser:
                 await self._to_do.wait()
 
     def _count(self) -> None:
+        """Bring the gauges up to date."""
         metrics.rows_in_flight().set(self.engine.num_rows)
         metrics.edits_waiting().set(self.engine.num_waiting)

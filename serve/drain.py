@@ -1,10 +1,10 @@
-"""Empties the Ray node of this pod before it goes: the preStop hook of a worker.
+"""Empties the Ray node of this pod before the pod ends. It is the preStop hook of a worker.
 
     python -m serve.drain --limit-s 330
 
-Serve starts the node's replicas elsewhere, and lets those here finish what they have. Without this, a pod that is
-evicted takes its edits with it, and each is computed again elsewhere. RAY_ADDRESS says where Ray's head is, as KubeRay
-sets it.
+Serve starts the node's replicas elsewhere, and lets the replicas here finish what they have. Without this, the edits on
+a pod that is evicted are lost with it, and are computed again elsewhere. The environment variable RAY_ADDRESS, which
+KubeRay sets, says where Ray's head is.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from typing import Any
 from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
 
-LOOK_EVERY_S = 1.0
-# Of what the head is asked. Where it goes as well, there is nothing to wait for.
+POLL_S = 1.0
+# How long to wait for an answer of the head. If the head goes as well, there is nothing to drain for.
 TIMEOUT_S = 20
 
 
 def drain(address: str, node_ip: str, limit_s: float) -> int:
-    """Return how many replicas are left on the node; returns when there are none, and after `limit_s` at the latest.
+    """Drain the node and wait until it has no replicas, for at most `limit_s`; return how many are left.
 
-    address: of Ray's head, as host:port. Raises RuntimeError where it cannot be asked, or does not know the node.
+    address: host:port of Ray's head. Raises RuntimeError if the head does not answer, or does not know the node.
     """
     end = time.monotonic() + limit_s
     try:
@@ -38,11 +38,11 @@ def drain(address: str, node_ip: str, limit_s: float) -> int:
         remaining = ["--deadline-remaining-seconds", str(round(limit_s))]
         command = ["ray", "drain-node", "--address", address, "--node-id", node, *reason, *remaining]
         subprocess.run(command, check=True, timeout=TIMEOUT_S)
-        while (left := num_replicas(address, node)) and time.monotonic() < end:
-            time.sleep(LOOK_EVERY_S)
+        while (num_left := num_replicas(address, node)) and time.monotonic() < end:
+            time.sleep(POLL_S)
     except (RayStateApiException, OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"{address}: {error}") from error
-    return left
+    return num_left
 
 
 def num_replicas(address: str, node: str) -> int:
@@ -53,18 +53,18 @@ def num_replicas(address: str, node: str) -> int:
 
 
 def main() -> None:
-    """Exits with 1, and says why, unless the node is empty."""
+    """Drain this node; exit with 1 and a message if replicas are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit-s", type=float, default=330.0)
-    # In a pod, its own address.
+    # In a pod, the host name stands for the pod's own address.
     parser.add_argument("--node-ip", default=socket.gethostbyname(socket.gethostname()))
     args = parser.parse_args()
     try:
-        left = drain(os.environ["RAY_ADDRESS"], args.node_ip, args.limit_s)
+        num_left = drain(os.environ["RAY_ADDRESS"], args.node_ip, args.limit_s)
     except RuntimeError as error:
         sys.exit(f"cannot drain this node: {error}")
-    if left:
-        sys.exit(f"{left} replicas are left after {args.limit_s:.0f} s")
+    if num_left:
+        sys.exit(f"{num_left} replicas are left after {args.limit_s:.0f} s")
 
 
 if __name__ == "__main__":

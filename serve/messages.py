@@ -1,6 +1,6 @@
 """What passes from replica to replica. Each stage adds its seconds to `timings_s` and hands on what came with it.
 
-What passes through the ingress is made of NumPy arrays, so that it does without PyTorch.
+What passes through the ingress is made of NumPy arrays, so that the ingress does without PyTorch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray import ObjectRef
 
 from fashion_rag.request import EditRequest, Shortcuts
-from serve.schemas import GarmentUsed
+from serve.http.replies import GarmentUsed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,22 +27,24 @@ Timings = dict[str, float]
 class Job:
     """An edit as the denoiser needs it. The request itself, pictures included, lies once in shared memory.
 
-    deadline: Unix time in seconds. preview_steps: after which steps, counted from 1, the caller wants a preview.
+    deadline_unix_s: the edit's deadline in Unix time. preview_steps: after which steps, counted from 1, the caller
+    wants a preview.
     """
 
-    request_id: str
     request: ObjectRef[EditRequest]
     num_inference_steps: int
     guidance_scale: float
     shortcuts: Shortcuts
-    deadline: float
+    deadline_unix_s: float
     preview_steps: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    """Garments, best first, all of one version of the catalogue; of each its pseudo-words [P, D], or the picture file
-    that they are to be made of where the catalogue has none.
+@dataclass(frozen=True, eq=False)
+class RetrievedGarments:
+    """The garments of an edit, best first, all of one version of the catalogue.
+
+    pseudo_words: of each garment its pseudo-words [P, D], or the picture file from which they are to be made where the
+    catalogue has none.
     """
 
     garments: tuple[GarmentUsed, ...]
@@ -51,9 +53,9 @@ class Retrieved:
     timings_s: Timings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioned:
-    """Prompt embeddings, the garments in them, and the version of the catalogue that has these."""
+    """The prompt embeddings of an edit, the garments in them, and the version of the catalogue that has these."""
 
     conditioning: Conditioning
     garments: tuple[GarmentUsed, ...]
@@ -61,51 +63,49 @@ class Conditioned:
     timings_s: Timings
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The person, and the initial latents [1, 4, h, w] that were drawn with the person's noise.
-
-    digest: of the request, where it was asked for.
-    """
+@dataclass(frozen=True, eq=False)
+class EncodedPerson:
+    """The person of an edit, and the initial latents [1, 4, h, w] that were drawn with the person's noise."""
 
     person: Person
     latents: Tensor
-    digest: str | None
     timings_s: Timings
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """The denoiser has taken the edit on."""
+    """The denoiser's first message about an edit: it has taken the edit on.
+
+    `calls.stream` needs such a message before the others, to know that a replica had room for the edit.
+    """
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The stages before the denoiser have accepted the edit: from here on, it is not the caller's fault if it fails."""
+    """The stages before the denoiser have accepted the edit: if it fails from here on, it is not the caller's fault."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Partial:
-    """How the edit looks after `step` of its `num_steps`: uint8 [h, w, 3] in the latents' size, not yet pasted."""
+    """A preview after `step` of the edit's `num_steps`: uint8 [h, w, 3] in the latents' size, not yet in the photo."""
 
     step: int
     num_steps: int
     preview: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Denoised:
-    """Scaled latents, float32 [1, 4, h, w]."""
+    """The denoiser's last message about an edit: scaled latents, float32 [1, 4, h, w]."""
 
     latents: NDArray[np.float32]
     garments: tuple[GarmentUsed, ...]
     timings_s: Timings
 
 
-@dataclass(frozen=True)
-class Edited:
-    """The edited photo, uint8 [H, W, 3] in the request's size."""
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The picture that latents stand for: uint8 [H, W, 3] in the model's size, not yet in the photo."""
 
-    image: NDArray[np.uint8]
-    garments: tuple[GarmentUsed, ...]
+    picture: NDArray[np.uint8]
     timings_s: Timings

@@ -1,7 +1,7 @@
-"""The deployment that finds garments. Only it opens the catalogue, and only it writes to it.
+"""The deployment that finds garments. No other one opens the catalogue, or writes to it.
 
 It looks for new versions and changes all the time, and takes them on between two batches. An edit sees one state of the
-catalogue from search to inversion: what it needs of its garments comes with them.
+catalogue from search to inversion, because its garments come with all that it needs of them.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextvars
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,21 @@ from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import checked, each, set_max_batch
+from serve.batching import checked, outcomes_of, set_max_batch
 from serve.config import RetrieverSettings
+from serve.http.replies import GarmentFound, GarmentUsed
 from serve.logs import leave_out_expected_errors
-from serve.messages import Retrieved
-from serve.schemas import GarmentFound, GarmentUsed
+from serve.messages import RetrievedGarments
 
-# Garments, their pseudo-words or pictures, and the version of the catalogue that has them.
-Found = tuple[list[Match], tuple[Tensor | bytes, ...], str]
+# Matches, the pseudo-words or picture file of each, and the version of the catalogue that has them.
+MatchesAndWords = tuple[list[Match], tuple[Tensor | bytes, ...], str]
 
 logger = logging.getLogger("ray.serve")
 
 
 @ray_serve.deployment
 class Retriever:
-    """Prompts to garments, several in one call of the text tower."""
+    """Finds the garments of prompts, several in one call of the text encoder."""
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
         leave_out_expected_errors()
@@ -72,17 +73,17 @@ class Retriever:
             self._watching = asyncio.create_task(self._watch(), context=contextvars.Context())
 
     async def _watch(self) -> None:
-        complaint = ""
+        """Take on changes of the catalogue for as long as the replica lives. An error is logged once."""
+        last_error = ""
         while True:
             await asyncio.sleep(self.settings.refresh_s)
             try:
                 await self._refresh()
-                complaint = ""
+                last_error = ""
             except (ArtifactError, OSError) as error:
-                # What is live stays live.
-                if str(error) != complaint:
+                if str(error) != last_error:
                     logger.error("the catalogue stays at %s: %s", self.catalogue.version, error)
-                complaint = str(error)
+                last_error = str(error)
 
     async def _refresh(self) -> None:
         async with self._refreshing:
@@ -94,12 +95,12 @@ class Retriever:
     def check_health(self) -> None:
         """Raise RuntimeError if the replica should be replaced."""
         if self._watching is not None and self._watching.done():
-            raise RuntimeError("nobody watches the catalogue any more")
+            raise RuntimeError("the task that watches the catalogue has ended")
 
     async def ping(self) -> None:
         """Return when the replica answers."""
 
-    async def retrieve(self, request: EditRequest) -> Retrieved:
+    async def retrieve(self, request: EditRequest) -> RetrievedGarments:
         """Return the garments that the request names, or else the nearest to its prompt.
 
         Raises InvalidRequest for an id that is not in the catalogue.
@@ -109,53 +110,49 @@ class Retriever:
         garments = tuple(
             GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption) for match in matches
         )
-        return Retrieved(garments, words, version, timings_s)
+        return RetrievedGarments(garments, words, version, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _retrieve(self, requests: list[EditRequest]) -> list[Found | Exception]:
-        catalogue = self.catalogue
-
-        def found(some: Sequence[EditRequest]) -> list[Found]:
-            return [
-                (matches, tuple(map(_words, matches)), catalogue.version) for matches in retrieve_many(catalogue, some)
-            ]
-
-        return await asyncio.to_thread(each, found, requests)
+    async def _retrieve(self, requests: list[EditRequest]) -> list[MatchesAndWords | Exception]:
+        return await asyncio.to_thread(outcomes_of, partial(_retrieve_from, self.catalogue), requests)
 
     async def search(self, like: str | Image.Image, category: str, k: int, attributes: Filter) -> list[GarmentFound]:
         """Return the `k` garments of `category` nearest to a text or picture.
 
         Raises InvalidRequest as `Catalogue.search`.
         """
-        return await self._found(lambda catalogue: catalogue.search(like, category, k, attributes))
+        return await self._found_garments(lambda catalogue: catalogue.search(like, category, k, attributes))
 
     async def similar(self, garment_id: str, k: int, attributes: Filter) -> list[GarmentFound]:
-        """Return the `k` garments most like one, itself left out. Raises InvalidRequest for an unknown id."""
+        """Return the `k` garments most like the one of this id, which is left out.
+
+        Raises InvalidRequest for an unknown id.
+        """
 
         def search(catalogue: Catalogue) -> list[Match]:
             category = catalogue.get(garment_id).category
             matches = catalogue.search(catalogue.vector(garment_id), category, k + 1, attributes)
             return [match for match in matches if match.garment.id != garment_id][:k]
 
-        return await self._found(search)
+        return await self._found_garments(search)
 
-    async def _found(self, search: Callable[[Catalogue], list[Match]]) -> list[GarmentFound]:
-        return [_shown(match) for match in await asyncio.to_thread(search, self.catalogue)]
+    async def _found_garments(self, search: Callable[[Catalogue], list[Match]]) -> list[GarmentFound]:
+        return [_garment_found(match) for match in await asyncio.to_thread(search, self.catalogue)]
 
     async def garment(self, garment_id: str) -> GarmentFound:
-        """Return the garment of this id; raises InvalidRequest for an unknown one."""
-        return _shown(Match(self.catalogue.get(garment_id), None))
+        """Return the garment of this id. Raises InvalidRequest for an unknown id."""
+        return _garment_found(Match(self.catalogue.get(garment_id), None))
 
     async def picture_file(self, garment_id: str) -> tuple[str, bytes]:
-        """Return the name and content of the file of a garment's picture; raises InvalidRequest for an unknown id."""
+        """Return the name and content of the file of a garment's picture. Raises InvalidRequest for an unknown id."""
         picture = self.catalogue.get(garment_id).picture
         return picture.name, await asyncio.to_thread(picture.read_bytes)
 
     async def add(self, row: GarmentRow, jpeg: bytes, pseudo_words: NDArray[np.float32]) -> GarmentFound:
-        """Return the garment, which is in the catalogue when this returns, in place of an earlier one of its id.
+        """Put a garment into the catalogue, in place of an earlier one of its id, and return it as it can be found.
 
-        jpeg: its picture as it is to be stored; row: all else, but where that is. Raises InvalidRequest for what breaks
-        a rule of the catalogue.
+        jpeg: the picture as it is to be stored. row: all else; its `image` is set here. Raises InvalidRequest for what
+        breaks a rule of the catalogue.
         """
         await asyncio.to_thread(self._add, row, jpeg, pseudo_words)
         await self._refresh()
@@ -174,12 +171,20 @@ class Retriever:
         await self._refresh()
 
 
-def _words(match: Match) -> Tensor | bytes:
+def _retrieve_from(catalogue: Catalogue, requests: Sequence[EditRequest]) -> list[MatchesAndWords]:
+    """Return the garments of each request in the catalogue. Raises InvalidRequest as `retrieve_many`."""
+    retrieved = []
+    for matches in retrieve_many(catalogue, requests):
+        retrieved.append((matches, tuple(map(_words_or_picture, matches)), catalogue.version))
+    return retrieved
+
+
+def _words_or_picture(match: Match) -> Tensor | bytes:
     words = match.garment.pseudo_words
     return match.garment.picture.read_bytes() if words is None else torch.from_numpy(words)
 
 
-def _shown(match: Match) -> GarmentFound:
+def _garment_found(match: Match) -> GarmentFound:
     garment = match.garment
     return GarmentFound(
         id=garment.id,

@@ -1,7 +1,8 @@
-"""What `make demo` runs: the demo bundle served here, edits sent to it over HTTP, and a sheet of the pictures.
+"""What `make demo` runs: serves the demo bundle here, sends edits to it over HTTP, and draws a sheet of the pictures.
 
-The prompts name colour and pattern, which only retrieval reads: the default template leaves the caption out, so what
-colour and pattern the pictures have, the garment has brought. Beside each stands the same edit by words alone.
+The prompts name colour and pattern, but the default template leaves the prompt out of the text, so only retrieval reads
+it. Colour and pattern in a picture therefore come from the garment. Beside each picture stands the same edit by words
+alone.
 """
 
 import base64
@@ -20,19 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import DollGarment, kind_caption
-from fashion_rag.demo.world.layout import write_dresscode
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import Template
 from serve import app
 from serve.ports import free_port
 
-NUM_PAIRS, WORLD_SEED = 24, 7
-# Category and number of each person on the sheet: those whose new garments are patterned.
+# Category and number of each person on the sheet. They are the ones whose new garments are patterned.
 CASES = (("upper_body", 6), ("dresses", 5), ("lower_body", 5), ("upper_body", 3))
 EDIT_SEED = 1
 EDIT_TIMEOUT_S = 300.0
@@ -44,8 +43,11 @@ INK, PAPER, FAINT = (32, 32, 36), (255, 255, 255), (120, 120, 128)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One person, the mask over what they wear, uint8 [H, W] (1 = repaint), and two ways to say what they should."""
+class SheetCase:
+    """An edit of the sheet: a person, the mask over what they wear (white = repaint), and what they are to wear.
+
+    prompt: with colour and pattern. kind: without them.
+    """
 
     person: Image.Image
     mask: Image.Image
@@ -56,8 +58,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the sheet: pictures in the order of TITLES, and what was asked for."""
+class SheetRow:
+    """A row of the sheet: pictures in the order of TITLES, the prompt, and a remark on what was found."""
 
     pictures: tuple[Image.Image, ...]
     caption: str
@@ -65,7 +67,7 @@ class Row:
 
 
 def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEMO_BUNDLE) -> None:
-    """Write the sheet to `out`, and what it is made of beside it; with `keep`, serve on until Ctrl-C.
+    """Write the sheet to `out`, and a photo and its mask beside it; with `keep`, serve on until Ctrl-C.
 
     Raises ArtifactError for a bundle that cannot be served.
     """
@@ -92,31 +94,21 @@ def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEM
         app.stop()
 
 
-def ensure_demo_world(folder: Path, bundle: Path) -> Path:
-    """Return the folder of a catalogue of drawn garments, below `folder`, beside the data set that they come from.
-
-    The same bundle always gives the same files. Raises ArtifactError for a bundle that cannot be opened.
-    """
-    opened = Bundle.open(bundle)
-    write_dresscode(folder, NUM_PAIRS, WORLD_SEED, size=opened.manifest.image_size)
-    opened.build_catalogue(folder / "catalogue", garments_in(folder), mirror=True, work=folder / "work")
-    return folder / "catalogue"
-
-
-def read_cases(world: Path, bundle: Path) -> list[Case]:
+def read_cases(world: Path, bundle: Path) -> list[SheetCase]:
     """Return the CASES of a world that `ensure_demo_world` has drawn. Each person is to wear another's garment."""
     manifest = Bundle.open(bundle).manifest
     attributes = json.loads((world / "attributes.json").read_text())
     samples = list(DressCode(world, order="unpaired", size=manifest.image_size))
     cases = []
     for category, number in CASES:
-        sample: Sample = [sample for sample in samples if sample.category == category][number]
+        of_category: list[Sample] = [sample for sample in samples if sample.category == category]
+        sample = of_category[number]
         size = manifest.image_size
         mask = repaint_mask_for(
             sample.label_map, sample.keypoints, category, "bounding_box", size, manifest.mask_rule_size
         )
         cases.append(
-            Case(
+            SheetCase(
                 person=sample.image,
                 mask=Image.fromarray(mask * np.uint8(255)),
                 keypoints=scale_keypoints(sample.keypoints, KEYPOINT_FRAME, size).tolist(),
@@ -128,7 +120,7 @@ def read_cases(world: Path, bundle: Path) -> list[Case]:
     return cases
 
 
-def _edit_all(url: str, cases: list[Case], console: Console) -> tuple[list[Row], list[dict[str, float]]]:
+def _edit_all(url: str, cases: list[SheetCase], console: Console) -> tuple[list[SheetRow], list[dict[str, float]]]:
     rows, timings = [], []
     with httpx.Client(base_url=url, timeout=EDIT_TIMEOUT_S) as client:
         for number, case in enumerate(cases, 1):
@@ -136,15 +128,15 @@ def _edit_all(url: str, cases: list[Case], console: Console) -> tuple[list[Row],
             words = _edit(client, case, prompt=case.kind, num_garments=0, template=Template.CAPTION)
             edited = _edit(client, case, prompt=case.prompt, num_garments=1)
             garment = edited["garments"][0]
-            found = client.get(f"/v1/garments/{garment['id']}/image").raise_for_status().content
-            pictures = (case.person, _veiled(case), _open(found), _picture(words), _picture(edited))
+            in_shop = client.get(f"/v1/garments/{garment['id']}/image").raise_for_status().content
+            pictures = (case.person, _veiled(case), _open(in_shop), _picture(words), _picture(edited))
             remark = f"found: {garment['caption']} (cosine {garment['score']:.2f}); words alone: {case.kind}"
-            rows.append(Row(pictures, case.prompt, remark))
+            rows.append(SheetRow(pictures, case.prompt, remark))
             timings.append(edited["timings_ms"])
     return rows, timings
 
 
-def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
+def _edit(client: httpx.Client, case: SheetCase, **fields: Any) -> dict[str, Any]:
     """Return the reply to one edit."""
     files = {"image": png(case.person), "mask": png(case.mask)}
     fixed = {"category": case.category, "keypoints": json.dumps(case.keypoints), "seed": EDIT_SEED}
@@ -154,7 +146,7 @@ def _edit(client: httpx.Client, case: Case, **fields: Any) -> dict[str, Any]:
     return body
 
 
-def draw_sheet(rows: list[Row]) -> Image.Image:
+def draw_sheet(rows: list[SheetRow]) -> Image.Image:
     """Return the rows below each other, every picture the size of a CELL, with titles over the columns."""
     height, width = CELL
     row_height = height + CAPTION_HEIGHT + GAP
@@ -174,7 +166,7 @@ def draw_sheet(rows: list[Row]) -> Image.Image:
     return sheet
 
 
-def _report(console: Console, out: Path, timings: list[dict[str, float]], case: Case) -> None:
+def _report(console: Console, out: Path, timings: list[dict[str, float]], case: SheetCase) -> None:
     table = Table("stage", "median ms", title="One edit with one garment")
     for stage in timings[0]:
         table.add_row(stage, f"{statistics.median(timing[stage] for timing in timings):.0f}")
@@ -188,7 +180,7 @@ def _report(console: Console, out: Path, timings: list[dict[str, float]], case: 
     console.print(command, markup=False, soft_wrap=True, highlight=False)
 
 
-def _veiled(case: Case) -> Image.Image:
+def _veiled(case: SheetCase) -> Image.Image:
     """Return the photo with what is to be repainted under a grey veil."""
     veil = Image.new("RGB", case.person.size, (128, 128, 128))
     return Image.composite(Image.blend(case.person, veil, 0.8), case.person, case.mask)

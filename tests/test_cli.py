@@ -357,6 +357,9 @@ def test_edit_finds_what_is_wrong_before_it_loads_weights(
         (("--catalogue", tmp_path / "empty"), "must be a folder that `fashion-rag index build` has written"),
         (("--steps", 0), "steps: got 0"),
         (("--guided", "0,2"), "guidance_end: got 2.0"),
+        (("--guided", "0.2"), "guided: got '0.2'"),
+        (("--guidance-start", "-1"), "guidance_start: got -1.0"),
+        (("--guidance-end", "2"), "guidance_end: got 2.0"),
         (("--device", "abacus"), "device: got 'abacus'"),
     ):
         result = edit(photo, tmp_path / "edited.png", *garment, "--bundle", tiny_bundle, *more)

@@ -19,6 +19,7 @@ LAYERS = (
     ("fashion_rag.artifacts", "fashion_rag.weights"),
     ("fashion_rag.atomic_files",),
     ("fashion_rag.manifest", "fashion_rag.request"),
+    ("fashion_rag.sampling",),
     ("fashion_rag.data",),
     ("fashion_rag.models",),
     ("fashion_rag.catalogue", "fashion_rag.denoising"),

@@ -95,8 +95,8 @@ def test_shortcuts_that_break_a_rule_are_refused_by_name(field: str, changes: di
 
 
 def test_a_digest_tells_all_that_makes_another_picture_and_nothing_else() -> None:
-    plain = request(request_id="a", deadline=1.0)
-    assert request(request_id="b", deadline=2.0).digest() == plain.digest()
+    plain = request(request_id="a", deadline_unix_s=1.0)
+    assert request(request_id="b", deadline_unix_s=2.0).digest() == plain.digest()
     assert request(image=IMAGE.copy(order="F")).digest() == plain.digest()
     spot = IMAGE.copy()
     spot[3, 4, 1] = 1

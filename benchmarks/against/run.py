@@ -236,8 +236,8 @@ def run(settings: AgainstSettings, bundle: Path, threads: int, say: Callable[[st
     # These are imported here because the process that sends edits imports this module, too, and needs no PyTorch.
     from export.runtime import Runtime
     from fashion_rag.bundle import Bundle
+    from fashion_rag.demo.world.catalogue import ensure_demo_world
     from serve.bench.drawn import draw_photos, drawn_prompts
-    from serve.showcase import ensure_demo_world
 
     say("drawing photos and a catalogue, exporting networks")
     prompts = drawn_prompts()

@@ -28,8 +28,9 @@ from serve.bench import drawn, measure, mix
 from serve.bench.load import EditOutcome
 from serve.bench.report import Run
 from serve.config import IngressSettings
-from serve.schemas import EditForm, edit_reply
-from serve.uploads import edit_requests
+from serve.http.edit_requests import edit_requests
+from serve.http.forms import EditForm
+from serve.http.replies import edit_reply
 
 STEPS = (10, 20, 50)
 # How many guided and unguided edits are sent at the same moment, by the rows of the calls that they share.

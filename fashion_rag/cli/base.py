@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import Shortcuts, Solver
+from fashion_rag.request import Solver
 
 if TYPE_CHECKING:
     from serve.bench.load import EditOutcome
@@ -74,7 +74,11 @@ CompiledOption = Annotated[
     Path | None, typer.Option(help="Folder written by `export`.", show_default="exported at the first start")
 ]
 SolverOption = Annotated[Solver, typer.Option(help="How latents are led from step to step.")]
-GuidedOption = Annotated[str, typer.Option(help="In which part of the steps there is guidance, as 0,0.7.")]
+GuidanceStartOption = Annotated[float, typer.Option(help="From which part of the steps on there is guidance.")]
+GuidanceEndOption = Annotated[float, typer.Option(help="Up to which part of the steps there is guidance.")]
+GuidedOption = Annotated[
+    str | None, typer.Option(hidden=True, help="An older way to give --guidance-start and --guidance-end: 0,0.7.")
+]
 CacheIntervalOption = Annotated[
     int, typer.Option(help="Run the whole UNet every so many steps, and its outermost layers in those between.")
 ]
@@ -148,13 +152,14 @@ def load_progress(total: int) -> Iterator[Callable[[EditOutcome], None]]:
         yield report
 
 
-def shortcuts_of(solver: Solver, guided: str, cache_interval: int) -> Shortcuts:
-    """Return the shortcuts that the three options ask for. Raises InvalidRequest, which names the option."""
-    bounds = numbers(float, "guided", guided)
-    if len(bounds) != 2:
-        raise InvalidRequest("guided", guided, "must be two numbers, the beginning and the end")
-    start, end = bounds
-    return Shortcuts(solver, guidance_start=start, guidance_end=end, cache_interval=cache_interval)
+def guided_part(guided: str | None, guidance_start: float, guidance_end: float) -> dict[str, float]:
+    """Return guidance_start and guidance_end by name; `guided`, if given, has both of them as START,END."""
+    if guided is not None:
+        bounds = numbers(float, "guided", guided)
+        if len(bounds) != 2:
+            raise InvalidRequest("guided", guided, "must be two numbers, the beginning and the end")
+        guidance_start, guidance_end = bounds
+    return {"guidance_start": guidance_start, "guidance_end": guidance_end}
 
 
 def numbers(kind: Callable[[str], Number], name: str, text: str) -> list[Number]:

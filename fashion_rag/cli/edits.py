@@ -15,12 +15,14 @@ from fashion_rag.cli.base import (
     CacheIntervalOption,
     CategoryOption,
     DeviceOption,
+    GuidanceEndOption,
+    GuidanceStartOption,
     GuidedOption,
     SolverOption,
     build_progress,
+    guided_part,
     numbers,
     progress,
-    shortcuts_of,
 )
 from fashion_rag.cli.checks import (
     PICTURE_SUFFIXES,
@@ -37,6 +39,7 @@ from fashion_rag.cli.checks import (
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Template
+from fashion_rag.sampling import resolve_sampling
 
 if TYPE_CHECKING:
     from fashion_rag.data.dresscode import Order
@@ -60,7 +63,9 @@ def edit(
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the bundle's")
     ] = None,
     solver: SolverOption = PLAIN.solver,
-    guided: GuidedOption = "0,1",
+    guidance_start: GuidanceStartOption = PLAIN.guidance_start,
+    guidance_end: GuidanceEndOption = PLAIN.guidance_end,
+    guided: GuidedOption = None,
     cache_interval: CacheIntervalOption = PLAIN.cache_interval,
     device: DeviceOption = "cpu",
     bundle: BundleOption = DEMO_BUNDLE,
@@ -73,8 +78,14 @@ def edit(
     for path in garments:
         check_file("garment", path)
     check_out_file("out", out, PICTURE_SUFFIXES)
-    shortcuts = shortcuts_of(solver, guided, cache_interval)
+    sampling_options = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "solver": solver,
+        "cache_interval": cache_interval,
+    } | guided_part(guided, guidance_start, guidance_end)
     manifest = check_bundle(bundle)
+    sampling = resolve_sampling(sampling_options, manifest)
     if not garments and catalogue is None and num_garments and template is not Template.CAPTION:
         raise InvalidRequest("num_garments", num_garments, "must be 0 without --catalogue or --garment")
     if len(garments) > MAX_GARMENTS:
@@ -85,8 +96,8 @@ def edit(
 
     from fashion_rag.catalogue.garments import Garment
     from fashion_rag.data.image import open_image, open_mask, open_photo
+    from fashion_rag.data.pose import parse_keypoints
     from fashion_rag.pipeline import Pipeline
-    from serve.keypoints import parse_keypoints
 
     check_device(device)
     photo = open_photo(image)
@@ -99,9 +110,9 @@ def edit(
         num_garments=num_garments,
         template=template,
         seed=seed,
-        num_inference_steps=manifest.num_inference_steps if steps is None else steps,
-        guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-        shortcuts=shortcuts,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        shortcuts=sampling.shortcuts,
         icc_profile=photo.icc_profile,
     )
     given = []
@@ -147,7 +158,9 @@ def evaluate(
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the bundle's")
     ] = None,
     solver: SolverOption = PLAIN.solver,
-    guided: GuidedOption = "0,1",
+    guidance_start: GuidanceStartOption = PLAIN.guidance_start,
+    guidance_end: GuidanceEndOption = PLAIN.guidance_end,
+    guided: GuidedOption = None,
     cache_interval: CacheIntervalOption = PLAIN.cache_interval,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
     limit: Annotated[
@@ -195,11 +208,17 @@ def evaluate(
         check_category("categories", category)
     garment_counts = numbers(int, "num_retrieved", num_retrieved)
     chunk_counts = numbers(int, "num_chunks", num_chunks)
-    shortcuts = shortcuts_of(solver, guided, cache_interval)
+    sampling_options = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "solver": solver,
+        "cache_interval": cache_interval,
+    } | guided_part(guided, guidance_start, guidance_end)
     if not server and catalogue is None and retrieval is None and any(garment_counts):
         rule = "must be 0 without --catalogue, --retrieval or --server"
         raise InvalidRequest("num_retrieved", num_retrieved, rule)
     manifest = check_bundle(bundle)
+    sampling = resolve_sampling(sampling_options, manifest)
     check_catalogue(catalogue)
 
     from fashion_rag.bundle import Bundle
@@ -224,9 +243,9 @@ def evaluate(
             retrieval=str(retrieval.resolve()) if retrieval else None,
             mask_type=mask_type,
             template=template,
-            steps=manifest.num_inference_steps if steps is None else steps,
-            guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-            shortcuts=shortcuts,
+            steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            shortcuts=sampling.shortcuts,
             seed=seed,
         )
         for pairing, count, chunks in product(orders, garment_counts, chunk_counts)
@@ -262,7 +281,7 @@ def _editor(
     from fashion_rag.bundle import Bundle
     from fashion_rag.evaluation.editors import PipelineEditor, ServerEditor
     from fashion_rag.pipeline import Pipeline
-    from serve.auth import read_keys
+    from serve.http.auth import read_keys
 
     if server is None:
         pipeline = Pipeline.load(bundle, catalogue, device, getattr(torch, dtype))

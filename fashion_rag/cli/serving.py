@@ -60,7 +60,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
-    from serve.opening import Opening
+    from serve.startup_listener import StartupListener
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
     given: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path}
@@ -70,15 +70,15 @@ def serve(
         "ingress": None if deadline_s is None else {"deadline_s": deadline_s},
     }
     try:
-        opening = Opening(host, port, allow_origin or ())
+        listener = StartupListener(host, port, allow_origin or ())
     except OSError as error:
         typer.echo(f"error: --host {host} --port {port}: cannot listen there: {error.strerror}", err=True)
         raise typer.Exit(1) from None
-    with opening:
+    with listener:
         from serve.app import run
 
         settings = {name: value for name, value in given.items() if value is not None}
-        run(bundle, catalogue, host, port, config, opening=opening, progress=start_progress, **settings)
+        run(bundle, catalogue, host, port, config, listener=listener, progress=start_progress, **settings)
 
 
 def bench(

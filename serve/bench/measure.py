@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import httpx
 import ray
 
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.errors import InvalidRequest
 from serve import app
 from serve.bench import load, scrape
 from serve.bench.mix import Photos, Planned
 from serve.bench.report import Run, summarise
 from serve.ports import free_port
-from serve.showcase import ensure_demo_world
 
 
 class PlannedLoad(NamedTuple):

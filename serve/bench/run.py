@@ -9,12 +9,12 @@ from pathlib import Path
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.provenance import provenance, write_figure, write_result
-from serve.auth import read_keys
 from serve.bench import load
 from serve.bench.drawn import draw_photos
 from serve.bench.measure import PlannedLoad, Target, graph, measure, warm_up
 from serve.bench.mix import EditMix, draw, poisson, read_trace, write_trace
 from serve.bench.report import Run, markdown
+from serve.http.auth import read_keys
 
 
 @dataclass(frozen=True)

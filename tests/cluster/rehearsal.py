@@ -12,11 +12,11 @@ import yaml
 
 from export.runtime import Runtime
 from fashion_rag.artifacts import write_json
+from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.manifest import DEMO_BUNDLE
 from k8s.checks.overlay import ROOT, Overlay, WorkerGroup, graph_of, groups_of
 from serve.app import RAY_DEFAULTS
 from serve.config_file import Graph
-from serve.showcase import ensure_demo_world
 from tests.cluster.nodes import Cluster, Node
 from tests.waiting import wait_for
 

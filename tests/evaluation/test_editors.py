@@ -21,8 +21,9 @@ from fashion_rag.manifest import Manifest
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
-from serve.schemas import EditForm
-from serve.uploads import edit_requests, read_form
+from serve.http.edit_requests import edit_requests
+from serve.http.forms import EditForm
+from serve.http.multipart import read_form
 from tests.serve.pictures import png
 
 
@@ -45,7 +46,7 @@ def stub(pipeline: Pipeline, busy: int = 0) -> Iterator[TestClient]:
     async def edit(http: Request) -> Response:
         if next(refusals, None) is not None:
             return JSONResponse({}, 503, headers={"Retry-After": "0"})
-        form = await read_form(http, 2**24, EditForm)
+        form = await read_form(http, 2**24, EditForm, IngressSettings())
         (request,) = edit_requests(form, pipeline.manifest, IngressSettings(), "id", 0.0)
         result = pipeline(request)
         garments = [{"id": garment_id} for garment_id in result.garment_ids]

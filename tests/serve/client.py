@@ -1,4 +1,4 @@
-"""What the tests of a running graph send to it, and how they look into it."""
+"""Helpers of the tests of a running graph: they send edits, read replies, and ask the graph for its state."""
 
 import asyncio
 import base64
@@ -6,7 +6,6 @@ import io
 import re
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray import serve as ray_serve
 
+from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest, Shortcuts, Template
+from fashion_rag.sampling import SHORTCUT_OPTIONS
 from serve import app
-from serve.keypoints import parse_keypoints
-from serve.schemas import Preset
 from tests.serve.pictures import SIZE, mask, photo, png
 
 FORM = {"prompt": "red dress", "category": "dresses", "seed": 5}
@@ -34,7 +33,7 @@ CATALOGUE_KEY = "catalogue-key"
 
 
 def form(**changes: Any) -> dict[str, Any]:
-    """Return the arguments of an edit's post; `changes` replace parts of the form, None leaves one out."""
+    """Return the arguments of an edit's post. `changes` replace fields of the form; None leaves a field out."""
     parts = {"image": png(photo()), "mask": png(mask())} | FORM | changes
     files = {name: parts.pop(name) for name in ("image", "mask")}
     return {
@@ -72,18 +71,18 @@ def expected(pipeline: Pipeline, **changes: Any) -> NDArray[np.uint8]:
         seed=asked["seed"],
         num_inference_steps=asked.get("steps", pipeline.manifest.num_inference_steps),
         guidance_scale=asked.get("guidance_scale", pipeline.manifest.guidance_scale),
-        shortcuts=Preset().shortcuts(**{field.name: asked.get(field.name) for field in fields(Shortcuts)}),
+        shortcuts=Shortcuts(**{name: asked[name] for name in SHORTCUT_OPTIONS if name in asked}),
     )
     return pipeline(request).image
 
 
 def same(shown: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> bool:
-    """Tell whether two pictures are equal but for ROUNDING."""
+    """Return whether two pictures are equal but for ROUNDING."""
     return shown.shape == wanted.shape and int(np.abs(shown.astype(int) - wanted).max()) <= ROUNDING
 
 
 async def until(reached: Callable[[int, int], bool], patience_s: float = PATIENCE_S) -> int:
-    """Return the UNet calls so far, once the edits in the denoiser and the calls are as `reached` wants them."""
+    """Wait until `reached` holds for the edits in the denoiser and the UNet calls so far; return the calls."""
     denoiser = ray_serve.get_deployment_handle("Denoiser", app.APP_NAME)
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
@@ -99,15 +98,15 @@ def empty(num_edits: int, _: int) -> bool:
 
 
 def exported() -> str:
-    """Return what Prometheus would read from this node."""
+    """Return the metrics of this node, as Prometheus would read them."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
 
 
 def total(text: str, name: str, **tags: str) -> float:
     """Return the sum of the series of this name that have these tags."""
-    found = 0.0
+    total = 0.0
     for labels, value in re.findall(rf"^ray_{name}{{(.*?)}} (\S+)$", text, re.MULTILINE):
         if all(f'{tag}="{wanted}"' in labels for tag, wanted in tags.items()):
-            found += float(value)
-    return found
+            total += float(value)
+    return total

@@ -18,9 +18,9 @@ from tests.serve.client import CATALOGUE_KEY
 def config(
     tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ServeConfig:
-    """Return what the graph under test runs with; a test that puts another in its place puts this one back.
+    """Return the configuration of the graph under test. A test that deploys another one deploys this one again.
 
-    The catalogue is a copy, which tests may change as long as they change it back.
+    The catalogue is a copy. Tests may change it if they change it back.
     """
     folder = tmp_path_factory.mktemp("served")
     (folder / "keys").write_text(f"{CATALOGUE_KEY}\n")
@@ -38,7 +38,7 @@ def config(
 
 @pytest.fixture(scope="package")
 def url(config: ServeConfig) -> Iterator[str]:
-    """Return where the graph of the tiny bundle answers."""
+    """Yield the URL of the graph of the tiny bundle."""
     port = free_port()
     app.start(config, "127.0.0.1", port, dashboard=True)
     yield f"http://127.0.0.1:{port}"
@@ -48,7 +48,7 @@ def url(config: ServeConfig) -> Iterator[str]:
 @pytest.fixture(scope="package")
 def pipeline(tiny_bundle: Path, tiny_catalogue: Path) -> Iterator[Pipeline]:
     threads = torch.get_num_threads()
-    # As many as a replica has: sums may differ in the last digit otherwise.
+    # With as many threads as a replica has, because sums may differ in the last digit otherwise.
     torch.set_num_threads(1)
     yield Pipeline.load(tiny_bundle, tiny_catalogue)
     torch.set_num_threads(threads)

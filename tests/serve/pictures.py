@@ -1,4 +1,4 @@
-"""Uploads for the tests of the servers."""
+"""Photos, masks and files that the tests of the servers upload."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def huge_png() -> bytes:
-    """Return a file of a few bytes whose header tells of 60000 x 60000 pixels."""
+    """Return a file of a few bytes whose header claims 60000 x 60000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunks + png(photo())[33:]

@@ -1,4 +1,4 @@
-"""What Schemathesis cannot know of this API: pictures that are large enough, and a mask that marks something.
+"""Gives Schemathesis what it cannot know of this API: pictures that are large enough, and a mask that marks something.
 
 SCHEMATHESIS_HOOKS=tests.serve.schemathesis_hooks schemathesis --config-file tests/serve/schemathesis.toml run URL
 """

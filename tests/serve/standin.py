@@ -1,4 +1,4 @@
-"""The HTTP side without Ray: the real routes and error table, in front of stages that answer at once."""
+"""Serves the real routes and error table without Ray, in front of stages that answer at once."""
 
 import asyncio
 import contextlib
@@ -16,20 +16,21 @@ import uvicorn
 from fashion_rag.catalogue.table import GarmentRow, check_id
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import CATEGORIES, EditRequest
-from serve.config import IngressSettings
-from serve.door import Door
+from fashion_rag.request import CATEGORIES
+from serve.config import IngressSettings, ServeConfig
+from serve.edits import EditRunner
+from serve.http.admission import Admission
+from serve.http.replies import GarmentFound, GarmentUsed
 from serve.ingress import Ingress, api
-from serve.messages import Denoised, Edited, Job, Partial, Prepared
+from serve.messages import Admitted, Decoded, Denoised, Job, Partial, Prepared
 from serve.ports import free_port
-from serve.proxy import Replay
-from serve.schemas import GarmentFound, GarmentUsed
+from serve.proxy.replay import Replay
 
 MODEL = "tiny/model"
 
 
 class Answer:
-    """What a handle's call returns: it can be awaited, read as a stream, and cancelled."""
+    """Stands for what a handle's call returns: it can be awaited, read as a stream, and cancelled."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -48,7 +49,7 @@ class Answer:
 
 
 class Stage:
-    """A handle whose calls are answered by the methods of a class."""
+    """Stands for a handle. The methods of an object answer its calls."""
 
     def __init__(self, methods: object) -> None:
         self._methods = methods
@@ -59,7 +60,7 @@ class Stage:
 
 
 class Retriever:
-    """A catalogue of garments in memory, of which every search finds all of its category, whatever the filter."""
+    """Holds garments in memory. Every search finds all garments of its category, whatever the filter."""
 
     def __init__(self) -> None:
         self.garments = {"red-dress": self._found("red-dress", "dresses", {"size": ["M"]})}
@@ -74,10 +75,10 @@ class Retriever:
     async def search(self, like: object, category: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
         if category not in CATEGORIES:
             raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
-        return [each for each in self.garments.values() if each.category == category][:k]
+        return [garment for garment in self.garments.values() if garment.category == category][:k]
 
     async def similar(self, garment_id: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
-        return [each for each in self.garments.values() if each.id != garment_id][:k]
+        return [garment for garment in self.garments.values() if garment.id != garment_id][:k]
 
     async def garment(self, garment_id: str) -> GarmentFound:
         if garment_id not in self.garments:
@@ -99,40 +100,47 @@ class Retriever:
 
 
 class Others:
-    """The other stages: every edit gives back its photo."""
+    """Stands for the other stages. Every edit paints what is to be repainted black."""
 
     async def ping(self) -> None:
         pass
+
+    async def alone_s(self, num_inference_steps: int, guidance_scale: float) -> float:
+        return 1.0
 
     async def invert(self, jpeg: bytes) -> torch.Tensor:
         return torch.zeros(4, 16)
 
     async def denoise(self, job: Job) -> AsyncGenerator[Any, None]:
+        yield Admitted()
         yield Prepared()
         for step in sorted(job.preview_steps):
             yield Partial(step, job.num_inference_steps, np.zeros((8, 6, 3), np.uint8))
         yield Denoised(torch.zeros(1, 4, 8, 6), (GarmentUsed(id="red-dress", score=0.5, caption=""),), {})
 
-    async def decode(self, request: EditRequest, denoised: Denoised) -> Edited:
-        return Edited(request.image, denoised.garments, {"denoise": 0.1})
+    async def decode(self, latents: torch.Tensor) -> Decoded:
+        return Decoded(np.zeros((64, 48, 3), np.uint8), {"decode": 0.1})
 
 
 @contextlib.contextmanager
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve the stand-in on a free port while the block runs; yields its URL."""
-    # The class as it is written, below the wrapper that Serve puts around it.
+    """Serve the routes on a free port while the block runs; yield the URL."""
+    # Serve wraps the class, and this is the class itself.
     written = Ingress.func_or_class.__mro__[1]
     ingress: Any = object.__new__(written)
     ingress.manifest = Manifest(MODEL, image_size=(64, 48), num_inference_steps=4)
     ingress.keys, ingress.editors = None, SimpleNamespace(check=lambda header: "editor")
-    ingress.door = Door(IngressSettings())
+    ingress.config = ServeConfig("bundle", "catalogue")
+    ingress.admission = Admission(IngressSettings())
     others = Stage(Others())
     ingress.retriever = Stage(Retriever())
-    ingress.conditioner = ingress.vae = ingress.denoiser = others
-    ingress.stages = {"retriever": ingress.retriever, "vae": others}
+    ingress.conditioner = others
+    ingress.edits = EditRunner(others, others)
+    ingress.stages = {"retriever": ingress.retriever, "denoiser": others, "vae": others}
+    ingress.warned = False
     ingress.created = int(time.time())
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
-    monkeypatch.setattr("serve.ingress.ray.put", lambda value: value)
+    monkeypatch.setattr("serve.edits.ray.put", lambda value: value)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(Replay(api), port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

@@ -1,4 +1,4 @@
-"""The routes as callers and tools see them, in front of stand-ins for the stages; without Ray."""
+"""Tests the routes as callers and tools see them, without Ray, in front of stand-ins for the stages."""
 
 import io
 import os
@@ -14,7 +14,7 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
-from serve.errors import STATUSES
+from serve.http.errors import STATUSES
 from tests.serve.client import PATIENCE_S, edit
 from tests.serve.pictures import mask, photo, png
 from tests.serve.standin import MODEL, served
@@ -25,7 +25,7 @@ REPOSITORY = HERE.parents[1]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Return where the stand-in answers."""
+    """Yield the URL of the stand-in."""
     with pytest.MonkeyPatch.context() as monkeypatch, served(monkeypatch) as address:
         yield address
 

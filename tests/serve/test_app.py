@@ -1,4 +1,4 @@
-"""Holds the whole graph, on a real Ray, to the pipeline's pictures and to its manners over HTTP."""
+"""Tests the whole graph on a real Ray: its pictures must be the pipeline's, and its replies must keep the API."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from ray import serve as ray_serve
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import IngressSettings, ServeConfig
-from serve.cors import ORIGINS_HEADER
 from serve.ingress import MAX_BODY_BYTES, Ingress
+from serve.proxy.cors import ORIGINS_HEADER
 from tests.serve.client import FORM, PATIENCE_S, decoded, edit, empty, expected, form, picture, same, until
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 from tests.waiting import wait_for
@@ -30,7 +30,7 @@ MANY_STEPS = 900
 
 @contextmanager
 def another_ingress(url: str, config: ServeConfig) -> Iterator[str]:
-    """Provide where an ingress of its own configuration answers for the same stages, while the block runs."""
+    """Run an ingress with another configuration for the same stages during the block; yield its URL."""
     names = {"retriever": "Retriever", "conditioner": "Conditioner", "denoiser": "Denoiser", "vae": "VAE"}
     stages = {stage: ray_serve.get_deployment_handle(name, app.APP_NAME) for stage, name in names.items()}
     ingress = Ingress.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
@@ -71,7 +71,7 @@ def test_the_seed_makes_the_picture(url: str) -> None:
 
 
 def test_edits_at_the_same_time_do_not_mix(url: str, pipeline: Pipeline) -> None:
-    """Batched with others in every stage, each still is the pipeline's picture."""
+    """Edits that every stage has in one batch have the same pictures as in the pipeline."""
     asked = [
         {"seed": seed, "steps": 4 + seed % 3, "num_garments": seed % 4, "guidance_scale": 1.0 + seed % 2}
         for seed in range(12)
@@ -94,8 +94,11 @@ def test_presets_and_shortcuts_share_steps_and_do_not_mix(url: str, pipeline: Pi
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda changes: picture(edit(url, **changes)), asked))
     for shown, changes in zip(together, asked, strict=True):
-        meant = asdict(presets[changes["preset"]]) if "preset" in changes else {}
-        meant = {name: value for name, value in meant.items() if value is not None}
+        meant = {}
+        if "preset" in changes:
+            preset = presets[changes["preset"]]
+            assert preset.guidance_scale is None
+            meant = {"steps": preset.steps} | asdict(preset.shortcuts)
         assert same(shown, expected(pipeline, **meant | changes)), changes
 
 
@@ -213,15 +216,15 @@ def test_pages_of_the_origins_that_the_graph_allows_may_use_it(url: str, config:
 
 def test_garments_are_found_and_served_by_id_only(url: str, pipeline: Pipeline) -> None:
     assert pipeline.catalogue is not None
-    found = httpx.get(f"{url}/v1/garments/search", params={"q": "red dress", "category": "dresses", "limit": 2})
+    reply = httpx.get(f"{url}/v1/garments/search", params={"q": "red dress", "category": "dresses", "limit": 2})
     matches = pipeline.catalogue.search("red dress", "dresses", 2)
-    assert [garment["id"] for garment in found.json()["data"]] == [match.garment.id for match in matches]
-    assert [garment["score"] for garment in found.json()["data"]] == [
+    assert [garment["id"] for garment in reply.json()["data"]] == [match.garment.id for match in matches]
+    assert [garment["score"] for garment in reply.json()["data"]] == [
         pytest.approx(match.score, abs=1e-6) for match in matches
     ]
-    one = httpx.get(f"{url}/v1/garments/red-dress").json()
-    assert (one["category"], one["caption"]) == ("dresses", "red dress")
-    reply = httpx.get(f"{url}{one['image_url']}")
+    garment = httpx.get(f"{url}/v1/garments/red-dress").json()
+    assert (garment["category"], garment["caption"]) == ("dresses", "red dress")
+    reply = httpx.get(f"{url}{garment['image_url']}")
     assert reply.headers["content-type"] == "image/jpeg"
     assert reply.content == pipeline.catalogue.get("red-dress").picture.read_bytes()
     for unknown in ("no-such-dress", "..%2Fred-dress", "%2Fetc%2Fpasswd"):
@@ -260,7 +263,7 @@ def test_unknown_routes_answer_in_the_same_form(url: str) -> None:
 
 @asynccontextmanager
 async def long_edits(url: str, count: int) -> AsyncIterator[None]:
-    """So many edits of many steps, all in the denoiser; their callers leave at the end of the block."""
+    """Keep so many edits of many steps in the denoiser during the block; their callers leave at its end."""
     async with httpx.AsyncClient(timeout=None) as client:
         posts = [
             asyncio.create_task(client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS))) for _ in range(count)

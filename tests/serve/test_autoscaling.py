@@ -1,4 +1,4 @@
-"""Holds the number of denoisers to the load that they report, in contexts like Serve's."""
+"""Tests the number of denoisers for the loads that they report, in contexts like Serve's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,9 @@ DENOISER = DeploymentID("Denoiser")
 def context(
     loads: Sequence[float], running: int | None = None, target: int | None = None, **others: Any
 ) -> AutoscalingContext:
-    """Return what Serve tells the policy when the first replicas report `loads`.
+    """Return the context in which Serve calls the policy when the first replicas have reported `loads`.
 
-    All replicas have reported unless said.
+    running: how many replicas there are, by default as many as loads.
     """
     running = len(loads) if running is None else running
     replicas = [ReplicaID(f"replica-{number}", DENOISER) for number in range(running)]

@@ -1,4 +1,4 @@
-"""The bad days of a real graph: odd uploads, deaths, callers who leave, too much at once, and changes while it works.
+"""Tests a real graph when things go wrong: odd uploads, dead replicas, callers who leave, overload, and redeployment.
 
 Settings come by `serve deploy`, as an operator's do. The graph that the other tests know is put back at the end.
 """
@@ -69,7 +69,7 @@ MAX_GROWN_BYTES = 64_000_000
 
 @pytest.fixture(scope="module")
 def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
-    """Brings a graph, and settings by deployment, to the running Serve; returns when all of it is there."""
+    """Deploy a graph, with settings by deployment, on the running Serve; return when all of it is ready."""
     file = tmp_path_factory.mktemp("deploy") / "graph.yaml"
     command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file)]
     address = {"RAY_DASHBOARD_ADDRESS": dashboard()}
@@ -87,7 +87,7 @@ def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def roomy(url: str, deploy: Deploy, config: ServeConfig) -> str:
-    """Return where the graph answers, with room for many edits."""
+    """Yield the URL of the graph, which has room for many edits."""
     deploy(config, ROOMY)
     return url
 
@@ -112,7 +112,7 @@ def mixed_edits() -> list[Changes]:
 
 
 def dashboard() -> str:
-    """Return where this Ray, of those that may run on this machine, has its dashboard."""
+    """Return the address of the dashboard of this test's Ray, as others may run on this machine."""
     return f"http://{ray._private.worker.get_dashboard_url()}"  # type: ignore[no-untyped-call]
 
 
@@ -139,7 +139,7 @@ def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
 
 
 def odd_uploads() -> dict[str, tuple[bytes, NDArray[np.uint8]]]:
-    """Return the files that all show a photo of SIZE, and the RGB that is to be seen of each."""
+    """Return files that all show a photo of SIZE, and the RGB that each is to be read as."""
     upright = Image.fromarray(photo())
     grey = upright.convert("L")
     exif = Image.Exif()
@@ -187,7 +187,7 @@ def test_transparent_and_white_mark_the_same(url: str) -> None:
 
 @contextmanager
 def stopped(deployment: str | None) -> Iterator[None]:
-    """Provide the replica of a deployment, if one is named, stands still while the block runs."""
+    """Stop the replica of a deployment, if one is named, while the block runs."""
     held = pids(deployment) if deployment else []
     for pid in held:
         os.kill(pid, signal.SIGSTOP)
@@ -236,7 +236,7 @@ def test_a_replica_that_is_killed_costs_no_edit(
 
 
 async def leave(url: str, ready: Callable[[int, int], bool], **changes: Any) -> int:
-    """Return the UNet calls after the caller of an edit has left, which is when the denoiser is `ready`."""
+    """Have the caller of an edit leave when the denoiser is `ready`; return the UNet calls after that."""
     async with httpx.AsyncClient(timeout=None) as client:
         post = asyncio.create_task(client.post(f"{url}/v1/images/edits", **form(steps=MANY_STEPS, **changes)))
         left = await until(ready)
@@ -271,7 +271,7 @@ def test_a_caller_who_leaves_before_the_first_step_costs_none(roomy: str, stream
 
 
 async def closed_loop(url: str, seconds: float, **changes: Any) -> float:
-    """Return the edits a second of clients who each wait for one before they send the next."""
+    """Return the edits a second of clients who each wait for an edit before they send the next."""
     started, num_done = time.monotonic(), 0
 
     async def ask(client: httpx.AsyncClient) -> None:
@@ -288,8 +288,9 @@ async def closed_loop(url: str, seconds: float, **changes: Any) -> float:
 
 
 async def open_loop(url: str, rate: float, seconds: float, **changes: Any) -> list[Answer]:
-    """Return what clients are told who come `rate` times a second and wait for nobody, every other for a stream; and
-    when.
+    """Send `rate` edits a second, whether they are answered or not, every other as a stream; return replies and times.
+
+    An answer has the seconds until the reply, and the reply.
     """
 
     async def ask(client: httpx.AsyncClient, number: int) -> Answer:
@@ -304,7 +305,7 @@ async def open_loop(url: str, rate: float, seconds: float, **changes: Any) -> li
 
 
 def resident_bytes() -> dict[str, int]:
-    """Return the memory of the replicas."""
+    """Return how much memory the replicas have."""
     page = os.sysconf("SC_PAGE_SIZE")
     return {
         name: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
@@ -315,7 +316,7 @@ def resident_bytes() -> dict[str, int]:
 
 @pytest.mark.slow
 def test_too_much_for_a_while(url: str, deploy: Deploy, config: ServeConfig) -> None:
-    """Return what is taken on is finished in time, the rest is refused at once, and no memory is lost on the way."""
+    """What is taken on is finished in time, the rest is refused at once, and no memory is lost."""
     deploy(config, {"Ingress": config.ingress.to_args(), "Denoiser": config.denoiser.to_args()})
     changes: Changes = {"steps": 60, "size": "540x720", "output_format": "jpeg", "deadline_s": DEADLINE_S}
     picture = outcome(edit(url, **changes)).astype(int)
@@ -392,7 +393,7 @@ def test_an_edit_asked_again_is_not_denoised_again(
         {"solver": "unipc"},
         {"garment_ids": ["blue-dress"]},
     ]
-    assert [calls_of(steps=7, **other) for other in others] == [7] * len(others)
+    assert [calls_of(steps=7, **changes) for changes in others] == [7] * len(others)
     assert calls_of(steps=7) == 0
     deploy(config, {"Denoiser": {"results_bytes": 0}})
     assert calls_of(steps=7) == 7
@@ -402,7 +403,7 @@ def test_an_edit_asked_again_is_not_denoised_again(
 def load(
     url: str, asked: Sequence[Changes], num_clients: int, pause_s: float = 0.0
 ) -> Iterator[list[tuple[int, httpx.Response]]]:
-    """Clients who send the edits `asked` over and over; each reply comes with the number of its edit."""
+    """Have clients send the edits `asked` again and again during the block; replies come with their edits' numbers."""
     replies: list[tuple[int, httpx.Response]] = []
     enough = threading.Event()
 

@@ -1,11 +1,11 @@
-"""Neighbours in a batch must not suffer for each other, and the cache must stay in its bounds."""
+"""Tests that an error stays with its own item of a batch, and that the cache stays in its bounds."""
 
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from serve.batching import TensorCache, checked, each
+from serve.batching import TensorCache, checked, outcomes_of
 
 
 def halves(numbers: Sequence[int]) -> list[int]:
@@ -24,19 +24,19 @@ def no_calls_yet() -> None:
 
 
 def test_a_batch_is_one_call() -> None:
-    assert each(halves, [2, 4, 6]) == [1, 2, 3]
+    assert outcomes_of(halves, [2, 4, 6]) == [1, 2, 3]
     assert calls == [[2, 4, 6]]
 
 
 def test_one_that_fails_fails_alone() -> None:
-    first, second, third = each(halves, [2, 5, 6])
+    first, second, third = outcomes_of(halves, [2, 5, 6])
     assert (checked(first), checked(third)) == (1, 3)
     with pytest.raises(ValueError, match=r"odd: \[5\]"):
         checked(second)
 
 
 def test_one_alone_is_not_tried_again() -> None:
-    assert isinstance(each(halves, [3])[0], ValueError)
+    assert isinstance(outcomes_of(halves, [3])[0], ValueError)
     assert calls == [[3]]
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from serve.bench.load import PATH, EditOutcome, send
 from serve.bench.mix import Photo, Planned
-from serve.schemas import EditForm
+from serve.http.forms import EditForm
 
 PHOTO = Photo(b"photo", b"mask", "[]")
 DONE = {"data": [{"b64_json": "AAAA", "seed": 1}], "timings_ms": {"denoise": 7.5}}

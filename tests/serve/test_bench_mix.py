@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.request import CATEGORIES
 from serve.bench.drawn import draw_photos, drawn_prompts
 from serve.bench.mix import EditMix, Planned, draw, poisson, read_prompts, read_trace, write_trace
-from serve.keypoints import parse_keypoints
-from serve.schemas import EditForm
+from serve.http.forms import EditForm
 from tests.tiny import MANIFEST
 
 PROMPTS = {category: [f"red {category}", f"blue {category}"] for category in CATEGORIES}

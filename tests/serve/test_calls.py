@@ -1,4 +1,4 @@
-"""A replica that dies costs a retry, not an answer: calls against stages that are made to die, fail or hang."""
+"""Tests calls of stages that die, fail or hang: a replica that dies costs another call, but no answer."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Response:
-    """What a handle returns: awaited, its last outcome; iterated, all. Exceptions are raised, HANG never ends."""
+    """Stands for what a handle returns, with outcomes in order. Exceptions are raised, and HANG never ends."""
 
     def __init__(self, outcomes: list[Any]) -> None:
         self.outcomes = iter(outcomes)
@@ -53,14 +53,12 @@ class Response:
 
 
 def raised(cause: Exception) -> RayTaskError:
-    """Return the cause, as it comes from a replica through two others."""
+    """Return an error as the caller sees it when two replicas have passed it on."""
     return RayTaskError("method", "traceback", RayTaskError("method", "traceback", cause))
 
 
 def asks(*attempts: list[Any]) -> tuple[Callable[[], Any], list[Response]]:
-    """Return a call that goes as each of `attempts` says, one after the other, and the responses that were
-    given out.
-    """
+    """Return a function that makes a call, whose outcomes are the next of `attempts`, and the responses it returned."""
     given: list[Response] = []
     left: Iterator[list[Any]] = iter(attempts)
 

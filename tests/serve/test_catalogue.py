@@ -1,4 +1,4 @@
-"""The catalogue over HTTP: searched in three ways, changed while it is served, replaced under load."""
+"""Tests the catalogue over HTTP: it is searched in three ways, changed while it is served, and replaced under load."""
 
 import io
 import threading

@@ -1,9 +1,11 @@
-"""Holds the settings to refusing what a graph could not run with."""
+"""Tests that the settings refuse what a graph could not run with."""
 
 import json
 
 import pytest
 
+from fashion_rag.request import Shortcuts, Solver
+from fashion_rag.sampling import Preset
 from serve.config import (
     BatchSettings,
     ConditionerSettings,
@@ -12,7 +14,6 @@ from serve.config import (
     IngressSettings,
     ServeConfig,
 )
-from serve.schemas import Preset
 
 
 def test_args_may_be_strings() -> None:
@@ -32,6 +33,12 @@ def test_args_may_be_strings() -> None:
 )
 def test_settings_survive_a_config_file(settings: Config) -> None:
     assert type(settings).from_args(json.loads(json.dumps(settings.to_args()))) == settings
+
+
+def test_the_shortcuts_of_a_preset_may_stand_beside_its_steps() -> None:
+    flat = {"presets": {"draft": {"steps": 8}, "quick": {"solver": "unipc", "steps": 10}}}
+    presets = {"draft": Preset(8), "quick": Preset(10, shortcuts=Shortcuts(Solver.UNIPC))}
+    assert IngressSettings.from_args(flat).presets == presets
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,8 @@ def test_settings_survive_a_config_file(settings: Config) -> None:
         (IngressSettings, {"upload_stall_s": "nan"}, "upload_stall_s"),
         (IngressSettings, {"presets": {"draft": {"steps": 0}}}, "steps"),
         (IngressSettings, {"presets": {"draft": {"colour": 1}}}, "colour"),
+        (IngressSettings, {"presets": {"draft": {"shortcuts": {"colour": 1}}}}, "colour"),
+        (IngressSettings, {"presets": {"draft": {"solver": "unipc", "shortcuts": {}}}}, "beside solver"),
         (DenoiserSettings, {"max_rows": 1}, "max_rows"),
         (DenoiserSettings, {"max_waiting": 0}, "max_waiting"),
         (DenoiserSettings, {"margin_s": -1}, "margin_s"),

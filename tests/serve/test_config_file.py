@@ -1,4 +1,4 @@
-"""Serve config files as operators write them, and how `fashion-rag serve` takes them on; without Ray."""
+"""Tests Serve config files as operators write them, and what `fashion-rag serve` makes of them, without Ray."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[ServeConfig, Any]] = []
 
-    def start(config: ServeConfig, host: str, port: int, deployments: Any, opening: Any, report: Any) -> None:
+    def start(config: ServeConfig, host: str, port: int, deployments: Any, listener: Any, report: Any) -> None:
         started.append((config, deployments))
         raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from typing import Any
 import annotated_types
 import pytest
 
-from serve.schemas import EditForm
+from serve.http.forms import EditForm
 
 PAGE = (Path(__file__).parents[2] / "serve/README.md").read_text()
 SECTION = PAGE.split("\n## Fields of an edit\n")[1].split("\n## ")[0]

@@ -1,4 +1,4 @@
-"""Holds what a replica logs of errors: what a caller is told of takes no traceback in the log; without a cluster."""
+"""Tests that replicas log no traceback of errors that concern the caller, without a cluster."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What an operator sees of the running graph: metrics under their names, and logs that tell one edit from another."""
+"""Tests what an operator sees of the running graph: metrics by name, and logs that name the edit of each line."""
 
 import json
 import time
@@ -51,7 +51,7 @@ def test_metrics_count_what_was_done(url: str) -> None:
 
 
 def log_entries(request_id: str, wanted: set[str]) -> list[dict[str, Any]]:
-    """Return what the replicas have logged of a request, once all of these deployments have logged something."""
+    """Return the replicas' log lines of a request, once all of these deployments have logged something."""
     folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""The official Python client of OpenAI, unmodified, against the running graph."""
+"""Tests the official Python client of OpenAI, unmodified, against the running graph."""
 
 import io
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def test_an_edit(client: openai.OpenAI, pipeline: Pipeline) -> None:
 
 
 def test_a_mask_in_their_way_of_saying_it(client: openai.OpenAI, pipeline: Pipeline) -> None:
-    """Transparent where to repaint; here in the photo itself, sent as a list, with all their parameters."""
+    """The mask is the transparent part of the photo, which is sent as a list, with all parameters of OpenAI's API."""
     see_through = np.dstack([photo(), 255 - mask()])
     reply = client.images.edit(
         image=[upload(see_through)],

@@ -1,4 +1,4 @@
-"""Holds the table in serve/README.md to the dataclasses that it describes."""
+"""Tests that the table in serve/README.md has the fields, defaults and ranges of the dataclasses."""
 
 import dataclasses
 import re

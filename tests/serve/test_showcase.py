@@ -1,4 +1,4 @@
-"""Holds what `make demo` shows to what it says."""
+"""Tests the sheet and the drawn catalogue of `make demo`."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fashion_rag.bundle import Bundle
+from fashion_rag.demo.world.catalogue import NUM_PAIRS, ensure_demo_world
 from serve import showcase
 
 
@@ -16,21 +17,21 @@ def test_every_picture_of_the_sheet_is_in_its_place() -> None:
     colours = [(20 * column, 90 * row, 200) for row in range(2) for column in range(len(showcase.TITLES))]
     pictures = [Image.new("RGB", (30, 40), colour) for colour in colours]
     half = len(showcase.TITLES)
-    rows = [showcase.Row(tuple(part), "red dress", "remark") for part in (pictures[:half], pictures[half:])]
+    rows = [showcase.SheetRow(tuple(part), "red dress", "remark") for part in (pictures[:half], pictures[half:])]
     sheet = np.asarray(showcase.draw_sheet(rows))
     for colour in colours:
         assert (sheet == colour).all(axis=2).sum() >= height * width
 
 
 def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Path) -> None:
-    catalogue = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
-    again = showcase.ensure_demo_world(tmp_path / "world", tiny_bundle)
+    catalogue = ensure_demo_world(tmp_path / "world", tiny_bundle)
+    again = ensure_demo_world(tmp_path / "world", tiny_bundle)
     assert again == catalogue
-    found = Bundle.open(tiny_bundle).open_catalogue(catalogue)
-    assert len(found) == 3 * showcase.NUM_PAIRS
+    opened = Bundle.open(tiny_bundle).open_catalogue(catalogue)
+    assert len(opened) == 3 * NUM_PAIRS
     cases = showcase.read_cases(tmp_path / "world", tiny_bundle)
     assert [case.category for case in cases] == [category for category, _ in showcase.CASES]
-    assert {garment.caption for garment in found} >= {case.prompt for case in cases}
+    assert {garment.caption for garment in opened} >= {case.prompt for case in cases}
     attributes = json.loads((tmp_path / "world" / "attributes.json").read_text())
     colours = {garment["colour"] for garment in attributes.values()}
     for case in cases:

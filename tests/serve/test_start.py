@@ -1,4 +1,4 @@
-"""The `serve` command as an operator runs it: what its port answers meanwhile, and how it ends."""
+"""Tests the `serve` command as an operator runs it: what its port answers while it starts, and how it ends."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ import pytest
 
 from fashion_rag.artifacts import write_json
 from serve.config_file import Graph
+from serve.http.replies import ErrorReply
 from serve.ports import free_port
-from serve.schemas import ErrorReply
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ ORIGIN = "https://shop.example"
 
 @contextmanager
 def command(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Provide the command at work in `folder`, where its output goes to files `out` and `err`."""
+    """Run the command in `folder` during the block, with its output in the files `out` and `err`."""
     program = "from fashion_rag.cli import app; app()"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
@@ -48,7 +48,7 @@ def command(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> int:
-    """Return the press Ctrl-C, which reaches all processes of the terminal, and return the exit code."""
+    """Press Ctrl-C, which reaches all processes of the terminal, and return the exit code."""
     os.killpg(process.pid, signal.SIGINT)
     return process.wait()
 

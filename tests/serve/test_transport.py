@@ -1,4 +1,4 @@
-"""What a running graph makes of clients that send slowly, read nothing, leave early or offer another protocol."""
+"""Tests a running graph with clients that send slowly, read nothing, leave early or offer another protocol."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def post(url: str, *headers: str, **changes: Any) -> bytes:
 
 @contextmanager
 def connected(url: str, receive_bytes: int = 0) -> Iterator[socket.socket]:
-    """Connect to the graph; receive_bytes: how much may wait here to be read, where it is to be little."""
+    """Connect to the graph. receive_bytes: the size of the client's receive buffer, if it is to be small."""
     host, port = httpx.URL(url).host, httpx.URL(url).port
     with socket.socket() as client:
         client.settimeout(PATIENCE_S)

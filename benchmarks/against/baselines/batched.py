@@ -32,8 +32,8 @@ from benchmarks.against.baselines.eager import (
 )
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import EditRequest
-from serve.errors import add_handlers
-from serve.messages import Edited
+from serve.edits import EditedPhoto
+from serve.http.errors import add_handlers
 
 MAX_BATCH = 4
 BATCH_WAIT_S = 0.05
@@ -46,12 +46,14 @@ api = FastAPI()
 add_handlers(api)
 
 
-def edit_groups(editor: Callable[[Sequence[EditRequest]], list[Edited]], batch: Sequence[EditRequest]) -> list[Edited]:
+def edit_groups(
+    editor: Callable[[Sequence[EditRequest]], list[EditedPhoto]], batch: Sequence[EditRequest]
+) -> list[EditedPhoto]:
     """Return the edited photos of a batch, in its order. Raises InvalidRequest if one of them cannot be edited."""
     groups = defaultdict(list)
     for place, request in enumerate(batch):
         groups[request.num_inference_steps, request.guidance_scale].append(place)
-    edited = dict[int, Edited]()
+    edited = dict[int, EditedPhoto]()
     for places in groups.values():
         edited |= zip(places, editor([batch[place] for place in places]), strict=True)
     return [edited[place] for place in range(len(batch))]
@@ -75,7 +77,7 @@ class Batched:
         return await reply(form, requests, edited)
 
     @ray_serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _edit(self, batch: list[EditRequest]) -> list[Edited]:
+    async def _edit(self, batch: list[EditRequest]) -> list[EditedPhoto]:
         return await asyncio.to_thread(edit_groups, self.editor, batch)
 
 

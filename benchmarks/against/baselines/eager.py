@@ -41,11 +41,13 @@ from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.pipeline import condition, prepare, pseudo_words
 from fashion_rag.request import EditRequest
 from serve.config import IngressSettings
-from serve.errors import add_handlers
-from serve.messages import Edited
-from serve.proxy import MAX_BODY_BYTES
-from serve.schemas import EditForm, GarmentUsed, edit_reply
-from serve.uploads import edit_requests, read_form
+from serve.edits import EditedPhoto
+from serve.http.edit_requests import edit_requests
+from serve.http.errors import add_handlers
+from serve.http.forms import EditForm
+from serve.http.multipart import read_form
+from serve.http.replies import GarmentUsed, edit_reply
+from serve.proxy.replay import MAX_BODY_BYTES
 
 HOST = "127.0.0.1"
 
@@ -81,7 +83,7 @@ class Editor:
         )
 
     @torch.inference_mode()
-    def __call__(self, requests: Sequence[EditRequest]) -> list[Edited]:
+    def __call__(self, requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         """Return the edited photos of requests that all have the first one's steps and guidance scale.
 
         Raises InvalidRequest if one of them cannot be edited.
@@ -101,7 +103,7 @@ class Editor:
         pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
         timings_s = {"edit": time.perf_counter() - started}
         return [
-            Edited(finish(request, picture), tuple(map(_used, of_request)), timings_s)
+            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), timings_s)
             for request, picture, of_request in zip(requests, pictures, matches, strict=True)
         ]
 
@@ -156,7 +158,7 @@ async def read_requests(http: Request, manifest: Manifest) -> tuple[EditForm, li
     return form, await asyncio.to_thread(edit_requests, form, manifest, settings, request_id, time.time())
 
 
-async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequence[Edited]) -> JSONResponse:
+async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequence[EditedPhoto]) -> JSONResponse:
     """Return what our own server would answer."""
     pictures = [photo.image for photo in edited]
     seeds = [request.seed for request in requests]

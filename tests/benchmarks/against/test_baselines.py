@@ -19,7 +19,7 @@ from benchmarks.against.baselines.batched import edit_groups
 from benchmarks.against.baselines.eager import Editor, build
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
-from serve.messages import Edited
+from serve.edits import EditedPhoto
 from tests.serve.pictures import mask, photo, png
 
 ROUNDING = 2
@@ -88,9 +88,9 @@ def test_each_edit_of_a_batch_is_the_pipeline_s(editor: Editor, pipeline: Pipeli
 def test_a_batch_takes_a_loop_for_each_number_of_steps_and_guidance() -> None:
     loops = []
 
-    def editor(requests: Sequence[EditRequest]) -> list[Edited]:
+    def editor(requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         loops.append([request.seed for request in requests])
-        return [Edited(request.image, (), {"seed": request.seed}) for request in requests]
+        return [EditedPhoto(request.image, (), {"seed": request.seed}) for request in requests]
 
     batch = [
         request(seed=0),

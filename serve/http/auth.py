@@ -1,6 +1,6 @@
-"""API keys: who may enter, and under which name they are counted. Called by `ingress`, before any work.
+"""API keys: who may use the server, and under which name they are counted. The ingress checks them before any work.
 
-A load reads its own keys by the same rules.
+The command line reads the keys of its own requests with `read_keys`.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Self
 
 from fashion_rag.errors import ArtifactError, FashionRAGError
 
-# The variables of the environment that may have keys: of callers, and of those who may change the catalogue.
+# The environment variables that may hold keys: of callers, and of those who may change the catalogue.
 API_KEYS, CATALOGUE_KEYS = "FASHION_RAG_API_KEYS", "FASHION_RAG_CATALOGUE_KEYS"
-# Of its SHA-256: enough to tell keys apart in logs and metrics.
+# So many digits of its SHA-256 name a key: enough to tell keys apart in logs and metrics.
 NAME_LENGTH = 8
 
 
@@ -23,21 +23,21 @@ class Unauthorized(FashionRAGError):
 
 
 class Forbidden(FashionRAGError):
-    """This server lets nobody do that."""
+    """This server lets nobody do what the request asks for."""
 
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """The keys that may enter, as SHA-256 digests."""
+    """The API keys of a server, as SHA-256 digests."""
 
     digests: tuple[bytes, ...] = field(repr=False)
 
     @classmethod
     def load(cls, path: str | None, variable: str, environment: Mapping[str, str]) -> Self | None:
-        """Return the keys in a file, one a line, and in `variable`, between commas; None where neither is named.
+        """Return the keys in a file, one a line, and in an environment variable, parted by commas; None without both.
 
-        Raises ArtifactError for a file that cannot be read, a source without a key, so that no mistake lets everyone
-        in, and a key that no HTTP header can hold.
+        Raises ArtifactError for a file that cannot be read and for a key that no HTTP header can hold. Raises it also
+        for a source without a key, so that no mistake opens the server to everyone.
         """
         keys = [] if path is None else read_keys(Path(path))
         if variable in environment:
@@ -48,12 +48,12 @@ class ApiKeys:
     def check(self, authorization_header: str | None) -> str:
         """Return the public name of the key in the header `Authorization: Bearer KEY`.
 
-        The comparison takes the same time for every key. Raises Unauthorized for any other header.
+        The comparison takes the same time for every key. Raises Unauthorized for any other header, and for none.
         """
         scheme, _, key = (authorization_header or "").partition(" ")
         digest = _digest(key.strip())
-        known = [hmac.compare_digest(digest, other) for other in self.digests]
-        if scheme.lower() != "bearer" or not any(known):
+        matches = [hmac.compare_digest(digest, known_digest) for known_digest in self.digests]
+        if scheme.lower() != "bearer" or not any(matches):
             raise Unauthorized("authorization: must be 'Bearer KEY', with an API key of this server")
         return digest.hex()[:NAME_LENGTH]
 
@@ -71,6 +71,7 @@ def read_keys(path: Path) -> list[str]:
 
 
 def _checked(source: str, keys: list[str]) -> list[str]:
+    """Return the keys. Raises ArtifactError if there are none, or if one cannot be sent in a header."""
     if not keys:
         raise ArtifactError(f"{source}: has no API key; must have one, or be left out")
     for number, key in enumerate(keys, 1):

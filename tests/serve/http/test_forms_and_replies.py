@@ -1,4 +1,4 @@
-"""Holds the form of an edit to its rules, replies and events to their shapes; without Ray."""
+"""Tests the rules of the form of an edit, and the shapes of replies and events, without Ray."""
 
 import base64
 import io
@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import CATEGORIES, Template
-from serve.documents import form_document
-from serve.keypoints import parse_keypoints
-from serve.schemas import (
-    EditForm,
+from serve.config import PresetInFile
+from serve.http.documents import form_document
+from serve.http.forms import EditForm
+from serve.http.replies import (
     ErrorDetail,
     ErrorReply,
     GarmentFound,
@@ -24,7 +25,6 @@ from serve.schemas import (
     GarmentUsed,
     Model,
     ModelList,
-    Preset,
     edit_completed,
     edit_reply,
     encode_picture,
@@ -139,7 +139,7 @@ def test_keypoints_may_be_any_finite_numbers_near_a_picture(number: str) -> None
 
 @pytest.mark.parametrize("preset", [{}, {"steps": 1}, {"steps": 1000, "guidance_scale": 0}, {"guidance_scale": "7.5"}])
 def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
-    read = TypeAdapter(Preset).validate_python(preset)
+    read = TypeAdapter(PresetInFile).validate_python(preset)
     assert (read.steps, read.guidance_scale) == (
         preset.get("steps"),
         float(preset["guidance_scale"]) if "guidance_scale" in preset else None,
@@ -155,7 +155,7 @@ def test_a_preset_is_read_from_a_config_file(preset: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_a_preset_outside_its_ranges_is_refused(preset: dict[str, Any], name: str) -> None:
     with pytest.raises(ValidationError, match=name):
-        TypeAdapter(Preset).validate_python(preset)
+        TypeAdapter(PresetInFile).validate_python(preset)
 
 
 def test_the_reply_has_the_shape_of_the_images_api() -> None:
@@ -205,8 +205,8 @@ def test_an_event_is_two_lines_whatever_it_tells(caption: str) -> None:
     assert text.endswith("\n\n") and len(text.splitlines()) == 3
     event, data = text.splitlines()[:2]
     assert event == "event: error"
-    told = json.loads(data.removeprefix("data: "))
-    assert told == {"error": error}
+    content = json.loads(data.removeprefix("data: "))
+    assert content == {"error": error}
 
 
 def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:
@@ -236,8 +236,8 @@ def test_lists_name_themselves_and_garments_tell_where_their_picture_is() -> Non
         "object": "list",
         "data": [{"id": "tiny", "object": "model", "created": 5, "owned_by": "fashion-rag"}],
     }
-    found = GarmentFound(id="a/b ?", category="dresses", caption="red", attributes={"size": ["M"]}, score=None)
-    garments = GarmentList(data=[found])
+    garment = GarmentFound(id="a/b ?", category="dresses", caption="red", attributes={"size": ["M"]}, score=None)
+    garments = GarmentList(data=[garment])
     assert garments.model_dump() == {
         "object": "list",
         "data": [

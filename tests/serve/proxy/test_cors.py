@@ -1,4 +1,4 @@
-"""Holds pages of other origins to what the graph allows, errors and streams included."""
+"""Tests that pages of other origins can do what the graph allows, and read errors and streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serve import cors, gate
-from serve.cors import ORIGINS_HEADER, Cors
-from serve.gate import Gate
+from serve.proxy import cors, gate
+from serve.proxy.cors import ORIGINS_HEADER, Cors
+from serve.proxy.gate import Gate
 
 SHOP = "https://shop.example"
 PREFLIGHT = {
@@ -23,7 +23,7 @@ PREFLIGHT = {
 
 
 class Graph:
-    """Stands in for Serve's proxy with a graph that allows `origins`; None: the graph does not answer."""
+    """Stands for Serve's proxy, with a graph that allows `origins`, or does not answer if they are None."""
 
     def __init__(self, origins: str | None, ready: bool = True) -> None:
         self.origins = origins

@@ -1,6 +1,6 @@
 """Answers on the server's port from the first second of its start until Serve's HTTP proxy listens there.
 
-The `serve` command owns an `Opening`. It is light: nothing heavy is imported before the port is answered.
+The `serve` command owns a `StartupListener`. This module imports nothing heavy, so that it can answer at once.
 """
 
 import ctypes
@@ -21,24 +21,24 @@ import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.cors import with_cors
-from serve.gate import ALIVE_PATH, DISCARD_S, refuse
 from serve.ports import listening_socket, local_url
+from serve.proxy.cors import with_cors
+from serve.proxy.gate import ALIVE_PATH, DISCARD_S, refuse
 
-# Of Linux; Python has no name for it.
+# A socket option of Linux for which Python has no name.
 SO_ATTACH_REUSEPORT_CBPF = 51
 BPF_RETURN = 0x06
-# Tells this listener's answers from those of the proxy that takes its place.
-OPENING_HEADER = "x-starting"
+# The header by which this listener's answers can be told from the answers of the proxy that takes its place.
+STARTING_HEADER = "x-starting"
 PROBE_PATH = "/-/healthz"
-# For how long connections that were made before the change are still accepted here.
+# For how long connections are still accepted here that were made before the proxy took over.
 LINGER_S = 1.0
 MAX_WAIT_S = 10.0
 POLL_S = 0.05
 
 
-class Opening:
-    """Listens on a port, beside which Serve's proxy may then listen, and answers 503 with what `awaited` says.
+class StartupListener:
+    """Listens on a port and answers 503, saying what is `awaited`. Serve's proxy may later listen on the same port.
 
     Raises OSError unless the port is free.
     """
@@ -69,7 +69,7 @@ class Opening:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Whoever is still answered waits no longer.
+        # Connections that are still being answered are cut off.
         self.server.force_exit = True
         self._stop()
 
@@ -78,9 +78,9 @@ class Opening:
         self.app = with_cors(self._answer, origins)
 
     def hand_over(self) -> None:
-        """Leave the port to the proxy that listens on it, too; returns when no answer comes from here any more.
+        """Leave the port to the proxy that listens on it as well; return when this listener answers no more.
 
-        New connections go to the proxy, those made before are answered here, so none is reset.
+        New connections go to the proxy, and connections made before are answered here, so none is reset.
         """
         if _send_to_second(self.socket):
             end = time.monotonic() + MAX_WAIT_S
@@ -96,14 +96,14 @@ class Opening:
         self.socket.close()
 
     def _is_asked(self) -> bool:
-        """Tell whether a new connection still comes here."""
+        """Return whether a new connection still comes to this listener."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(self.url + PROBE_PATH, timeout=MAX_WAIT_S) as reply:
-                return OPENING_HEADER in reply.headers
+                return STARTING_HEADER in reply.headers
         except urllib.error.HTTPError as error:
             with error:
-                return OPENING_HEADER in error.headers
+                return STARTING_HEADER in error.headers
         except OSError:
             return False
 
@@ -113,8 +113,8 @@ class Opening:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # One request a connection: the next may come to the proxy.
-                marks = [(OPENING_HEADER.encode(), b"1"), (b"connection", b"close")]
+                # The connection is closed, so that the client's next request may come to the proxy.
+                marks = [(STARTING_HEADER.encode(), b"1"), (b"connection", b"close")]
                 message["headers"] = [*message["headers"], *marks]
             await send(message)
 
@@ -125,9 +125,9 @@ class Opening:
 
 
 def _send_to_second(listener: socket.socket) -> bool:
-    """Have new connections go to the second of the sockets that share a port; returns whether this system can.
+    """Have new connections go to the second of the sockets that share a port; return whether this system can do that.
 
-    Where there is no second, they come to the first as before.
+    As long as there is no second socket, they still come to the first.
     """
     program = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RETURN, 0, 0, 1))
     with suppress(OSError):

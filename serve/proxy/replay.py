@@ -1,15 +1,13 @@
-"""Keeps a client's request when the replica that was answering it dies. Serve's HTTP proxies call `middlewares`:
+"""Keeps a client's request when the replica that was answering it dies, and sends responses at the client's pace.
 
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy.middlewares     # in the environment of every node
-
-Serve repeats no request that a replica has accepted. Where the ingress replica dies before it has answered, the proxy
-ends the request with no response at all, of which the HTTP server makes an empty 500. The proxy outlives the replica
-and has seen the body pass, so it can ask again. That is harmless for every route here: a garment stored twice is the
-same, and an edit follows from its seed; one that came without a seed is given another, and so may come out as another
+Serve repeats no request that a replica has accepted. If the ingress replica dies before it has answered, the proxy ends
+the request with no response at all, which the HTTP server turns into an empty 500. The proxy outlives the replica and
+has seen the body, so it can send the request again. That is harmless for every route here: a garment stored twice is
+the same, and an edit follows from its seed. An edit without a seed is given another one, and so may become another
 picture.
 
-The proxy also paces what goes back. A response is sent in small pieces, each once the client has taken those before,
-and the replica is told when the client has taken a message, so that a stream makes no event that nobody fetches.
+A response is sent in small pieces, each once the client has taken those before. The replica is told when the client has
+taken a message, so that a stream makes no event that nobody fetches.
 """
 
 import asyncio
@@ -19,54 +17,38 @@ from collections import deque
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.config import HTTP_PROTOCOLS
 
-from serve.cors import Cors
-from serve.gate import Gate, unavailable
-from serve.memory import give_back_large_blocks
+from serve.proxy.gate import unavailable
 
-# A request that itself kills what reads it costs this many replicas.
+# A request that kills the replica that reads it costs this many replicas.
 MAX_ATTEMPTS = 3
-# What can be sent again; the ingress refuses larger ones.
+# Larger bodies cannot be sent again, and the ingress refuses them.
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# Serve itself holds a request until there is a replica for it, so this need not cover a restart.
+# Serve holds a request until there is a replica for it, so the pause need not cover a restart.
 PAUSE_S = 0.2
 RETRY_AFTER_S = 3
-# All requests together; a body for which there is no room passes, but only once.
+# The limit for all requests together. A body for which there is no room passes, but cannot be sent again.
 MAX_RECORDED_BYTES = 512 * 1024 * 1024
-# About what the HTTP server holds back before it makes the sender wait.
+# About as much as the HTTP server buffers before it makes the sender wait.
 PIECE_BYTES = 64 * 1024
-# A client that takes no piece of its response for so long is cut off.
+# A client that takes no piece of its response for this long is cut off.
 UNREAD_S = 300.0
-# The message by which a replica hears, among those that it receives, that the client has taken what it last sent. It is
-# also the name of the ASGI extension which says that there are such messages.
+# The type of the message that tells a replica that the client has taken what it last sent. It is also the name of the
+# ASGI extension that says that there are such messages.
 TAKEN = "fashion_rag.taken"
 
-# Serve has this one write to the proxy's log file.
+# Serve writes the messages of this logger to the proxy's log file.
 logger = logging.getLogger("ray.serve")
 
 
-def middlewares() -> list[Middleware]:
-    """Return what Serve's HTTP proxy is to wrap around itself, the innermost first, and prepare its process.
-
-    Some clients offer to speak HTTP/2 with their first request (`Upgrade: h2c`), and send its body in HTTP/1.1 all the
-    same. Of uvicorn's parsers, httptools takes the body for the other protocol and drops it; h11 ignores the offer.
-    Serve starts uvicorn with the parser "auto" and has no option for another.
-    """
-    give_back_large_blocks()
-    HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
-    return [Middleware(Replay), Middleware(Gate), Middleware(Cors)]
-
-
 class Replay:
-    """Runs a request again, from the start of its body, while `inner` ends without having begun a response.
+    """Runs a request again, from the start of its body, if `inner` ends without having begun a response.
 
-    At most MAX_ATTEMPTS times, and only for a client that still waits. A body of more than `max_bytes` passes, but only
-    once; so does one that would bring what is recorded of all requests above `max_recorded_bytes`. Where no attempt
+    It is run at most MAX_ATTEMPTS times, and only while the client still waits. A body of more than `max_bytes`, or one
+    that would bring the recorded bytes of all requests above `max_recorded_bytes`, passes only once. If no attempt
     begins a response, the client gets a 503 in the form of the ingress's errors. A response that has begun is never
-    repeated: a stream cut in the middle ends there.
+    repeated, so a stream that is cut ends there.
     """
 
     def __init__(
@@ -101,9 +83,9 @@ class Replay:
                 await send_in_pieces(message, send)
             except TimeoutError:
                 logger.warning("request %s is cut off: its client took nothing for %.0f s", request_id, UNREAD_S)
-                body.tell({"type": "http.disconnect"})
+                body.insert({"type": "http.disconnect"})
             if message.get("more_body", False):
-                body.tell({"type": TAKEN})
+                body.insert({"type": TAKEN})
 
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -139,16 +121,16 @@ async def send_in_pieces(message: Message, send: Send) -> None:
 
 
 class Room:
-    """How many bytes may still be recorded, by all requests together."""
+    """The number of bytes that all requests together may still record."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
 
 
 class RecordedBody:
-    """A request's messages, which can be read again from the first while they come to at most `max_bytes`.
+    """The messages of a request, which can be read again from the first while they have at most `max_bytes`.
 
-    room: from which the recorded bytes are taken, and into which they are given back.
+    room: what recorded bytes are taken from, and given back to.
     """
 
     def __init__(self, receive: Receive, max_bytes: int, room: Room) -> None:
@@ -160,12 +142,12 @@ class RecordedBody:
         self.client_left = False
         self.recorded: list[Message] = []
         self.coming: asyncio.Future[Message] | None = None
-        self.told: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.inserted: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
     def from_start(self) -> Receive:
-        """Return a `receive` that begins with what has come so far.
+        """Return a `receive` that begins with the messages that have come so far.
 
-        It replaces the one before, which must not be used on.
+        The one returned before must not be used any more.
         """
         again = deque(self.recorded)
 
@@ -174,21 +156,21 @@ class RecordedBody:
 
         return receive
 
-    def tell(self, message: Message) -> None:
-        """Have the reader receive a message that does not come from the client. One that still waits stays."""
+    def insert(self, message: Message) -> None:
+        """Have the reader receive a message that does not come from the client, unless another such message waits."""
         if message["type"] == "http.disconnect":
             self.client_left = True
-        if not self.told.done():
-            self.told.set_result(message)
+        if not self.inserted.done():
+            self.inserted.set_result(message)
 
     async def _next(self) -> Message:
-        # A task of its own: a reader that is cancelled while it waits leaves the message to the reader after it.
+        # It is received in a task of its own, so that a reader that is cancelled leaves the message to the next reader.
         if self.coming is None:
             self.coming = asyncio.ensure_future(self.receive())
-        await asyncio.wait([self.coming, self.told], return_when=asyncio.FIRST_COMPLETED)
-        if self.told.done():
-            told, self.told = self.told, asyncio.get_running_loop().create_future()
-            return {"type": "http.disconnect"} if self.client_left else told.result()
+        await asyncio.wait([self.coming, self.inserted], return_when=asyncio.FIRST_COMPLETED)
+        if self.inserted.done():
+            inserted, self.inserted = self.inserted, asyncio.get_running_loop().create_future()
+            return {"type": "http.disconnect"} if self.client_left else inserted.result()
         coming, self.coming = self.coming, None
         message = coming.result()
         self.client_left = message["type"] == "http.disconnect"
@@ -205,9 +187,9 @@ class RecordedBody:
             self.recorded.append(message)
 
     async def client_leaves(self, within_s: float) -> bool:
-        """Return whether the client has gone, or goes in the next `within_s` seconds; else returns after them.
+        """Return whether the client has left, or leaves within `within_s` seconds.
 
-        Reads on meanwhile, so a body that is not `repeatable` has then lost what came.
+        Messages are read meanwhile, so a body that is not `repeatable` loses what comes.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -216,13 +198,13 @@ class RecordedBody:
         return self.client_left
 
     def forget(self) -> None:
-        """Free the record; what is still to come can be read once."""
+        """Free the record. What is still to come can be read once."""
         self.repeatable = False
         self.room.num_bytes += sum(len(message.get("body", b"")) for message in self.recorded)
         self.recorded.clear()
 
     def close(self) -> None:
-        """Free the record, and end the wait for a message that nobody wants any more."""
+        """Free the record, and stop waiting for a message."""
         self.forget()
         if self.coming is not None:
             self.coming.cancel()

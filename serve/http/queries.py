@@ -1,4 +1,4 @@
-"""The parameters that callers write behind the ? of an address. Called by `ingress`."""
+"""The query parameters of the routes, which callers write after the ? of an address. The ingress uses them."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.request import MAX_PROMPT_CHARS
-from serve.schemas import MAX_FILTERS, MAX_FOUND, Attribute, Category
+from serve.http.forms import MAX_FILTERS, MAX_FOUND, Attribute, Category
 
 
 class SimilarQuery(BaseModel):
-    """The query of GET /v1/garments/ID/similar. Any other parameter is refused, and an empty one is left out."""
+    """The query of GET /v1/garments/ID/similar. Any other parameter is refused, and an empty one counts as left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ class SimilarQuery(BaseModel):
         return {name: value for name, value in values.items() if value not in ("", [""])}
 
     def filter(self) -> dict[str, list[str]]:
-        """Return the filter that the query asks for. Raises InvalidRequest for a text that is no NAME=VALUE."""
+        """Return the filter that the query asks for. Raises InvalidRequest for an attribute that is not NAME=VALUE."""
         return parse_filter([*self.attributes, *self.attribute])
 
 

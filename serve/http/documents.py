@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond the routes' own types: forms, errors, streams, pictures. `ingress` uses it."""
+"""What the OpenAPI document says beyond the types of the routes: forms, errors, streams, pictures."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from starlette.routing import compile_path
 
-from serve.errors import STATUSES
-from serve.schemas import EditCompleted, ErrorReply, PartialImage, Readiness
+from serve.http.errors import STATUSES
+from serve.http.replies import EditCompleted, ErrorReply, PartialImage, Readiness
 
-# What every route that asks a stage may answer, and every route that reads a form.
+# The errors of every route that calls a stage, and of every route that reads a form.
 ASKING = (401, 500, 503, 504)
 READING = (400, 408, 413, 415, 429, *ASKING)
 # A status that FastAPI documents for every route with parameters; here such errors have the status 400.
@@ -18,7 +18,7 @@ NEVER_SENT = "422"
 
 
 class _FormSchema(GenerateJsonSchema):
-    """A form has no null: a field that may be None is one that may be left out."""
+    """Makes the schema of a form. A form has no null, so a field that may be None is one that may be left out."""
 
     def nullable_schema(self, schema: Any) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -30,7 +30,7 @@ class _FormSchema(GenerateJsonSchema):
 
 
 def form_document(form: type[BaseModel]) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a route whose body is this multipart form; complete in itself."""
+    """Return the part of the OpenAPI document for a route whose body is this multipart form, without references."""
     schema = form.model_json_schema(schema_generator=_FormSchema)
     files = [name for name, field in schema["properties"].items() if field.get("format") == "binary"]
     encoding = {name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files}
@@ -39,7 +39,7 @@ def form_document(form: type[BaseModel]) -> dict[str, Any]:
 
 
 def stream_document() -> dict[str, Any]:
-    """Return what the OpenAPI document says of the events of an edit with stream=true."""
+    """Return the part of the OpenAPI document for the events of an edit with stream=true."""
     events = []
     for kind in (PartialImage, EditCompleted, ErrorReply):
         data = kind.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
@@ -70,7 +70,7 @@ class DocumentedAPI(FastAPI):
         return document
 
     def methods_of(self, path: str) -> str:
-        """Return the methods that the document names for an address, as in the header Allow; none for another."""
+        """Return the methods of an address as in the header Allow; "" for an address that is not in the document."""
         for template, operations in self.openapi()["paths"].items():
             if compile_path(template)[0].match(path):
                 methods = [method.upper() for method in operations]
@@ -79,7 +79,7 @@ class DocumentedAPI(FastAPI):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that may answer with errors of these statuses."""
+    """Return the `responses` of a route that may answer with these error statuses."""
     return {status: {"model": ErrorReply, "description": STATUSES[status][1]} for status in sorted(statuses)}
 
 

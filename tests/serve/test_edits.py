@@ -1,4 +1,4 @@
-"""Holds the events of a stream to the colours of the photo; without Ray's workers."""
+"""Tests that the events of a stream keep the colours of the photo, without Ray's workers."""
 
 import base64
 import io
@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from fashion_rag.request import EditRequest
-from serve.ingress import _last_event, _partial_event
-from serve.messages import Edited, Partial
-from serve.schemas import EditForm
+from serve.edits import EditedPhoto, completed_event, partial_event
+from serve.http.forms import EditForm
+from serve.messages import Partial
 from tests.profiles import display_p3
 from tests.serve.pictures import mask, photo
 
@@ -20,8 +20,8 @@ def test_previews_and_the_finished_picture_are_in_the_photos_colours() -> None:
     request = EditRequest(photo(), mask(), "red", "dresses", icc_profile=display_p3())
     preview = np.full((32, 24, 3), (215, 93, 31), np.uint8)
     events = [
-        _partial_event(form, request, Partial(5, 10, preview), 0),
-        _last_event(form, request, Edited(photo(), (), {})),
+        partial_event(form, request, Partial(5, 10, preview), 0),
+        completed_event(form, request, EditedPhoto(photo(), (), {})),
     ]
     shown = []
     for event in events:

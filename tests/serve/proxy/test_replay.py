@@ -1,4 +1,4 @@
-"""Holds the replay of requests to one answer for each client and to a body that is whole; with apps that stand in."""
+"""Tests that a replayed request has its whole body and gets one answer, with stand-ins for Serve's proxy."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from serve import proxy
-from serve.proxy import MAX_ATTEMPTS, TAKEN, RecordedBody, Replay, Room, middlewares
+from serve.proxy import middlewares, replay
+from serve.proxy.replay import MAX_ATTEMPTS, TAKEN, RecordedBody, Replay, Room
 
 CHUNKS = (b"one ", b"two ", b"three")
 BODY = b"".join(CHUNKS)
@@ -24,7 +24,7 @@ PATIENCE_S = 10.0
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "PAUSE_S", 0.01)
+    monkeypatch.setattr(replay, "PAUSE_S", 0.01)
     # `middlewares` sets it, for the process of a proxy.
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
 
@@ -98,7 +98,7 @@ class Ingress:
 
 
 async def read(receive: Receive, num_messages: int | None = None) -> bytes:
-    """Return the next messages' bodies: `num_messages` of them, or all to the last one."""
+    """Return the bodies of the next `num_messages` messages, or of all to the last."""
     body, more, num_read = b"", True, 0
     while more and (num_messages is None or num_read < num_messages):
         message = await receive()
@@ -173,7 +173,7 @@ def test_nothing_is_recorded_once_the_response_has_begun(monkeypatch: pytest.Mon
         assert bodies[0].recorded == []
         await send({"type": "http.response.body", "body": rest})
 
-    monkeypatch.setattr(proxy, "RecordedBody", Watched)
+    monkeypatch.setattr(replay, "RecordedBody", Watched)
     client = Client()
     client.ask(Replay(echo))
     assert client.body == b"".join(CHUNKS[1:])
@@ -212,7 +212,7 @@ async def answer(send: Send, *bodies: bytes) -> None:
 
 
 def test_a_long_body_goes_in_pieces() -> None:
-    body = bytes(range(256)) * (proxy.PIECE_BYTES // 256 * 2 + 1)
+    body = bytes(range(256)) * (replay.PIECE_BYTES // 256 * 2 + 1)
 
     async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -221,7 +221,7 @@ def test_a_long_body_goes_in_pieces() -> None:
     client = Client()
     client.ask(Replay(ingress))
     assert client.body == body
-    assert max(len(message["body"]) for message in client.got[1:]) == proxy.PIECE_BYTES
+    assert max(len(message["body"]) for message in client.got[1:]) == replay.PIECE_BYTES
     assert [message.get("more_body", False) for message in client.got[1:]] == [True, True, False]
 
 
@@ -244,7 +244,7 @@ def test_a_replica_is_told_what_the_client_has_taken() -> None:
 
 
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "UNREAD_S", 0.05)
+    monkeypatch.setattr(replay, "UNREAD_S", 0.05)
     received: list[str] = []
 
     class Stuck(Client):
@@ -268,7 +268,7 @@ def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
     "offer", [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"]
 )
 def test_an_offer_of_another_protocol_is_ignored(offer: bytes) -> None:
-    """As Serve starts it, the HTTP server reads the body of a request that offers HTTP/2, and of the next request."""
+    """The HTTP server, started as Serve does, reads the body of a request that offers HTTP/2, and of the next."""
     middlewares()
     ingress = Ingress()
     request = b"POST / HTTP/1.1\r\nHost: here\r\n" + offer + b"Content-Length: 13\r\n\r\n"

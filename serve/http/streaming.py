@@ -1,4 +1,4 @@
-"""Streams at the pace of those who read them, so that no memory fills with what nobody fetches. The ingress uses it."""
+"""Streams at the pace of their readers, so that no memory fills with what nobody fetches. The ingress uses it."""
 
 import asyncio
 from collections import deque
@@ -10,9 +10,9 @@ from ray.exceptions import TaskCancelledError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.proxy import TAKEN
+from serve.proxy.replay import TAKEN
 
-# The most previews that a caller of OpenAI's Images API may ask for, so that such a caller misses none.
+# A caller of OpenAI's images API may ask for three previews, and so misses none of them.
 MAX_WAITING = 3
 
 T = TypeVar("T")
@@ -21,8 +21,8 @@ T = TypeVar("T")
 class PacedResponse(StreamingResponse):
     """A streamed response whose next chunk is made once the client has taken the one before.
 
-    Serve's proxy takes in all that a replica sends, whether or not the client reads it. `proxy.Replay` therefore tells
-    the replica when the client has taken a chunk. Behind a proxy without it, chunks are sent as they come.
+    Serve's proxy takes all that a replica sends, whether or not the client reads it. `serve.proxy.replay` therefore
+    tells the replica when the client has taken a chunk. Behind a proxy without it, chunks are sent as they are made.
     """
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str]) -> None:
@@ -36,17 +36,17 @@ class PacedResponse(StreamingResponse):
         await super().__call__(scope, receive, send)
 
     async def listen_for_disconnect(self, receive: Receive) -> None:
-        """Return when the client has left; note meanwhile what it takes."""
+        """Return when the client has left. Until then, note each chunk that it has taken."""
         try:
             while (message := await receive())["type"] != "http.disconnect":
                 if message["type"] == TAKEN:
                     self.taken.set()
         except TaskCancelledError:
-            # Serve has cancelled the request, because the client has left, and with it the task that receives.
+            # The client has left, so Serve has cancelled the request and the task that receives its messages.
             pass
 
     async def stream_response(self, send: Send) -> None:
-        """Send the chunks, each after the one before has been taken."""
+        """Send the chunks, each once the client has taken the chunk before."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self.chunks) as chunks:
             async for chunk in chunks:
@@ -58,10 +58,10 @@ class PacedResponse(StreamingResponse):
 
 
 async def newest(items: AsyncGenerator[T, None], may_skip: Callable[[T], bool]) -> AsyncGenerator[T, None]:
-    """Yield the items; of those that `may_skip` holds for, only the newest MAX_WAITING where more of them wait.
+    """Yield the items. Of items that may be skipped, only the newest MAX_WAITING are kept while nobody takes them.
 
-    They are read in a task of their own, and so never wait for those who take them. Raises what `items` raises, after
-    the items before it.
+    The items are read in a task of its own, and so never wait for the reader of this generator. Raises what `items`
+    raises, after the items before.
     """
     waiting: deque[T] = deque()
     news = asyncio.Event()
@@ -76,7 +76,7 @@ async def newest(items: AsyncGenerator[T, None], may_skip: Callable[[T], bool]) 
                 news.set()
 
     def end(reader: asyncio.Task[None]) -> None:
-        # An error that nobody waits for any more is asked for here, or asyncio would log it.
+        # If nobody waits for the error any more, asyncio would log it unless it is retrieved here.
         if not reader.cancelled():
             reader.exception()
         news.set()

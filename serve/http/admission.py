@@ -1,6 +1,6 @@
-"""How many edits, and bodies on their way in, one ingress replica may have, over all and for each API key.
+"""Limits the edits and bodies that one ingress replica has at a time, in all and for each API key.
 
-The ingress holds places here. The place of an edit is taken when its body is here, so that slow senders take none.
+The ingress counts an edit from when its body has been read, so that a slow sender does not keep others out.
 """
 
 from collections import Counter
@@ -13,27 +13,28 @@ from serve.config import IngressSettings
 
 
 class RateLimited(Overloaded):
-    """The API key has as many edits in flight as it may."""
+    """The API key has as many edits in flight as it may have."""
 
 
-class Door:
-    """Counts the bodies that are being read and the edits inside. `settings` may be replaced at any time; whoever is
-    inside stays.
+class Admission:
+    """Counts the bodies that are being read and the edits in flight, and refuses what is beyond the limits.
 
-    Of one API key both count together: its slow senders take places from itself alone.
+    `settings` may be replaced at any time; what is counted already stays. The bodies and the edits of one API key count
+    together, so that its slow senders are at the expense of that key alone.
     """
 
     def __init__(self, settings: IngressSettings) -> None:
         self.settings = settings
         self.num_edits = 0
         self.num_uploads = 0
-        self._of_key: Counter[str] = Counter()
+        self._count_by_key: Counter[str] = Counter()
 
     @contextmanager
     def upload(self, key_name: str | None) -> Iterator[None]:
         """Count one body while the block reads it.
 
-        Raises Overloaded, or RateLimited, where bodies or edits are too many: what would be refused is not read.
+        key_name: the name of the caller's API key, where there are keys. Raises Overloaded or RateLimited if there are
+        too many bodies, or so many edits that the body would be read in vain.
         """
         self._check(key_name, 1)
         if self.num_uploads >= self.settings.max_uploads:
@@ -49,9 +50,10 @@ class Door:
 
     @contextmanager
     def hold(self, key_name: str | None, num_edits: int) -> Iterator[None]:
-        """Count `num_edits` while the block runs. Raises Overloaded, or RateLimited, where they are too many.
+        """Count `num_edits` while the block runs.
 
-        key_name: whose they are, where there are API keys.
+        key_name: the name of the caller's API key, where there are keys. Raises Overloaded or RateLimited if there are
+        too many edits.
         """
         self._check(key_name, num_edits)
         self.num_edits += num_edits
@@ -64,11 +66,12 @@ class Door:
 
     def _count(self, key_name: str | None, number: int) -> None:
         if key_name is not None:
-            self._of_key[key_name] += number
+            self._count_by_key[key_name] += number
 
     def _check(self, key_name: str | None, num_edits: int) -> None:
+        """Raise Overloaded or RateLimited unless so many edits more may come in."""
         settings = self.settings
-        if key_name is not None and self._of_key[key_name] + num_edits > settings.max_edits_per_key:
+        if key_name is not None and self._count_by_key[key_name] + num_edits > settings.max_edits_per_key:
             message = f"the API key {key_name} may have {settings.max_edits_per_key} edits in flight"
             raise _refused(RateLimited(message, settings.retry_after_s))
         if self.num_edits + num_edits > settings.max_edits:
@@ -77,5 +80,6 @@ class Door:
 
 
 def _refused(error: Overloaded) -> Overloaded:
+    """Count a refusal, and return its error."""
     metrics.refusals().inc(tags={"stage": "ingress"})
     return error

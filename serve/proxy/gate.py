@@ -1,8 +1,9 @@
-"""Answers every request with a 503 until the graph has been ready for the first time. Serve's HTTP proxies run `Gate`.
+"""The gate is middleware that answers requests with 503 until the graph has been ready once, and then lets all pass.
 
-Without it, the proxy would answer its own 404 until it knows a route, and then hold requests until there is a replica.
-The gate asks the graph's own `/readyz`. Once that has answered 200 the gate stays open for as long as the proxy lives,
-so a replica that dies later is waited for, not reported. Serve's own paths (`/-/healthz`, `/-/routes`) always pass.
+Serve's HTTP proxies run `Gate`. Without it, a proxy would answer 404 until it knows a route, and then hold requests
+until there is a replica. The gate asks the graph's own `/readyz`. Once that has answered 200, the gate stays open for
+as long as the proxy lives, so that requests wait for a replica in place of one that dies later. Serve's own paths
+(`/-/healthz`, `/-/routes`) always pass.
 """
 
 import asyncio
@@ -20,21 +21,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 READY_PATH = "/readyz"
 ALIVE_PATH = "/healthz"
 RETRY_AFTER_S = 5
-# For how long the first requests wait for news of the graph: a proxy that takes the place of another opens at once.
+# How long the first requests wait for the graph's answer, so that a proxy that replaces another refuses none.
 FIRST_NEWS_S = 2.0
 PAUSE_S = 0.5
-# How much of a body is read before the reply, and for how long: a client that is still sending would not see the reply.
+# How much of a body is read before the reply, and for how long. A client that is still sending would miss the reply.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 DISCARD_S = 10.0
 
-# Serve has this one write to the proxy's log file.
+# Serve writes the messages of this logger to the proxy's log file.
 logger = logging.getLogger("ray.serve")
 
 
 async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
-    """Return what the readiness path of each application behind a Serve proxy answers; an empty list if there is none.
+    """Return what `/readyz` of each application behind a Serve proxy answers; an empty list if there is none.
 
-    This takes as long as the first replica of an ingress takes to start: Serve's proxy holds the question until then.
+    This takes as long as the first replica of an ingress takes to start, because Serve's proxy holds the request.
     """
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://graph") as client:
@@ -45,19 +46,19 @@ async def ask_graph(app: ASGIApp) -> list[httpx.Response]:
             paths = [prefix.rstrip("/") + READY_PATH for prefix in routes.json()]
             return await asyncio.gather(*(client.get(path) for path in paths))
         except Exception:
-            # Whoever asks must live on, and will ask again.
+            # The caller has to go on, and will ask again.
             logger.exception("the graph could not be asked whether it is ready")
             return []
 
 
 def unavailable(message: str, request_id: str, retry_after_s: int) -> JSONResponse:
-    """Return a 503 in the form of the ingress's errors, for when there is no ingress to make it."""
+    """Return a 503 in the form of the ingress's errors, for when there is no ingress to answer."""
     error = {"type": "Overloaded", "field": None, "message": message, "param": None, "code": "overloaded"}
     return JSONResponse({"error": error}, 503, {"retry-after": str(retry_after_s), "x-request-id": request_id})
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, awaited: str) -> None:
-    """Answer 503, saying what is awaited, after the body has been read."""
+    """Read the body, then answer 503, saying what the server waits for."""
     await _discard(receive)
     message = f"the server is starting and waits for {awaited}; please send the request again"
     request_id = Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())
@@ -65,6 +66,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, awaited: str) -> No
 
 
 async def _discard(receive: Receive) -> None:
+    """Read a body to its end, or to the limits."""
     num_bytes = 0
     try:
         async with asyncio.timeout(DISCARD_S):
@@ -100,7 +102,7 @@ class Gate:
 
     @property
     def awaited(self) -> str:
-        """Return what the graph still needs, as far as it has said."""
+        """Return what the graph still waits for, as far as it is known."""
         if self.news is None:
             return "the graph to be deployed and its first replicas to start"
         try:
@@ -112,7 +114,7 @@ class Gate:
         return f"{', '.join(stages)}{files}"
 
     async def _opens(self) -> bool:
-        """Tell whether the gate is open, once there is news of the graph; the first request starts to watch for it."""
+        """Return whether the gate is open, once the graph has answered. The first request starts the watch."""
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
             self._news_due = time.monotonic() + FIRST_NEWS_S
@@ -122,6 +124,7 @@ class Gate:
         return self.opened
 
     async def _watch(self) -> None:
+        """Ask the graph until it is ready."""
         while not self.opened:
             answers = await ask_graph(self.inner)
             self.news = next((answer for answer in answers if _is_not_ready(answer)), None)
@@ -132,10 +135,11 @@ class Gate:
 
 
 def _is_not_ready(answer: httpx.Response) -> bool:
-    """Tell whether an application has to be waited for. One without a readiness path answers 404."""
+    """Return whether an application is not ready. An application without a readiness path answers 404 and is ready."""
     return answer.status_code >= 500 or answer.status_code == 408
 
 
 def _copy(answer: httpx.Response) -> Response:
+    """Return an answer of the graph as a response of the proxy."""
     headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
     return Response(answer.content, answer.status_code, headers | {"retry-after": str(RETRY_AFTER_S)})

@@ -1,4 +1,4 @@
-"""The one table of errors: what went wrong, and the HTTP status and words for it. The ingress calls it."""
+"""The table of errors: the HTTP status, code and message for everything that can go wrong. The ingress uses it."""
 
 import asyncio
 import logging
@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, NotFound, Overloaded
-from serve.auth import Forbidden, Unauthorized
 from serve.calls import unwrapped
-from serve.door import RateLimited
-from serve.schemas import ErrorDetail, ErrorReply
-from serve.uploads import invalid_request
+from serve.http.admission import RateLimited
+from serve.http.auth import Forbidden, Unauthorized
+from serve.http.multipart import invalid_request
+from serve.http.replies import ErrorDetail, ErrorReply
 
-# In no HTTP standard, but what proxies log for a caller who left.
+# A status of no HTTP standard, which proxies log for a caller who left.
 CALLER_LEFT = 499
 
-# The first that fits counts.
+# The first type that fits an error counts.
 STATUS: dict[type[BaseException], int] = {
     InvalidRequest: 400,
     Unauthorized: 401,
@@ -34,12 +34,12 @@ STATUS: dict[type[BaseException], int] = {
     ArtifactError: 500,
     asyncio.CancelledError: CALLER_LEFT,
     ClientDisconnect: CALLER_LEFT,
-    # Serve cancels what it has under way for a caller who left.
+    # Serve cancels the tasks of a caller who left.
     TaskCancelledError: CALLER_LEFT,
     GeneratorExit: CALLER_LEFT,
 }
 
-# Of each status that a caller may get: the `code` of errors that name none of their own, and when it comes.
+# For each status that a caller may get: the `code` of errors that name none of their own, and what it means.
 STATUSES = {
     400: ("invalid_value", "A field or parameter is wrong, unknown, missing, or not supported; `param` names it."),
     401: ("invalid_api_key", "The API key is missing or unknown."),
@@ -65,7 +65,7 @@ def add_handlers(api: FastAPI) -> None:
 
 
 async def answer_error(request: Request, raised: Exception) -> JSONResponse:
-    """Return the reply to any error: {"error": {"type", "field", "message", "param", "code"}} under its status."""
+    """Return the reply to any error, {"error": {"type", "field", "message", "param", "code"}}, with its status."""
     error, status = explained(raised)
     headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
     if isinstance(error, Overloaded):
@@ -73,14 +73,14 @@ async def answer_error(request: Request, raised: Exception) -> JSONResponse:
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette names the methods of one route, and several may have the address.
+        # Starlette names the methods of one route only, while several routes may have the address.
         headers["allow"] = request.app.methods_of(request.url.path) or headers["allow"]
     reply = error_reply(error, status, request.headers.get("x-request-id"))
     return JSONResponse(reply.model_dump(), status, headers)
 
 
 def explained(error: BaseException) -> tuple[BaseException, int]:
-    """Return the error in this project's words, if it has some for it, and its HTTP status."""
+    """Return the error that stands for this one, with this project's message where it has one, and its HTTP status."""
     error = unwrapped(error)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
@@ -91,9 +91,9 @@ def explained(error: BaseException) -> tuple[BaseException, int]:
 
 
 def error_reply(error: BaseException, status: int, request_id: str | None) -> ErrorReply:
-    """Return what a caller is told of an error; what is the server's fault is logged."""
+    """Return the reply to an error. What is the server's fault is logged, with its cause."""
     if status == 500:
-        # What went wrong inside, paths among it, is for the operator.
+        # The cause, which may name paths, is for the operator only.
         logger.error("the request failed", exc_info=error)
         message = f"the server failed; its log has the cause under request id {request_id}"
     else:

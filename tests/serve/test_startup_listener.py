@@ -1,4 +1,4 @@
-"""Holds the port of a server that starts to an answer from the first second, and to a change that resets nobody."""
+"""Tests that a starting server answers at once, and that no connection is reset when the proxy takes over."""
 
 import socket
 import threading
@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from serve import opening
-from serve.opening import Opening
+from serve import startup_listener
+from serve.http.replies import ErrorReply
 from serve.ports import free_port, listening_socket, local_url
-from serve.schemas import ErrorReply
+from serve.startup_listener import StartupListener
 from tests.waiting import wait_for
 
 HOST = "127.0.0.1"
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LINGER_S", 0.3)
+    monkeypatch.setattr(startup_listener, "LINGER_S", 0.3)
 
 
 def sharing_socket(port: int) -> socket.socket:
@@ -39,7 +39,7 @@ def sharing_socket(port: int) -> socket.socket:
 
 @contextmanager
 def proxy(port: int) -> Iterator[None]:
-    """Provide a server that shares the port, as Serve's HTTP proxy does."""
+    """Run a server during the block that shares the port, as Serve's HTTP proxy does."""
 
     async def answer(request: Request) -> PlainTextResponse:
         return PlainTextResponse("proxy")
@@ -56,7 +56,7 @@ def proxy(port: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/readyz"), ("POST", "/v1/images/edits"), ("GET", "/nothing")])
 def test_every_route_says_what_the_start_waits_for(method: str, path: str) -> None:
-    with Opening(HOST, port := free_port()) as opened:
+    with StartupListener(HOST, port := free_port()) as opened:
         opened.awaited = "the UNet"
         content = bytes(3_000_000) if method == "POST" else None
         reply = httpx.request(method, local_url(HOST, port) + path, content=content)
@@ -66,12 +66,12 @@ def test_every_route_says_what_the_start_waits_for(method: str, path: str) -> No
 
 
 def test_the_process_is_alive() -> None:
-    with Opening(HOST, port := free_port()):
+    with StartupListener(HOST, port := free_port()):
         assert httpx.get(f"{local_url(HOST, port)}/healthz").json() == {"status": "alive"}
 
 
 def test_pages_of_allowed_origins_can_read_it() -> None:
-    with Opening(HOST, port := free_port()) as opened:
+    with StartupListener(HOST, port := free_port()) as opened:
         headers = {"origin": "https://shop.example"}
         assert "access-control-allow-origin" not in httpx.get(local_url(HOST, port), headers=headers).headers
         opened.allow(["https://shop.example"])
@@ -85,13 +85,13 @@ def test_a_port_that_is_taken_is_refused(shares: bool) -> None:
     with sharing_socket(port) if shares else socket.create_server((HOST, port)) as taken:
         taken.listen()
         with pytest.raises(OSError, match="in use"):
-            Opening(HOST, port)
-    Opening(HOST, port).socket.close()
+            StartupListener(HOST, port)
+    StartupListener(HOST, port).socket.close()
 
 
 def test_two_starts_cannot_share_a_port() -> None:
     port = free_port()
-    with Opening(HOST, port), pytest.raises(OSError, match="in use"):
+    with StartupListener(HOST, port), pytest.raises(OSError, match="in use"):
         listening_socket(HOST, port)
 
 
@@ -103,7 +103,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 def test_the_port_is_free_afterwards() -> None:
     port = free_port()
     for _ in range(2):
-        with Opening(HOST, port):
+        with StartupListener(HOST, port):
             assert httpx.get(local_url(HOST, port)).status_code == 503
 
 
@@ -118,7 +118,7 @@ def test_the_change_to_the_proxy_resets_no_connection() -> None:
             except httpx.TransportError as error:
                 errors.append(error)
 
-    with Opening(HOST, port) as opened:
+    with StartupListener(HOST, port) as opened:
         callers = [threading.Thread(target=ask) for _ in range(4)]
         for caller in callers:
             caller.start()

@@ -1,4 +1,4 @@
-"""Holds the gate to a 503 on every route until the graph has been ready, and to letting all through from then on."""
+"""Tests that the gate answers 503 on every route until the graph has been ready, and then lets all requests pass."""
 
 import asyncio
 import json
@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve import gate
-from serve.gate import Gate
-from serve.schemas import ErrorReply
+from serve.http.replies import ErrorReply
+from serve.proxy import gate
+from serve.proxy.gate import Gate
 
 STAGES = ("retriever", "denoiser")
 
@@ -27,7 +27,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Graph:
-    """Stands in for Serve's proxy with a graph behind it. routes: None until the proxy knows any."""
+    """Stands for Serve's proxy, with a graph behind it. routes: None until the proxy knows any."""
 
     def __init__(self, routes: dict[str, str] | None = None, ready: dict[str, bool] | None = None) -> None:
         self.routes = routes
@@ -70,7 +70,7 @@ def through(graph: Graph, talk: Callable[[httpx.AsyncClient], Awaitable[Any]]) -
 
 
 def refused(reply: httpx.Response) -> str:
-    """Return the message of a reply that says to come back."""
+    """Return the message of a 503 that says when to come back."""
     assert reply.status_code == 503
     assert int(reply.headers["retry-after"]) > 0
     assert reply.headers["x-request-id"]

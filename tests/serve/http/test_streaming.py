@@ -1,4 +1,4 @@
-"""Holds streams to the pace of their readers, and to losing nothing but old previews; without Ray."""
+"""Tests that streams keep the pace of their readers and lose nothing but old previews, without Ray."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import TaskCancelledError
 from starlette.types import Message, Scope
 
-from serve.proxy import TAKEN
-from serve.streaming import MAX_WAITING, PacedResponse, newest
+from serve.http.streaming import MAX_WAITING, PacedResponse, newest
+from serve.proxy.replay import TAKEN
 
 PATIENCE_S = 10.0
 # Long enough for everything that is ready to happen.
@@ -87,7 +87,7 @@ def test_who_stops_fetching_ends_the_work() -> None:
 
 
 class Client:
-    """Takes what a response sends when it is told to, if the proxy tells the response of it."""
+    """A client that takes a message of a response only on demand. The proxy tells the response, if it can."""
 
     def __init__(self, tells: bool) -> None:
         self.scope: Scope = {"type": "http", "extensions": {TAKEN: {}} if tells else {}}

@@ -1,4 +1,4 @@
-"""Holds the error table to the replies that it promises; without a cluster."""
+"""Tests the replies that the error table makes, without a cluster."""
 
 import asyncio
 import json
@@ -11,15 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fashion_rag.errors import ArtifactError, DeadlineExceeded, FashionRAGError, InvalidRequest, Overloaded
-from serve.auth import Unauthorized
-from serve.door import RateLimited
-from serve.errors import CALLER_LEFT, STATUS, add_handlers, answer_error, explained
+from serve.http.admission import RateLimited
+from serve.http.auth import Unauthorized
+from serve.http.errors import CALLER_LEFT, STATUS, add_handlers, answer_error, explained
 
 REQUEST = Request({"type": "http", "headers": [(b"x-request-id", b"request-7")]})
 
 
 def in_replica(cause: Exception) -> RayTaskError:
-    """Return the error as the ingress sees it when a replica has raised `cause`."""
+    """Return the error that the ingress sees when a replica has raised `cause`."""
     return RayTaskError("denoise", "traceback", cause, "replica", 1, "ip").as_instanceof_cause()
 
 
@@ -62,9 +62,7 @@ def test_who_has_no_key_is_told_how_to_show_one() -> None:
 
 @pytest.mark.parametrize("error", [ClientDisconnect(), TaskCancelledError()])
 def test_who_leaves_is_answered_without_a_traceback(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """Return an application raises again what only its handler for Exception takes, and Serve logs that with a
-    traceback.
-    """
+    """An application raises again what only its handler for Exception takes, and Serve logs that with a traceback."""
     api = FastAPI()
     add_handlers(api)
 

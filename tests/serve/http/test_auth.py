@@ -1,4 +1,4 @@
-"""Holds the door to its keys; without Ray."""
+"""Tests which API keys are let in, without Ray."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fashion_rag.errors import ArtifactError
-from serve.auth import API_KEYS, ApiKeys, Unauthorized
+from serve.http.auth import API_KEYS, ApiKeys, Unauthorized
 
 
 def name(key: str) -> str:

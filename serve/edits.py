@@ -1,0 +1,184 @@
+"""The course of an edit through the stages of the graph, to its picture or its events. The ingress calls it.
+
+The denoiser has the stages before it prepare the edit, and denoises it. The VAE decodes the latents, and here the
+picture is put into the photo. Once the denoiser has taken an edit on, it is finished, unless the caller leaves or its
+deadline comes.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.serve.handle import DeploymentHandle
+
+from fashion_rag.data.finish import finish
+from fashion_rag.request import EditRequest
+from serve import metrics
+from serve.calls import answer, stream
+from serve.http.errors import error_reply, explained
+from serve.http.forms import EditForm
+from serve.http.replies import GarmentUsed, edit_completed, partial_image, sse
+from serve.http.streaming import newest
+from serve.messages import Admitted, Decoded, Denoised, Job, Partial, Prepared, Timings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class EditedPhoto:
+    """A finished edit: the photo, uint8 [H, W, 3] in the request's size, its garments, and the time in each stage."""
+
+    image: NDArray[np.uint8]
+    garments: tuple[GarmentUsed, ...]
+    timings_s: Timings
+
+
+# What `EditRunner.edit` yields, in this order: one Prepared, any number of Partial, one EditedPhoto.
+EditNews = Prepared | Partial | EditedPhoto
+
+
+class EditRunner:
+    """Takes edits through the denoiser, whose handle streams, and the VAE."""
+
+    def __init__(self, denoiser: DeploymentHandle, vae: DeploymentHandle) -> None:
+        self.denoiser = denoiser
+        self.vae = vae
+
+    async def edit(self, request: EditRequest, preview_steps: frozenset[int]) -> AsyncGenerator[EditNews, None]:
+        """Yield once that the edit is prepared, then its previews, then the edited photo.
+
+        preview_steps: after which steps, counted from 1, a preview is wanted. Raises what the stages raise, and what
+        `calls.stream` raises.
+        """
+        # The request goes into shared memory once, and the stages read it from there.
+        shared = await asyncio.to_thread(ray.put, request)
+        job = Job(
+            request=shared,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            shortcuts=request.shortcuts,
+            deadline_unix_s=request.deadline_unix_s,
+            preview_steps=preview_steps,
+        )
+        prepared, last_step = False, 0
+        calls = stream("denoise", lambda: self.denoiser.denoise.remote(job), request.deadline_unix_s)
+        async with aclosing(calls) as items:
+            # A replica that takes the place of a dead one yields everything again, from Admitted on.
+            async for item in items:
+                match item:
+                    case Prepared() if not prepared:
+                        prepared = True
+                        yield item
+                    case Partial() if item.step > last_step:
+                        last_step = item.step
+                        yield item
+                    case Denoised():
+                        # This is the last item, but to leave the loop here would cancel the call.
+                        denoised = item
+                    case Admitted() | Prepared() | Partial():
+                        pass
+        yield await self._finished(request, denoised)
+
+    async def _finished(self, request: EditRequest, denoised: Denoised) -> EditedPhoto:
+        """Return the photo with what the VAE makes of the latents in it."""
+        decoded: Decoded = await answer(
+            "decode", lambda: self.vae.decode.remote(denoised.latents), request.deadline_unix_s
+        )
+        started = time.perf_counter()
+        image = await asyncio.to_thread(finish, request, decoded.picture)
+        timings_s = denoised.timings_s | decoded.timings_s
+        timings_s["decode"] += time.perf_counter() - started
+        return EditedPhoto(image, denoised.garments, timings_s)
+
+    async def edit_all(self, requests: Sequence[EditRequest]) -> list[EditedPhoto]:
+        """Return the finished edits. Where one fails, its error is raised and the others are cancelled."""
+        tasks = [asyncio.create_task(self._edited_photo(request)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _edited_photo(self, request: EditRequest) -> EditedPhoto:
+        async with aclosing(self.edit(request, frozenset())) as items:
+            *_, edited = [item async for item in items]
+            assert isinstance(edited, EditedPhoto)
+            return edited
+
+    async def events(
+        self, form: EditForm, request: EditRequest, arrived: float, held: ExitStack
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield nothing (b"") once the edit is accepted, then its events, without previews that have grown old.
+
+        arrived: when the request came, in Unix time. held: is closed when the edit is done, whether or not its events
+        have been fetched. Raises what the edit raises before it is accepted; a later error is the last event.
+        """
+        accepted, index = False, 0
+        edit = self.edit(request, preview_steps(form.partial_images, request.num_inference_steps))
+        try:
+            async with aclosing(newest(_while_held(held, edit), may_skip=_is_preview)) as items:
+                async for item in items:
+                    if isinstance(item, Prepared):
+                        accepted = True
+                        yield b""
+                    elif isinstance(item, Partial):
+                        if index == 0:
+                            metrics.first_preview_seconds().observe(time.time() - arrived)
+                        yield await asyncio.to_thread(partial_event, form, request, item, index)
+                        index += 1
+                    else:
+                        yield await asyncio.to_thread(completed_event, form, request, item)
+        except Exception as error:
+            # Once the status has been sent, any error can only be an event.
+            if not accepted:
+                raise
+            yield sse("error", error_reply(error, explained(error)[1], request.request_id))
+
+
+def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
+    """Return after which steps, counted from 1, so many previews are shown: evenly spread, and none at the end."""
+    steps = (round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1))
+    return frozenset(step for step in steps if 0 < step < num_steps)
+
+
+def partial_event(form: EditForm, request: EditRequest, partial: Partial, index: int) -> bytes:
+    """Return the event for a preview, which is put into the photo; its index counts from 0.
+
+    Pastes and encodes, so keep it off an event loop.
+    """
+    pixels = finish(request, partial.preview)
+    event = partial_image(
+        form, pixels, index=index, step=partial.step, num_steps=partial.num_steps, icc_profile=request.icc_profile
+    )
+    return sse("image_edit.partial_image", event)
+
+
+def completed_event(form: EditForm, request: EditRequest, edited: EditedPhoto) -> bytes:
+    """Return the event for the edited photo. Encodes it, so keep it off an event loop."""
+    event = edit_completed(
+        form,
+        edited.image,
+        garments=edited.garments,
+        seed=request.seed,
+        timings_s=edited.timings_s,
+        icc_profile=request.icc_profile,
+    )
+    return sse("image_edit.completed", event)
+
+
+def _is_preview(item: EditNews) -> bool:
+    return isinstance(item, Partial)
+
+
+async def _while_held(held: ExitStack, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield the items, and close `held` after the last."""
+    with held:
+        async with aclosing(items):
+            async for item in items:
+                yield item

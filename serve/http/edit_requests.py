@@ -1,0 +1,146 @@
+"""Makes edits and garments, with decoded and checked pictures, of forms.
+
+The ingress calls it, and so do the servers that the benchmarks compare with.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fashion_rag.catalogue.attributes import parse_filter
+from fashion_rag.catalogue.garments import stored_jpeg
+from fashion_rag.catalogue.table import GarmentRow, checked
+from fashion_rag.data.image import MIN_SIDE, OpenedPhoto, open_image, open_mask, open_photo
+from fashion_rag.data.pose import parse_keypoints, scale_keypoints
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
+from fashion_rag.request import EditRequest
+from fashion_rag.sampling import NO_PRESET, SAMPLING_OPTIONS, Preset, resolve_sampling
+from serve.config import IngressSettings
+from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat
+
+MAX_SIDE = 4096
+# The largest side of a picture that each file format can hold.
+MAX_FILE_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+SHAPE_TOLERANCE = 0.02
+# Every JSON reader can hold a seed of this range as a whole number.
+RANDOM_SEEDS = 2**32
+
+
+def edit_requests(
+    form: EditForm, manifest: Manifest, settings: IngressSettings, request_id: str, arrived: float
+) -> list[EditRequest]:
+    """Return the `n` edits that a form asks for, in the size that their pictures are to have.
+
+    The edits share pictures, and their seeds follow each other. With several, request ids end in -0, -1, and so on.
+    arrived: when the request came, in Unix time; the deadline counts from then. Decodes pictures, so keep it off an
+    event loop. Raises InvalidRequest, naming the form's field.
+    """
+    if form.model not in (None, manifest.name):
+        raise InvalidRequest("model", form.model, f"must be {manifest.name!r}, or left out", "model_not_found")
+    if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
+        raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
+    options = {name: getattr(form, name) for name in SAMPLING_OPTIONS}
+    sampling = resolve_sampling(options, manifest, _preset(form, settings.presets))
+    photo = open_photo(form.image, max_pixels=settings.max_pixels)
+    photo_size = (photo.pixels.shape[0], photo.pixels.shape[1])
+    size = _asked_size(form, photo_size, settings.max_pixels)
+    seed = secrets.randbelow(RANDOM_SEEDS) if form.seed is None else form.seed
+    edit = EditRequest(
+        image=photo.pixels,
+        mask=_mask(form, photo, settings.max_pixels),
+        prompt=form.prompt,
+        category=form.category,
+        keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
+        num_garments=form.num_garments,
+        garment_ids=tuple(form.garment_ids),
+        attributes=parse_filter(form.attributes),
+        num_chunks=form.num_chunks,
+        template=form.template,
+        seed=seed,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        shortcuts=sampling.shortcuts,
+        icc_profile=photo.icc_profile,
+        deadline_unix_s=arrived + (form.deadline_s or settings.deadline_s),
+        request_id=request_id,
+    )
+    # The edit is resized last, because mask and photo must have the same size as they were sent.
+    edit = _resized(edit, size)
+    if form.n == 1:
+        return [edit]
+    return [replace(edit, seed=seed + number, request_id=f"{request_id}-{number}") for number in range(form.n)]
+
+
+def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, bytes]:
+    """Return the catalogue's row of the garment in a form, and its picture as it is to be stored.
+
+    Decodes the picture, so keep it off an event loop. Raises InvalidRequest, naming the field.
+    """
+    jpeg = stored_jpeg(open_image(form.image, max_pixels=max_pixels))
+    attributes = {name: tuple(values) for name, values in parse_filter(form.attributes).items()}
+    digest = hashlib.sha256(form.image).hexdigest()
+    # The retriever replaces "unknown" by the place where it stores the picture.
+    row = GarmentRow(form.id, form.category, form.caption, "unknown", digest, attributes=attributes)
+    return checked(row), jpeg
+
+
+def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
+    """Return the preset that a form names, as preset or quality. Raises InvalidRequest for an unknown name."""
+    field, value = ("quality", form.quality) if form.preset is None else ("preset", form.preset)
+    name = QUALITY_PRESETS.get(form.quality) if form.preset is None else form.preset
+    if name is None:
+        return NO_PRESET
+    if name not in presets:
+        raise InvalidRequest(field, value, f"needs a preset that this server has: {', '.join(presets) or 'none'}")
+    return presets[name]
+
+
+def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the mask in the form, else the transparent part of the photo. Raises InvalidRequest without both."""
+    if form.mask is not None:
+        return open_mask(form.mask, max_pixels=max_pixels)
+    if photo.hole is None:
+        raise InvalidRequest("mask", None, "must be given, unless the photo is transparent where to repaint")
+    return photo.hole
+
+
+def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """Return the (height, width) that the edited photo is to have. Raises InvalidRequest, naming the field."""
+    size = photo_size
+    if form.size != "auto":
+        match = re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", form.size)
+        width, height = map(int, match.groups()) if match else (0, 0)
+        if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
+            rule = f"must be auto, or WIDTHxHEIGHT with sides from {MIN_SIDE} to {MAX_SIDE}"
+            raise InvalidRequest("size", form.size, rule)
+        if width * height > max_pixels:
+            raise InvalidRequest("size", form.size, f"must have at most {max_pixels} pixels", "unsupported_value")
+        if abs(width * photo_size[0] / (height * photo_size[1]) - 1) > SHAPE_TOLERANCE:
+            rule = f"must have the photo's shape, {photo_size[1]}x{photo_size[0]}, within {SHAPE_TOLERANCE:.0%}"
+            raise InvalidRequest("size", form.size, rule, "unsupported_value")
+        size = (height, width)
+    if max(size) > MAX_FILE_SIDES[form.output_format]:
+        rule = f"holds at most {MAX_FILE_SIDES[form.output_format]} pixels a side; the picture has {max(size)}"
+        raise InvalidRequest("output_format", form.output_format, rule)
+    return size
+
+
+def _resized(edit: EditRequest, size: tuple[int, int]) -> EditRequest:
+    """Return the edit with pictures and key points of this (height, width)."""
+    height, width = size
+    from_size = (edit.image.shape[0], edit.image.shape[1])
+    if size == from_size:
+        return edit
+    return replace(
+        edit,
+        image=np.asarray(Image.fromarray(edit.image).resize((width, height), Image.Resampling.LANCZOS)),
+        mask=np.asarray(Image.fromarray(edit.mask).resize((width, height), Image.Resampling.NEAREST)),
+        keypoints=None if edit.keypoints is None else scale_keypoints(edit.keypoints, from_size, size),
+    )

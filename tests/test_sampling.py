@@ -1,0 +1,36 @@
+"""Holds the options of denoising to their order: what is asked for, then the preset, then the bundle."""
+
+from dataclasses import asdict
+
+import pytest
+
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
+from fashion_rag.request import PLAIN, Shortcuts, Solver
+from fashion_rag.sampling import SAMPLING_OPTIONS, Preset, Sampling, resolve_sampling
+
+MANIFEST = Manifest("toy", image_size=(64, 48), num_inference_steps=7, guidance_scale=2.5)
+QUICK = Preset(4, shortcuts=Shortcuts(Solver.UNIPC, guidance_end=0.6))
+
+
+def test_what_is_not_given_is_the_presets_and_else_the_bundles() -> None:
+    nothing = dict.fromkeys(SAMPLING_OPTIONS)
+    assert resolve_sampling(nothing, MANIFEST) == Sampling(7, 2.5, PLAIN)
+    assert resolve_sampling(nothing, MANIFEST, QUICK) == Sampling(4, 2.5, QUICK.shortcuts)
+
+
+def test_what_is_given_comes_first_whatever_it_is() -> None:
+    given = {"steps": 9, "guidance_scale": 0.0} | asdict(PLAIN)
+    assert resolve_sampling(given, MANIFEST, QUICK) == Sampling(9, 0.0, PLAIN)
+    # What EditRequest is to refuse is handed on to it.
+    assert resolve_sampling({"steps": 0}, MANIFEST).num_inference_steps == 0
+
+
+def test_what_does_not_fit_the_preset_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"guidance_end: got 0\.6"):
+        resolve_sampling({"guidance_start": 0.7}, MANIFEST, QUICK)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(KeyError, match="solvers"):
+        resolve_sampling({"solvers": "ddim"}, MANIFEST)
