@@ -1,4 +1,4 @@
-"""What is decided to run the networks, and whether edits are the same pictures whatever does."""
+"""Tests of the choice of what runs the networks, and that an edit gives the same picture whatever runs them."""
 
 import shutil
 from dataclasses import replace
@@ -87,13 +87,13 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
     assert isinstance(parts.load_unet().whole, OnnxModule)
     assert runtime.open().folder == parts.folder
     assert exported == [tiny_bundle]
-    # What has been damaged is made again.
+    # A damaged file is exported again.
     assert parts.folder is not None and parts.folder.is_relative_to(tmp_path)
     unet = parts.folder / "unet.onnx"
     unet.write_bytes(unet.read_bytes()[:-1])
     runtime.open().load_unet()
     assert exported == [tiny_bundle, tiny_bundle]
-    # Other weights are other files.
+    # Other weights have files of their own.
     other = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
     assert other.folder != parts.folder
 

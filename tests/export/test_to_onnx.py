@@ -1,4 +1,4 @@
-"""ONNX files of a bundle: what is written, and what is refused."""
+"""Tests of the ONNX files of a bundle: what is written, and what is refused."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def only_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return the exports take the smallest network alone."""
+    """Make exports take the smallest network alone."""
     monkeypatch.setattr(to_onnx, "module_specs", lambda bundle: {"text_encoder": module_specs(bundle)["text_encoder"]})
 
 
@@ -46,12 +46,14 @@ def test_the_border_is_the_modules(onnx_folder: Path, bundle: Bundle, name: str)
     spec = module_specs(bundle)[name]
     graph = onnx.load(onnx_path(onnx_folder, spec)).graph
     kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
-    for found, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
-        assert [tensor.name for tensor in found] == list(wanted)
-        for tensor, must in zip((one.type.tensor_type for one in found), wanted.values(), strict=True):
+    for values, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+        assert [value.name for value in values] == list(wanted)
+        for value, expected in zip(values, wanted.values(), strict=True):
+            tensor = value.type.tensor_type
             batch, *sides = tensor.shape.dim
             assert batch.dim_param and not batch.dim_value
-            assert (tuple(side.dim_value for side in sides), tensor.elem_type) == (must.shape, kinds[must.dtype])
+            assert tuple(side.dim_value for side in sides) == expected.shape
+            assert tensor.elem_type == kinds[expected.dtype]
 
 
 @pytest.mark.parametrize("name", NAMES)
