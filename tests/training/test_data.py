@@ -1,4 +1,4 @@
-"""What training keeps of a data set: what an edit would see of it, each thing once, and never of other encoders."""
+"""Tests of what training keeps of a data set: what an edit would see, computed once, for each encoder apart."""
 
 import json
 import shutil
@@ -73,8 +73,8 @@ def test_garments_are_the_worn_one_then_the_best_retrieved(
 ) -> None:
     encoder = Bundle.open(tiny_bundle).load_garment_encoder()
     for row, person in enumerate(source.open((128, 96))):
-        others = [path for path in person.retrieved_paths if path != person.garment_path]
-        expected = data._hidden([person.garment_path, *others], encoder)
+        retrieved = [path for path in person.retrieved_paths if path != person.garment_path]
+        expected = data._hidden([person.garment_path, *retrieved], encoder)
         np.testing.assert_allclose(prepared.hidden[prepared.garments[row]], expected, atol=1e-2)
     assert prepared.garments.shape == (9, 3)
     assert len(np.unique(prepared.garments)) == 9
