@@ -1,4 +1,4 @@
-"""What stands beside a result."""
+"""Tests of the provenance that is written beside a result."""
 
 import json
 import subprocess
