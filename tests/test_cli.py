@@ -261,11 +261,11 @@ def test_index_evaluate_prints_recall(tiny_bundle: Path, tiny_catalogue: Path, t
     result = run("index", "evaluate", *options)
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "results" / "recall.json").read_text())
-    found = {(row["category"], row["num_chunks"]): row for row in written["recall"]}
-    assert len(found) == 8 and found["all", 3]["num_garments"] == 12
+    recalls = {(row["category"], row["num_chunks"]): row for row in written["recall"]}
+    assert len(recalls) == 8 and recalls["all", 3]["num_garments"] == 12
     # A category has four garments, which are all among the first five.
-    assert found["dresses", 1]["at"]["5"] == 1.0
-    assert f"{found['all', 1]['at']['1']:.3f}" in result.stdout
+    assert recalls["dresses", 1]["at"]["5"] == 1.0
+    assert f"{recalls['all', 1]['at']['1']:.3f}" in result.stdout
 
 
 def test_search_narrows_by_attributes(tiny_bundle: Path, tmp_path: Path) -> None:

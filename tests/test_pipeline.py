@@ -126,11 +126,11 @@ def test_pictures_of_any_size(pipeline: Pipeline, size: tuple[int, int]) -> None
 
 
 def test_named_garments_are_used_in_the_order_given(pipeline: Pipeline) -> None:
-    found = pipeline(edit_request(num_garments=2)).garment_ids
-    named = edit_request(garment_ids=found[::-1])
-    assert pipeline(named).garment_ids == found[::-1]
+    ids = pipeline(edit_request(num_garments=2)).garment_ids
+    named = edit_request(garment_ids=ids[::-1])
+    assert pipeline(named).garment_ids == ids[::-1]
     assert not np.array_equal(pipeline(named).image, pipeline(edit_request(num_garments=2)).image)
-    again = edit_request(garment_ids=found)
+    again = edit_request(garment_ids=ids)
     assert np.array_equal(pipeline(again).image, pipeline(edit_request(num_garments=2)).image)
 
 
@@ -213,8 +213,8 @@ def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, 
     assert pipeline.catalogue is not None
     catalogue = added_to(pipeline.catalogue, size="M", colour="red")
     narrowed = replace(pipeline, catalogue=catalogue)
-    (found,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
-    assert found.garment.id == "red-top"
+    (match,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
+    assert match.garment.id == "red-top"
     nobody = edit_request(attributes={"size": ["S", "L"], "colour": "red"}, num_garments=num_garments)
     with pytest.raises(InvalidRequest, match=r"got 'size=S, size=L, colour=red'; .*category upper_body") as refused:
         narrowed(nobody)

@@ -74,8 +74,8 @@ def test_vision_pixels_equal_the_published_ones(golden):
 def test_pictures_equal_the_published_tensors(golden):
     retrieved = {(entry["category"], entry["im_name"]): entry["retrieved"] for entry in golden.samples}
     tensors = golden.tensors("case6_dataprep")
-    for name, found in named(tensors, r"(image|retrieved_cloth)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
-        kind, height, width, category, person_id = found
+    for name, parts in named(tensors, r"(image|retrieved_cloth)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
+        kind, height, width, category, person_id = parts
         if kind == "image":
             path, reference = f"{category}/images/{person_id}_0.jpg", tensors[name]
         else:

@@ -43,8 +43,8 @@ def request(seed: int, num_inference_steps: int) -> EditRequest:
     )
 
 
-def largest_difference(one: Pipeline, other: Pipeline, asked: EditRequest, garment: Garment) -> int:
-    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (one, other)]
+def largest_difference(first: Pipeline, second: Pipeline, asked: EditRequest, garment: Garment) -> int:
+    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (first, second)]
     return int(np.abs(pictures[0] - pictures[1]).max())
 
 
@@ -94,8 +94,8 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
     runtime.open().load_unet()
     assert exported == [tiny_bundle, tiny_bundle]
     # Other weights have files of their own.
-    other = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
-    assert other.folder != parts.folder
+    other_parts = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
+    assert other_parts.folder != parts.folder
 
 
 @pytest.mark.parametrize(("backend", "kind"), [("torch", None), ("onnx", OnnxModule)])

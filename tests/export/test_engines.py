@@ -204,7 +204,7 @@ def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         assert reader.read() == b"old"
     # The first call writes the content to disk, and the second one the name.
     assert seen == [b"old", b"new and longer"]
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_of_several_builders_one_builds_and_a_dead_one_is_replaced(

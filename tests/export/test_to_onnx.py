@@ -89,8 +89,8 @@ def test_large_weights_lie_in_a_file_of_their_own(
 
 @pytest.mark.usefixtures("only_text")
 def test_half_precision_keeps_float32_at_the_border(bundle: Bundle, tmp_path: Path) -> None:
-    (found,) = to_onnx.export_onnx(bundle, tmp_path / "onnx", torch.float16)
-    assert 0 < found.max_rel_error <= found.tolerance == parity.TOLERANCES[torch.float16]
+    (measured,) = to_onnx.export_onnx(bundle, tmp_path / "onnx", torch.float16)
+    assert 0 < measured.max_rel_error <= measured.tolerance == parity.TOLERANCES[torch.float16]
     spec = module_specs(bundle)["text_encoder"]
     graph = onnx.load(onnx_path(tmp_path / "onnx", spec)).graph
     kinds = [tensor.type.tensor_type.elem_type for tensor in (*graph.input, *graph.output)]
@@ -136,7 +136,7 @@ def test_progress_is_told_of_each_network(bundle: Bundle, tmp_path: Path, only_t
 
 
 def test_files_of_another_bundle_are_refused(onnx_folder: Path, tmp_path: Path) -> None:
-    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
-    for name, spec in module_specs(other).items():
+    other_bundle = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
+    for name, spec in module_specs(other_bundle).items():
         with pytest.raises(ArtifactError, match=rf"{name}\.onnx: was exported of other weights"):
-            find_onnx(onnx_folder, other, spec)
+            find_onnx(onnx_folder, other_bundle, spec)

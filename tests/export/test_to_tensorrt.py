@@ -132,15 +132,13 @@ def test_all_networks_of_a_bundle_are_built_once(
     bundle = Bundle.open(tiny_bundle)
     built: list[tuple[object, ...]] = []
     # The build itself is tested above.
-    monkeypatch.setattr(
-        "export.to_tensorrt.build_engine", lambda *given, timing_cache: built.append(given) or b"engine"
-    )
+    monkeypatch.setattr("export.to_tensorrt.build_engine", lambda *given, **options: built.append(given) or b"engine")
     engines = export_tensorrt(bundle, folder, rtx, ("8.6", "12.0"))
     assert export_tensorrt(bundle, folder, rtx, ("8.6", "12.0")) == engines
     assert [given[1].name for given in built] == list(engines) == list(module_specs(bundle))
     for name, path in engines.items():
-        found, key, _ = find_engine(folder, bundle, name)
-        assert found == path and read_engine(found, key) == b"engine"
+        engine, key, _ = find_engine(folder, bundle, name)
+        assert engine == path and read_engine(engine, key) == b"engine"
         assert key.architecture == "8.6+12.0"
         assert max(key.rows) == (32 if name.startswith("unet") else 8)
 
