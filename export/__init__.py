@@ -1,1 +1,1 @@
-"""Exports the networks of a bundle to ONNX and TensorRT, and runs them like the PyTorch modules."""
+"""The export of a bundle's networks to ONNX and TensorRT, and the modules that run them like PyTorch modules."""

@@ -1,7 +1,7 @@
 """The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime or TensorRT.
 
-Replicas open a `Runtime` (`runtime.py`) and load the parts that they need; what they get is called the same way
-whatever runs it.
+Replicas open a `Runtime` (`runtime.py`) and load the parts that they need. The parts are called in the same way,
+whatever runs them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from fashion_rag.pipeline import Pipeline
 def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> Parts:
     """Return the parts of the bundle, ready to be loaded.
 
-    progress: called once a network where they are exported. Raises ArtifactError, with the reason, for what cannot be
-    run here.
+    progress: called after each network that is exported. Raises ArtifactError, with the reason, if the bundle or the
+    backend cannot be used on this machine.
     """
     wait_for(runtime.missing, runtime.wait_s)
     bundle = Bundle.open(Path(runtime.bundle))
@@ -44,7 +44,9 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
     backend = runtime.backend
     if backend == "auto":
         has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
-        backend = ("tensorrt" if has_engines else "compile") if gpu else "onnx"
+        backend = "onnx"
+        if gpu:
+            backend = "tensorrt" if has_engines else "compile"
     if backend == "tensorrt" and not (gpu and folder):
         missing = "compiled: a folder with engines" if gpu else "a GPU"
         raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
@@ -54,15 +56,24 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
     precision = runtime.precision
     if precision == "auto":
         precision = "float16" if device.type == "cuda" else "float32"
-    return Parts(bundle, backend, device, getattr(torch, precision), folder, runtime.num_threads)
+    return Parts(
+        bundle=bundle,
+        backend=backend,
+        device=device,
+        dtype=getattr(torch, precision),
+        folder=folder,
+        num_threads=runtime.num_threads,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parts:
-    """Loads the parts of a bundle, warmed up. device: where the UNet takes and gives its tensors; the other parts take
-    and give theirs on the CPU, wherever they compute.
+    """The parts of an opened bundle, which are loaded and warmed up by its methods.
 
-    The methods raise ArtifactError for what is missing, damaged or of another bundle.
+    device: where the networks compute, and where the tensors of the UNet are; those of the other parts are on the CPU.
+    folder: the exported networks, for the backends that run them.
+
+    The methods raise ArtifactError for files that are missing, damaged or of another bundle.
     """
 
     bundle: Bundle
@@ -73,7 +84,7 @@ class Parts:
     num_threads: int
 
     def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
-        """Return all parts, for one edit at a time; between the networks, tensors are on the CPU."""
+        """Return all parts as a pipeline for one edit at a time. Between the networks, tensors are on the CPU."""
         return Pipeline(
             manifest=self.bundle.manifest,
             sampler=self.bundle.sampler,
@@ -86,13 +97,15 @@ class Parts:
         )
 
     def load_unet(self) -> SplitUNet:
-        """Return what predicts the noise."""
+        """Return the UNet."""
         return self._unet(lambda network: network)
 
     def _unet(self, placed: Callable[[nn.Module], nn.Module]) -> SplitUNet:
+        """Return the UNet of two networks, each as `placed` returns it."""
+
         @cache
         def weights() -> UNet:
-            """Load the UNet once: its outermost layers are its own, whichever of the two networks runs them."""
+            """Return the UNet, which is loaded once, because its two networks share the weights of the outer layers."""
             return self.bundle.load_unet(self.device, self.dtype)
 
         whole = self._network("unet", lambda: WholeUNet(weights()))
@@ -100,37 +113,38 @@ class Parts:
         return SplitUNet(placed(whole), placed(outermost))
 
     def load_vae(self) -> VAE:
-        """Return the VAE, both halves."""
+        """Return the VAE with both halves."""
         vae = self.bundle.load_vae(networks=False)
         vae.encoder = self._between_cpu(self._load("vae_encoder"))
         vae.decoder = self._between_cpu(self._load("vae_decoder"))
         return vae
 
     def load_prompt_encoder(self) -> PromptEncoder:
-        """Return the text encoder with its tokenizer."""
+        """Return the text encoder with its tokenizer and its table of tokens."""
         prompt_encoder = self.bundle.load_prompt_encoder(networks=False)
         prompt_encoder.text_encoder = self._between_cpu(self._load("text_encoder"))
         return prompt_encoder
 
     def load_garment_encoder(self) -> GarmentEncoder:
-        """Return the vision tower and the inversion adapter."""
+        """Return the vision encoder and the inversion adapter."""
         garment_encoder = self.bundle.load_garment_encoder(networks=False)
         garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
         return garment_encoder
 
     def _load(self, name: str) -> nn.Module:
-        """Return the network of this name, which shares its weights with no other."""
+        """Return the network of this name, with weights that it shares with no other network."""
         spec = module_specs(self.bundle)[name]
         return self._network(name, lambda: spec.load(self.bundle, self.dtype).to(self.device))
 
     def _between_cpu(self, network: nn.Module) -> nn.Module:
+        """Return the network for callers whose tensors are on the CPU."""
         return network if self.device.type == "cpu" else _BetweenCPU(network, self.device)
 
     def _network(self, name: str, load: Callable[[], nn.Module]) -> nn.Module:
-        """Return the network of this name.
+        """Return the network of this name as the backend runs it, warmed up.
 
-        load: gives it as a PyTorch module on the device and in the precision of these parts; called where PyTorch is
-        what runs it, and not otherwise.
+        load: returns it as a PyTorch module on the device and in the precision of these parts. It is called only for
+        the backends torch and compile.
         """
         spec = module_specs(self.bundle)[name]
         network: nn.Module

@@ -1,4 +1,4 @@
-"""Runs a network with torch.compile, called like the PyTorch module. For GPUs without TensorRT."""
+"""A network that torch.compile has compiled, called like the PyTorch module. For GPUs without TensorRT engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_COMPILED = 64
 
 
 class CompiledModule(BucketedModule):
-    """A PyTorch module, compiled once for each batch size."""
+    """A PyTorch module that is compiled once for each batch size."""
 
     def __init__(
         self,
@@ -25,20 +25,21 @@ class CompiledModule(BucketedModule):
         compile_backend: str | Callable[..., object] = "inductor",
         cuda_graphs: bool = True,
     ) -> None:
-        """Return the compile and run every batch size once; takes minutes for a real network.
+        """Compile and run every batch size once, which takes minutes for a real network.
 
-        module: on `device`, in the precision that it is to compute in. compile_backend: of torch.compile.
+        module: on `device`, in the precision that it computes in. rows: the batch sizes. compile_backend: the backend
+        of torch.compile.
         """
         super().__init__(spec, rows, device)
         if device.type == "cuda":
             module = module.to(memory_format=torch.channels_last)
         self._call = torch.compile(module, dynamic=False, backend=compile_backend)
-        # PyTorch counts by the code that it compiles, which all modules of a class share.
+        # PyTorch limits how often the same code is compiled, and all modules of a class share their code.
         with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED):
             self.warm_up(cuda_graphs)
 
     def enqueue(self, bucket: Bucket) -> None:
         """Run the compiled module, which knows this batch size from the warm-up."""
-        # Always in the same mode: what is compiled for one is not taken for another.
+        # Always in the same mode, because what is compiled in one mode is not used in another.
         with torch.inference_mode(False), torch.no_grad():
             bucket.output.copy_(self._call(*bucket.inputs.values()))

@@ -1,12 +1,12 @@
-"""Built engines on disk: found by what they are of, checked before they are run, built by one process at a time.
+"""Built engines on disk: found by their key, checked before they are run, built by one process at a time.
 
-`to_tensorrt.py` builds what lies here and `trt_module.py` runs it. Two files, both named after the engine's key:
+`to_tensorrt.py` builds the engines and `trt_module.py` runs them. An engine has two files, named after its key:
 
     unet-float16-rows1.2.4-tensorrt_rtx-1.7.1.116-portable-5d0c9a1e44b7f203.engine
     ....engine.json    the key, and the engine's size and SHA-256
 
-The second is written last: an engine without it, or unlike it, is not run. Beside them `manifest.json` says which
-engines are in use.
+The second file is written last. An engine is not run if this file is missing, or if the two differ. In the same folder
+`manifest.json` says which engines are in use.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine is of: two engines of one key may replace each other, others never.
+    """What an engine was built from and for. Only engines of the same key can replace each other.
 
-    module, precision, onnx_sha256: the network, "float32" or "float16", and the ONNX file it was built from.
-    rows: the batch sizes it runs, rising. inputs, outputs: names and shapes without the batch.
-    flavour, version: of TensorRT (`flavours.py`). architecture: compute capabilities that it runs on, as "9.0", or
-    "portable" for those that TensorRT for RTX builds for when none is named.
+    module, precision, onnx_sha256: the network, "float32" or "float16", and the ONNX file that it was built from.
+    rows: the batch sizes that it runs, rising. inputs, outputs: names and shapes without the batch.
+    flavour, version: those of TensorRT (`flavours.py`).
+    architecture: the compute capabilities that it runs on, such as "9.0", or "portable" for those that TensorRT for RTX
+        builds for when none is named.
     """
 
     module: str
@@ -56,7 +57,7 @@ class EngineKey:
     def of(
         cls, spec: ModuleSpec, onnx: OnnxFiles, rows: Sequence[int], flavour: Flavour, architecture: str
     ) -> EngineKey:
-        """Return the key of the engine that is built from `onnx`, by this TensorRT."""
+        """Return the key of an engine that is built from `onnx` by this TensorRT."""
         return cls(
             module=spec.name,
             precision=onnx.dtype,
@@ -71,26 +72,26 @@ class EngineKey:
 
     @property
     def file_name(self) -> str:
-        """Return what can be told at a glance, then a digest of everything."""
+        """Return the name of the engine's file: the parts that people look for, then a digest of the whole key."""
         rows = "rows" + ".".join(map(str, self.rows))
         digest = hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
         parts = (self.module, self.precision, rows, self.flavour, self.version, self.architecture, digest)
         return "-".join(parts) + ".engine"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the key as it is read back from JSON."""
+        """Return the key with the values that it has when it is read from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
 
 def get_or_build(folder: Path, key: EngineKey, build: Callable[[], bytes | memoryview]) -> Path:
-    """Return the file in `folder` with the engine of `key`; built now unless a sound one is there.
+    """Return the file in `folder` with the engine of `key`. It is built now if it is missing or damaged.
 
-    Of several processes that ask at once, one builds and the others wait for it. A damaged engine is built again.
-    Whatever `build` raises comes through and leaves nothing behind that would be run.
+    If several processes ask at once, one builds and the others wait. If `build` raises, its error is passed on and no
+    engine is left.
     """
     path = folder / key.file_name
-    # Without the lock first, so that a folder that can only be read will do.
+    # Read without the lock first, so that the folder need not be writable if the engine is there.
     with suppress(ArtifactError):
         read_engine(path, key)
         return path
@@ -108,7 +109,7 @@ def get_or_build(folder: Path, key: EngineKey, build: Callable[[], bytes | memor
 def read_engine(path: Path, key: EngineKey) -> bytes:
     """Return the engine in `path`, exactly as it was built for `key`.
 
-    Raises ArtifactError, naming what is wrong, for one that is missing, cut short, changed or of another key.
+    Raises ArtifactError, naming what is wrong, for an engine that is missing, cut short, changed or of another key.
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such engine")
@@ -129,7 +130,7 @@ def read_engine(path: Path, key: EngineKey) -> bytes:
 
 
 def read_key(path: Path) -> EngineKey:
-    """Return what the engine in `path` says that it is of. Raises ArtifactError if it does not say so."""
+    """Return the key that lies beside the engine in `path`. Raises ArtifactError if there is none."""
     manifest = read_config(_manifest(path))
     missing = [field.name for field in fields(EngineKey) if field.name not in manifest]
     if missing:
@@ -139,7 +140,7 @@ def read_key(path: Path) -> EngineKey:
 
 
 def use_engines(folder: Path, engines: Mapping[str, Path]) -> None:
-    """Make these files in `folder` the ones that `engine_in_use` finds, by the names of their modules."""
+    """Make these files in `folder`, by the names of their modules, the engines that `engine_in_use` returns."""
     content = {"engines": {module: path.name for module, path in engines.items()}}
     path = folder / MANIFEST_FILE
     with locked(path.with_suffix(".lock")):
@@ -156,6 +157,7 @@ def engine_in_use(folder: Path, module: str) -> Path:
 
 
 def _write(path: Path, key: EngineKey, engine: bytes | memoryview) -> None:
+    """Write an engine, and then the file that makes it valid."""
     manifest = key.as_json() | {"size_bytes": len(engine), "sha256": hashlib.sha256(engine).hexdigest()}
     write_whole(path, engine)
     write_whole(_manifest(path), json.dumps(manifest, indent=1).encode())

@@ -1,6 +1,6 @@
-"""Which TensorRT there is: NVIDIA's `tensorrt`, or TensorRT for RTX, whose engines are built without a GPU.
+"""The TensorRT that is installed: NVIDIA's `tensorrt`, or TensorRT for RTX, which builds engines without a GPU.
 
-Both have one programming interface, of which `to_tensorrt.py` takes the builder and `trt_module.py` the runtime.
+Both have the same programming interface. `to_tensorrt.py` uses its builder, and `trt_module.py` its runtime.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ from typing import Any
 from fashion_rag.errors import ArtifactError
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
-# In the order of preference. TensorRT for RTX is pinned by its bindings, which are what `tensorrt_rtx` re-exports.
+# In the order of preference. `tensorrt_rtx` only re-exports its bindings, which is the package that is pinned.
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx_bindings"}
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """An installed TensorRT. api: its Python module."""
+    """An installed TensorRT.
+
+    name: TENSORRT or TENSORRT_RTX. api: its Python module.
+    """
 
     name: str
     api: Any
 
     @property
     def version(self) -> str:
+        """Return the version of this TensorRT."""
         version: str = self.api.__version__
         return version
 
 
 def find_flavour(name: str | None = None) -> Flavour:
-    """Return the TensorRT of this name, else the first there is. Raises ArtifactError if it is not installed."""
+    """Return the TensorRT of this name, or without a name the first that is installed.
+
+    Raises ArtifactError if it is not installed.
+    """
     if name is not None and name not in MODULES:
         raise ArtifactError(f"flavour: got {name!r}; must be one of {', '.join(MODULES)}")
     wanted = [name] if name else list(MODULES)
@@ -45,7 +52,7 @@ def find_flavour(name: str | None = None) -> Flavour:
 def make_log(api: Any) -> Any:
     """Return a TensorRT logger that keeps the messages of errors in `errors`.
 
-    It must outlive what it is given to, which TensorRT does not see to.
+    The caller must keep it as long as the objects that it is given to, because TensorRT does not.
     """
 
     class Log(api.ILogger):

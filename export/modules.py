@@ -1,11 +1,11 @@
-"""The six networks of a bundle that are compiled, and what goes into and comes out of each.
+"""The six networks of a bundle that are compiled, and the inputs and outputs of each.
 
-The one description that the exports to ONNX and TensorRT and the modules that run their files share.
+The exports to ONNX and TensorRT, and the modules that run the exported files, share this description.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, ShallowUNet, W
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output. shape: without the batch, which comes first and is dynamic."""
+    """The shape and type of an input or output. The shape lacks the batch, which comes first and is dynamic."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -29,9 +29,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModuleSpec:
-    """One network with its border: float32 tensors, int64 timesteps, whatever the precision inside.
+    """A network with its inputs and outputs, which are float32 (timesteps int64) whatever the precision inside.
 
-    inputs, outputs: in the order of the call. load: the PyTorch module of a bundle with weights of a dtype, on the CPU.
+    inputs, outputs: by name, in the order of the call.
+    load: takes a bundle and a dtype, and returns the PyTorch module with such weights, on the CPU.
     parts: the folders of the bundle whose weights it has.
     """
 
@@ -42,7 +43,7 @@ class ModuleSpec:
     parts: tuple[str, ...]
 
     def weights(self, bundle: Bundle) -> str:
-        """Return what tells the weights from others: a digest of those in `bundle`, nothing for a module of none."""
+        """Return a digest of the module's weights in `bundle`, or an empty text for a module without weights."""
         return bundle.fingerprint(*self.parts) if self.parts else ""
 
 
@@ -63,7 +64,7 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
         ModuleSpec(
             "unet",
             denoised,
-            # The noise, 4 channels, and then the features.
+            # The 4 channels of noise come first, then the features.
             {"noise_pred_and_features": TensorSpec((LATENT_CHANNELS + features, *bundle.latent_size))},
             lambda bundle, dtype: WholeUNet(bundle.load_unet(dtype=dtype)),
             ("unet",),
@@ -78,7 +79,7 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
         ModuleSpec(
             "vae_encoder",
             {"image": image},
-            # Mean and log variance.
+            # The mean and the log variance.
             {"moments": TensorSpec((2 * LATENT_CHANNELS, *bundle.latent_size))},
             lambda bundle, dtype: bundle.load_vae(dtype=dtype).encoder,
             ("vae",),
@@ -109,16 +110,19 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
 
 
 def blank_inputs(spec: ModuleSpec, num_rows: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """Return the zeros in the shapes of the module's inputs."""
-    return tuple(
-        torch.zeros(num_rows, *tensor.shape, dtype=tensor.dtype, device=device) for tensor in spec.inputs.values()
-    )
+    """Return zeros in the shapes of the module's inputs."""
+    return blank_tensors(spec.inputs, num_rows, device)
+
+
+def blank_tensors(tensors: Mapping[str, TensorSpec], num_rows: int, device: torch.device | str) -> tuple[Tensor, ...]:
+    """Return zeros of `num_rows` rows in the shapes and types of `tensors`."""
+    return tuple(torch.zeros(num_rows, *spec.shape, dtype=spec.dtype, device=device) for spec in tensors.values())
 
 
 def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
     """Return the number of rows of `inputs`.
 
-    Raises FashionRAGError, naming the input, for what the module does not take.
+    Raises FashionRAGError, naming the input, for inputs that the module does not take.
     """
     if len(inputs) != len(spec.inputs):
         raise FashionRAGError(f"{spec.name}: got {len(inputs)} inputs; must be {', '.join(spec.inputs)}")
@@ -126,6 +130,6 @@ def check_inputs(spec: ModuleSpec, inputs: Sequence[Tensor]) -> int:
     for (name, wanted), tensor in zip(spec.inputs.items(), inputs, strict=True):
         shape = (num_rows, *wanted.shape)
         if tuple(tensor.shape) != shape or tensor.dtype != wanted.dtype or num_rows < 1:
-            got, must = (f"{kind} {list(size)}" for kind, size in ((tensor.dtype, tensor.shape), (wanted.dtype, shape)))
-            raise FashionRAGError(f"{spec.name}: {name}: got {got}; must be {must}, of 1 or more rows")
+            got, expected = f"{tensor.dtype} {list(tensor.shape)}", f"{wanted.dtype} {list(shape)}"
+            raise FashionRAGError(f"{spec.name}: {name}: got {got}; must be {expected}, of 1 or more rows")
     return num_rows

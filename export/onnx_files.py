@@ -1,6 +1,6 @@
-"""A folder of exported ONNX files: which there are, what they were made of, and whether they are sound.
+"""A folder of exported ONNX files: which files it has, what they were exported from, and whether they are unchanged.
 
-`to_onnx.py` writes it; whoever runs or compiles the files asks here for them first.
+`to_onnx.py` writes it. All modules that run or compile the files get them through `find_onnx`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from fashion_rag.errors import ArtifactError
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """The ONNX file of one module and what it was made of.
+    """The ONNX files of one module, and what they were exported from.
 
-    files: SHA-256 by name, also of the file of external weights where there is one. weights: as `ModuleSpec.weights`
-    has it. dtype: of the weights, "float32" or "float16". inputs, outputs: names and shapes without the batch.
+    files: SHA-256 by name, of the ONNX file and of the file of external weights if there is one.
+    weights: as `ModuleSpec.weights` returns it. dtype: of the weights, "float32" or "float16".
+    opset, torch: the version of ONNX's operators, and that of PyTorch.
+    inputs, outputs: names and shapes without the batch.
     """
 
     files: dict[str, str]
@@ -45,40 +47,41 @@ def onnx_path(folder: Path, spec: ModuleSpec) -> Path:
 
 
 def shapes(tensors: Mapping[str, TensorSpec]) -> dict[str, list[int]]:
-    """Return the shapes by name, without the batch, as they are kept in JSON."""
+    """Return the shapes by name, without the batch, as they are written to JSON."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def write_manifest(folder: Path, modules: Mapping[str, OnnxFiles]) -> None:
-    """Write what `find_onnx` reads."""
+    """Write the manifest that `find_onnx` reads."""
     write_json(folder / MANIFEST_FILE, {"modules": {name: asdict(files) for name, files in modules.items()}})
 
 
 def find_onnx(folder: Path, bundle: Bundle, spec: ModuleSpec) -> OnnxFiles:
-    """Return the files in `folder` of a module of `bundle`, byte for byte as they were exported.
+    """Return the files in `folder` of a module of `bundle`, after checking that they are as they were exported.
 
     Raises ArtifactError, naming what is wrong, for files that are missing, cut short, changed, or of other weights or
     sizes than the bundle's.
     """
-    found = _entry(folder / MANIFEST_FILE, spec.name)
-    for name, expected in found.files.items():
+    exported = _entry(folder / MANIFEST_FILE, spec.name)
+    for name, expected in exported.files.items():
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         if (got := sha256(path)) != expected:
             raise ArtifactError(f"{path}: has changed since it was exported: SHA-256 is {got}, must be {expected}")
     for name, got_shapes, tensors in (
-        ("inputs", found.inputs, spec.inputs),
-        ("outputs", found.outputs, spec.outputs),
+        ("inputs", exported.inputs, spec.inputs),
+        ("outputs", exported.outputs, spec.outputs),
     ):
         if got_shapes != shapes(tensors):
             raise ArtifactError(f"{onnx_path(folder, spec)}: {name} are {got_shapes}, must be {shapes(tensors)}")
-    if found.weights != spec.weights(bundle):
+    if exported.weights != spec.weights(bundle):
         raise ArtifactError(f"{onnx_path(folder, spec)}: was exported of other weights than those of {bundle.path}")
-    return found
+    return exported
 
 
 def _entry(manifest: Path, module: str) -> OnnxFiles:
+    """Return what the manifest says of a module. Raises ArtifactError if it does not list the module."""
     modules: Any = read_config(manifest).get("modules")
     entry = modules.get(module) if isinstance(modules, dict) else None
     wanted = {field.name for field in fields(OnnxFiles)}

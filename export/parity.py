@@ -1,4 +1,4 @@
-"""How far a compiled module is from the PyTorch module it stands in for. Every export is measured before it is kept."""
+"""How much a compiled module differs from the PyTorch module that it replaces. Every export is measured."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from fashion_rag.errors import ArtifactError
 ROWS = (1, 2, 5)
 SEED = 0
 NUM_TIMESTEPS = 1000
-# Of the output's standard deviation, against PyTorch in float32. The demo bundle's networks are within 6e-6 in float32
-# and, run by ONNX Runtime, within 1e-2 of float16 files: see `to_onnx.export_onnx` for what the latter does not tell.
+# As shares of the output's standard deviation, against PyTorch in float32. The demo bundle's networks differ by at most
+# 6e-6 in float32 and, run by ONNX Runtime, by at most 1e-2 in float16; `to_onnx.export_onnx` says what that means.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-2}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences over all rows. max_rel_error: max_abs_error in standard deviations of the output."""
+    """The largest differences of a module over all rows.
+
+    max_rel_error: in standard deviations of the output. tolerance: what max_rel_error may be.
+    """
 
     module: str
     max_abs_error: float
@@ -38,27 +41,28 @@ def measure(
 
 @torch.inference_mode()
 def outputs(spec: ModuleSpec, network: Callable[..., Tensor]) -> Iterator[Tensor]:
-    """Yield what `network` makes of random inputs, always the same ones, of 1, 2 and 5 rows."""
+    """Yield the outputs of `network` for random inputs of 1, 2 and 5 rows, which are always the same."""
     generator = torch.Generator().manual_seed(SEED)
     for num_rows in ROWS:
         yield network(*random_inputs(spec, num_rows, generator))
 
 
 def compare(
-    spec: ModuleSpec, expected: Iterable[Tensor], found: Iterable[Tensor], dtype: torch.dtype = torch.float32
+    spec: ModuleSpec, expected: Iterable[Tensor], compiled: Iterable[Tensor], dtype: torch.dtype = torch.float32
 ) -> Parity:
-    """Return the differences between what PyTorch and a compiled module made of the same inputs, see `outputs`.
+    """Return the differences between the `outputs` of PyTorch and those of a compiled module.
 
     dtype: of the compiled weights, which sets the tolerance. Raises ArtifactError, naming module, error and tolerance,
-    for a module that is further off, or that gives numbers that are not finite.
+    for a module that differs by more, or whose numbers are not finite.
     """
     errors, relative = [], []
-    for wanted, got in zip(expected, found, strict=True):
+    for wanted, got in zip(expected, compiled, strict=True):
         error = (got - wanted).abs().max().item()
         errors.append(error)
         relative.append(error / wanted.std().item())
-    # Of tensors, as Python's own max may skip what is not a number.
-    worst_error, worst = (torch.tensor(values, dtype=torch.float64).max().item() for values in (errors, relative))
+    # The maximum is that of tensors, because Python's own may skip numbers that are not finite.
+    worst_error = torch.tensor(errors, dtype=torch.float64).max().item()
+    worst = torch.tensor(relative, dtype=torch.float64).max().item()
     tolerance = TOLERANCES[dtype]
     if not worst <= tolerance:
         raise ArtifactError(
@@ -68,10 +72,12 @@ def compare(
 
 
 def random_inputs(spec: ModuleSpec, num_rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Return the inputs of a module: unit normal, and a timestep of its own for each row."""
-    return tuple(
-        torch.randn(num_rows, *tensor.shape, generator=generator)
-        if tensor.dtype.is_floating_point
-        else torch.randint(NUM_TIMESTEPS, (num_rows, *tensor.shape), generator=generator)
-        for tensor in spec.inputs.values()
-    )
+    """Return random inputs of a module: numbers from a unit normal, and a timestep of its own for each row."""
+    inputs = []
+    for tensor in spec.inputs.values():
+        shape = (num_rows, *tensor.shape)
+        if tensor.dtype.is_floating_point:
+            inputs.append(torch.randn(shape, generator=generator))
+        else:
+            inputs.append(torch.randint(NUM_TIMESTEPS, shape, generator=generator))
+    return tuple(inputs)

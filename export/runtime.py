@@ -1,6 +1,7 @@
-"""What is to run a bundle's networks, as an operator says it. `backend.py` decides on it where networks are opened.
+"""The operator's choice of what runs a bundle's networks. `backend.py` applies it when the networks are opened.
 
-Replicas open a `Runtime`. Importing this module imports no network and nothing that runs one: configurations have it.
+Replicas open a `Runtime`. Configurations contain one, so importing this module imports no networks and nothing that
+runs them.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Runtime:
-    """What is to run the networks of a bundle. Strings, so that it can stand in a configuration file.
+    """What runs the networks of a bundle. Paths are strings, so that it can be part of a configuration file.
 
-    bundle: its folder. backend: "auto" takes TensorRT where there is a GPU and `compiled` has engines, torch.compile on
-    any other GPU, and ONNX Runtime on the CPU where there is none. precision: of torch and compile; what was exported
-    has its own. "auto" is float16 on a GPU and float32 on a CPU.
-
+    bundle: the bundle's folder.
+    backend: "auto" is TensorRT where there is a GPU and `compiled` has engines, torch.compile on any other GPU, and
+        ONNX Runtime on the CPU where there is no GPU.
+    precision: for torch and compile only, because exported networks have their own. "auto" is float16 on a GPU and
+        float32 on a CPU.
     compiled: a folder written by `fashion-rag export`, for onnx and tensorrt. Without one, the networks are exported
-    for ONNX Runtime when they are first needed, and kept in the user's cache.
-
-    num_threads: of each network under ONNX Runtime. PyTorch's own are set for the whole process, by the caller.
-
-    wait_s: how long `open` waits for what is not there yet, because something else is still copying or building it.
+        for ONNX Runtime when they are first needed, and kept in the user's cache.
+    num_threads: for each network under ONNX Runtime. The caller sets PyTorch's threads for the whole process.
+    wait_s: how long `open` waits for files that another program is still copying or building.
     """
 
     bundle: str
@@ -45,20 +45,25 @@ class Runtime:
     wait_s: float = 0.0
 
     def missing(self) -> list[str]:
-        """Return the manifests that `open` reads and that are not there (yet)."""
-        if not self.compiled:
-            return self.missing_bundle()
-        folder = Path(self.compiled)
-        manifest = (folder / ENGINES_FOLDER if self.backend == "tensorrt" else folder) / MANIFEST_FILE
-        return self.missing_bundle() + ([] if manifest.is_file() else [str(manifest)])
+        """Return the manifests that `open` reads and that are not there yet."""
+        missing = self.missing_bundle()
+        if self.compiled:
+            folder = Path(self.compiled)
+            if self.backend == "tensorrt":
+                folder /= ENGINES_FOLDER
+            missing += _missing(folder / MANIFEST_FILE)
+        return missing
 
     def missing_bundle(self) -> list[str]:
-        """Return the bundle's manifest, unless it is there."""
-        manifest = Path(self.bundle) / MANIFEST_FILE
-        return [] if manifest.is_file() else [str(manifest)]
+        """Return the bundle's manifest in a list, or an empty list if it is there."""
+        return _missing(Path(self.bundle) / MANIFEST_FILE)
 
     def open(self, progress: Callable[[], None] | None = None) -> Parts:
         """Return the parts of the bundle, ready to be loaded. Argument and errors as `backend.open_parts`."""
         from export.backend import open_parts
 
         return open_parts(self, progress)
+
+
+def _missing(manifest: Path) -> list[str]:
+    return [] if manifest.is_file() else [str(manifest)]

@@ -1,4 +1,4 @@
-"""Writes a bundle's networks as ONNX files. `fashion-rag export onnx` calls it; `onnx_files.py` finds them again."""
+"""The export of a bundle's networks as ONNX files. Called by `fashion-rag export onnx`, and by `backend.py`."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 
 PARITY_FILE = "parity.json"
-# From 21 on group normalisation is one operator, which ONNX Runtime takes apart on a CPU into more and slower ones.
+# From 21 on, group normalisation is one operator, which ONNX Runtime splits on a CPU into more and slower operators.
 OPSET = 20
-# A batch of 1 would be taken for a constant.
+# An example of 1 row would make the number of rows a constant.
 EXAMPLE_ROWS = 2
-# From 64 rows on upsampling in diffusers copies its input first, which a trace cannot leave open.
+# From 64 rows on, upsampling in diffusers first copies its input, but a trace is the same for all numbers of rows.
 MAX_ROWS = 63
-# A protobuf file holds at most 2 GB, and is in memory several times over while it is written or read. Weights in a
-# file of their own are written one by one, and ONNX Runtime maps them.
+# A protobuf file holds at most 2 GB, and while it is written or read, it is in memory several times. Larger weights
+# get a file of their own, where they are written one by one, and which ONNX Runtime maps.
 MAX_INLINE_BYTES = 100_000_000
 
 
 def export_onnx(
     bundle: Bundle, out: Path, dtype: torch.dtype = torch.float32, progress: Callable[[], None] | None = None
 ) -> list[Parity]:
-    """Return how far each module in `out`, now holding all of `bundle` as ONNX files, is from PyTorch.
+    """Write all networks of `bundle` to `out` as ONNX files, and return how much each differs from PyTorch.
 
-    One file serves any number of rows. dtype: of the weights, float32 or float16; inputs and outputs stay float32.
-    `progress` is called once a module. Raises ArtifactError, leaving `out` as it was, if a module is too far off.
+    A file can be run with any number of rows. dtype: of the weights, float32 or float16; inputs and outputs stay
+    float32. progress: called after each module. Raises ArtifactError, leaving `out` as it was, if a module differs by
+    more than its tolerance.
 
-    ONNX Runtime measures on the CPU, where it computes most of a float16 file in float32. So for float16 the parity
-    tells that the file is right, and not how far half precision is off on a GPU.
+    ONNX Runtime is measured on the CPU, where it computes most of a float16 file in float32. So for float16 the parity
+    shows that the file is right, but not how much half precision differs on a GPU.
     """
     written: dict[str, OnnxFiles] = {}
     parities = []
@@ -54,7 +55,7 @@ def export_onnx(
             module = spec.load(bundle, torch.float32)
             expected = list(outputs(spec, module))
             written[spec.name] = write_onnx(module.to(dtype), spec, spec.weights(bundle), new)
-            # Not beside the network that ONNX Runtime makes of the same weights. What is exported refers to itself.
+            # Freed before ONNX Runtime loads the same weights. It needs the collector, as exported modules are cyclic.
             del module
             gc.collect()
             compiled = OnnxModule(onnx_path(new, spec), spec, torch.get_num_threads())
@@ -69,41 +70,43 @@ def export_onnx(
 
 
 def cached_onnx(bundle: Bundle, progress: Callable[[], None] | None = None) -> Path:
-    """Return the folder in the user's cache with the networks of `bundle` in float32; exported now unless they are
-    there.
+    """Return the folder in the user's cache with the networks of `bundle` in float32. They are exported if missing.
 
-    Of several processes that ask at once, one exports and the others wait for it. Raises as `export_onnx`.
+    If several processes ask at once, one exports and the others wait. Raises as `export_onnx`.
     """
     specs = module_specs(bundle).values()
-    what = [[OPSET, spec.weights(bundle), shapes(spec.inputs), shapes(spec.outputs)] for spec in specs]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    contents = [[OPSET, spec.weights(bundle), shapes(spec.inputs), shapes(spec.outputs)] for spec in specs]
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
     folder = cache_folder() / f"onnx-{digest}"
-
-    def sound() -> bool:
-        try:
-            for spec in specs:
-                find_onnx(folder, bundle, spec)
-        except ArtifactError:
-            return False
-        return True
-
-    if not sound():
+    if not _has_all(folder, bundle):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if not sound():
+            if not _has_all(folder, bundle):
                 export_onnx(bundle, folder, progress=progress)
     return folder
 
 
-def write_onnx(module: nn.Module, spec: ModuleSpec, weights: str, folder: Path) -> OnnxFiles:
-    """Write the files of one module into `folder`; weights of more than MAX_INLINE_BYTES lie in a file of their own.
+def _has_all(folder: Path, bundle: Bundle) -> bool:
+    """Return whether `folder` has sound files of all networks of `bundle`."""
+    try:
+        for spec in module_specs(bundle).values():
+            find_onnx(folder, bundle, spec)
+    except ArtifactError:
+        return False
+    return True
 
-    module: of one floating-point dtype, which the files have too. weights: as `ModuleSpec.weights` says.
+
+def write_onnx(module: nn.Module, spec: ModuleSpec, weights: str, folder: Path) -> OnnxFiles:
+    """Write the files of one module to `folder`, and return them.
+
+    Weights of more than MAX_INLINE_BYTES get a file of their own.
+
+    module: of one floating-point dtype, which the files have, too. weights: as `ModuleSpec.weights` returns it.
     """
     dtype = next(module.parameters()).dtype
     examples = blank_inputs(spec, EXAMPLE_ROWS)
     batch = torch.export.Dim("batch", max=MAX_ROWS)
-    # Not left to torch.onnx.export, which tries other ways if this one fails, and then may keep the batch constant.
+    # torch.onnx.export would try other ways if this one fails, and then might make the number of rows a constant.
     exported = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False)
     program: Any = torch.onnx.export(
         exported, input_names=list(spec.inputs), output_names=list(spec.outputs), opset_version=OPSET, verbose=False
@@ -125,6 +128,6 @@ def write_onnx(module: nn.Module, spec: ModuleSpec, weights: str, folder: Path) 
 
 
 def _forget_origin(model: Any) -> None:
-    """Take out the stack traces, which hold paths of this machine and are about a tenth of a small file."""
+    """Remove the stack traces, which hold paths of this machine and are about a tenth of a small file."""
     for part in (model, model.graph, *model.graph.all_nodes()):
         part.metadata_props.clear()

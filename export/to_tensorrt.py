@@ -1,4 +1,4 @@
-"""Builds TensorRT engines from exported ONNX files. `fashion-rag export tensorrt` calls it; `engines.py` keeps them."""
+"""The build of TensorRT engines from exported ONNX files. Called by `fashion-rag export tensorrt`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fashion_rag.atomic_files import locked, write_whole
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 
-TIMINGS_FILE = "timings.cache"  # among the engines
+TIMINGS_FILE = "timings.cache"  # in the folder of the engines
 
-# The network and what is done with it, how many steps of that are done, and how many there are.
+# Called with the network and what is done with it, the number of steps done, and the number of all steps.
 BuildProgress = Callable[[str, int, int], None]
 
 
 def export_tensorrt(
     bundle: Bundle, folder: Path, flavour: Flavour, targets: Sequence[str] = (), progress: BuildProgress | None = None
 ) -> dict[str, Path]:
-    """Return the engines of all networks of `bundle`, by name, built in a folder written by `fashion-rag export onnx`.
+    """Return the engines of all networks of `bundle`, by name. Those that are missing are built now.
 
-    What is there and sound is not built again. targets: as `build_targets` gives them. Raises ArtifactError as
-    `find_onnx` and `build_engine`.
+    folder: written by `fashion-rag export onnx`; the engines get a folder in it. targets: as `build_targets` returns
+    them. Raises ArtifactError as `find_onnx` and `build_engine`.
     """
     engines = {}
     for name, spec in module_specs(bundle).items():
@@ -42,9 +42,9 @@ def export_tensorrt(
             onnx_path(folder, spec),
             spec,
             rows,
-            flavour,
-            targets,
-            progress,
+            flavour=flavour,
+            targets=targets,
+            progress=progress,
             timing_cache=folder / ENGINES_FOLDER / TIMINGS_FILE,
         )
         engines[name] = get_or_build(folder / ENGINES_FOLDER, key, build)
@@ -53,21 +53,22 @@ def export_tensorrt(
 
 
 def build_targets(flavour: Flavour, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the compute capabilities, as "9.0", that an engine is built for; none stands for a portable engine.
+    """Return the compute capabilities, such as "9.0", that an engine is built for; none make a portable engine.
 
-    `tensorrt` builds for the GPU of this machine only. TensorRT for RTX builds for those `wanted`, GPU or not; for one
-    that it has no name for, on a machine with such a GPU. Raises ArtifactError for what cannot be built here.
+    `tensorrt` builds for the GPU of this machine only. TensorRT for RTX builds for the `wanted` capabilities without a
+    GPU, if it has names for them. Another capability can only be built for alone, on a machine with such a GPU. Raises
+    ArtifactError for capabilities that cannot be built for here.
     """
-    here = current_capability()
+    capability = current_capability()
     got = f"architecture: got {_listed(wanted)}; {flavour.name} {flavour.version} builds for"
-    this_one = f"the GPU of this machine, which is {here or 'absent'}"
+    this_gpu = f"the GPU of this machine, which is {capability or 'absent'}"
     if flavour.name == TENSORRT:
-        if here is None or set(wanted) - {here}:
-            raise ArtifactError(f"{got} {this_one}")
-        return (here,)
+        if capability is None or set(wanted) - {capability}:
+            raise ArtifactError(f"{got} {this_gpu}")
+        return (capability,)
     named = [_capability(name) for name in flavour.api.ComputeCapability.__members__ if name.startswith("SM")]
-    if set(wanted) - set(named) and list(wanted) != [here]:
-        raise ArtifactError(f"{got} {_listed(named)}, or else only for {this_one}")
+    if set(wanted) - set(named) and list(wanted) != [capability]:
+        raise ArtifactError(f"{got} {_listed(named)}, or else only for {this_gpu}")
     return tuple(wanted)
 
 
@@ -88,14 +89,15 @@ def build_engine(
     progress: BuildProgress | None = None,
     timing_cache: Path | None = None,
 ) -> memoryview:
-    """Return the engine of an ONNX file, for calls of exactly `rows` rows: a strongly typed network, a profile for
-    each.
+    """Return the engine of the ONNX file `path`, which takes many minutes for a real network.
 
-    Takes seconds for a toy and many minutes for a real network; `progress` hears of every step, from inside TensorRT,
-    and what it raises ends the build. timing_cache: file of what `tensorrt` has timed, for quicker builds to come;
-    TensorRT for RTX times nothing. Raises ArtifactError with TensorRT's own words if it does not succeed (TensorRT for
-    RTX then needs a new process to build everything that it can), and for a file whose inputs and outputs are not those
-    of `spec`.
+    spec: the network in the file. rows: the batch sizes, rising; the engine runs calls of exactly these sizes.
+    targets: as `build_targets` returns them.
+    progress: called from inside TensorRT after every step; an exception that it raises ends the build.
+    timing_cache: the file of `tensorrt`'s timings, which make later builds faster. TensorRT for RTX has none.
+
+    Raises ArtifactError with TensorRT's own message if the build fails, and for a file whose inputs and outputs are not
+    those of `spec`. After a failed build, TensorRT for RTX needs a new process, or later builds may fail, too.
     """
     if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
         raise ArtifactError(f"rows: got {list(rows)}; must rise from 1 or more")
@@ -106,8 +108,8 @@ def build_engine(
     parser = api.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
         raise ArtifactError(f"{path}: {_last(log)}")
-    _check_border(api, network, spec, path)
-    config = _configure(builder, network, rows, flavour, targets)
+    _check_inputs_and_outputs(api, network, spec, path)
+    config = _configure(builder, network, rows, flavour=flavour, targets=targets)
     monitor = _monitor(api, spec.name, progress or (lambda phase, done, total: None))
     config.progress_monitor = monitor
     timings = _timings(config, timing_cache) if timing_cache and flavour.name == TENSORRT else None
@@ -122,10 +124,11 @@ def build_engine(
     return memoryview(memory).cast("B")
 
 
-def _configure(builder: Any, network: Any, rows: Sequence[int], flavour: Flavour, targets: Sequence[str]) -> Any:
+def _configure(builder: Any, network: Any, rows: Sequence[int], *, flavour: Flavour, targets: Sequence[str]) -> Any:
+    """Return the configuration of a build, with an optimisation profile for each batch size."""
     api = flavour.api
     config = builder.create_builder_config()
-    # What the file calls float32 stays float32; it is on by default.
+    # TF32 is on by default, and would compute what the file calls float32 with less precision.
     config.clear_flag(api.BuilderFlag.TF32)
     if flavour.name == TENSORRT_RTX:
         # Nothing is allocated while an engine runs, so that its calls can be captured as CUDA graphs.
@@ -144,8 +147,9 @@ def _configure(builder: Any, network: Any, rows: Sequence[int], flavour: Flavour
 
 
 def _timings(config: Any, path: Path) -> Any:
-    """Return the timings in a file, where there are some of this GPU and TensorRT, now used and added to by
-    `config`.
+    """Return the timings that the build uses and adds to.
+
+    They begin with those in the file `path`, if that exists and is of this GPU and TensorRT.
     """
     timings = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if not config.set_timing_cache(timings, ignore_mismatch=False):
@@ -155,7 +159,7 @@ def _timings(config: Any, path: Path) -> Any:
 
 
 def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:
-    """Return the tensorRT's progress as calls of `progress`, whose exception ends the build and is kept in `raised`."""
+    """Return a monitor for TensorRT that calls `progress`. An exception ends the build and is kept in `raised`."""
 
     class Monitor(api.IProgressMonitor):
         def __init__(self) -> None:
@@ -165,17 +169,17 @@ def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.totals[phase_name] = num_steps
-            self.tell(phase_name, 0)
+            self.report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self.tell(phase_name, step + 1)
+            self.report(phase_name, step + 1)
             return self.raised is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self.tell(phase_name, self.totals[phase_name])
+            self.report(phase_name, self.totals[phase_name])
 
-        def tell(self, phase: str, done: int) -> None:
-            # An exception must not pass through TensorRT, and Ctrl-C is raised here: builds happen outside Python.
+        def report(self, phase: str, done: int) -> None:
+            # No exception may pass through TensorRT. Ctrl-C is raised here, too, as builds happen outside Python.
             try:
                 if self.raised is None:
                     progress(f"{name}: {phase}", done, self.totals[phase])
@@ -185,15 +189,16 @@ def _monitor(api: Any, name: str, progress: BuildProgress) -> Any:
     return Monitor()
 
 
-def _check_border(api: Any, network: Any, spec: ModuleSpec, path: Path) -> None:
+def _check_inputs_and_outputs(api: Any, network: Any, spec: ModuleSpec, path: Path) -> None:
+    """Raise ArtifactError unless the inputs and outputs of the parsed network are those of `spec`."""
     dtypes = {api.float32: torch.float32, api.float16: torch.float16, api.int64: torch.int64}
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    for kind, found, wanted in (("input", _inputs(network), spec.inputs), ("output", outputs, spec.outputs)):
-        # -1 is a dimension that each call chooses.
-        got = {tensor.name: (tuple(tensor.shape), dtypes.get(tensor.dtype, tensor.dtype)) for tensor in found}
-        must = {name: ((-1, *tensor.shape), tensor.dtype) for name, tensor in wanted.items()}
-        if got != must:
-            raise ArtifactError(f"{path}: {kind}s of {spec.name} are {got}, must be {must}")
+    for kind, parsed, wanted in (("input", _inputs(network), spec.inputs), ("output", outputs, spec.outputs)):
+        got = {tensor.name: (tuple(tensor.shape), dtypes.get(tensor.dtype, tensor.dtype)) for tensor in parsed}
+        # TensorRT writes -1 for a dimension that is dynamic.
+        expected = {name: ((-1, *tensor.shape), tensor.dtype) for name, tensor in wanted.items()}
+        if got != expected:
+            raise ArtifactError(f"{path}: {kind}s of {spec.name} are {got}, must be {expected}")
 
 
 def _inputs(network: Any) -> list[Any]:
@@ -201,7 +206,7 @@ def _inputs(network: Any) -> list[Any]:
 
 
 def _capability(name: str) -> str:
-    """Return the  "12.0" of "SM120"."""
+    """Return the compute capability that TensorRT calls `name`, as "12.0" for "SM120"."""
     return f"{name[2:-1]}.{name[-1]}"
 
 
@@ -210,4 +215,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _last(log: Any) -> str:
+    """Return the last error that TensorRT has logged."""
     return log.errors[-1] if log.errors else "no reason given"

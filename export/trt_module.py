@@ -1,4 +1,4 @@
-"""Runs a built engine, called like the PyTorch module it was built from. For GPU replicas.
+"""A built engine that runs on a GPU, called like the PyTorch module it was built from.
 
 Each of the engine's batch sizes has an execution context.
 """
@@ -12,12 +12,7 @@ from typing import Any
 import torch
 
 from export.buckets import Bucket, BucketedModule
-from export.engines import (
-    EngineKey,
-    engine_in_use,
-    read_engine,
-    read_key,
-)
+from export.engines import EngineKey, engine_in_use, read_engine, read_key
 from export.flavours import TENSORRT_RTX, Flavour, find_flavour, make_log
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import find_onnx
@@ -28,7 +23,7 @@ from fashion_rag.errors import ArtifactError
 
 
 class TrtModule(BucketedModule):
-    """An engine on a GPU; one caller at a time."""
+    """An engine on a GPU, called by one caller at a time."""
 
     def __init__(
         self,
@@ -40,10 +35,12 @@ class TrtModule(BucketedModule):
         runtime_cache: Path | None = None,
         cuda_graphs: bool = True,
     ) -> None:
-        """Load, run and capture every batch size once, so that no edit waits for that.
+        """Load the engine, and run and capture every batch size once, so that no edit has to wait for that.
 
-        runtime_cache: file in which TensorRT for RTX keeps the kernels that it compiles for this GPU; written if it can
-        be and is not there or of no use. Raises ArtifactError for an engine that is not sound, or not for this GPU.
+        runtime_cache: the file of the kernels that TensorRT for RTX compiles for this GPU. If it is missing or cannot
+            be used, it is written, provided that the folder is writable.
+
+        Raises ArtifactError for an engine that is damaged, or that this GPU cannot run.
         """
         flavour = find_flavour(key.flavour)
         engine = read_engine(path, key)
@@ -54,25 +51,25 @@ class TrtModule(BucketedModule):
         self._rtx = flavour.name == TENSORRT_RTX
         self._api = flavour.api
         with torch.cuda.device(self.device):
-            # TensorRT's objects must outlive what they make.
+            # TensorRT's objects must be kept as long as the objects that they make.
             self._log = make_log(self._api)
             self._runtime = self._api.Runtime(self._log)
             check_gpu(flavour, engine, path)
             self._engine = self._made(self._runtime.deserialize_cuda_engine(engine), "not loaded")
-            # Batch sizes run one at a time, so they share their scratch memory.
+            # Batch sizes run one at a time, so all of them use the same scratch memory.
             self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device=self.device)
             self._config, cache = self._runtime_config(runtime_cache)
             self._contexts = {
                 rows: self._context(profile, bucket) for profile, (rows, bucket) in enumerate(self.buckets.items())
             }
             self.warm_up(cuda_graphs)
-        # Engines may lie where they can only be read.
+        # The folder of the engines may be read-only.
         if cache and runtime_cache and os.access(runtime_cache.parent, os.W_OK):
             with locked(runtime_cache.with_name(f"{runtime_cache.name}.lock")):
                 write_whole(runtime_cache, memoryview(cache.serialize()).cast("B"))
 
     def enqueue(self, bucket: Bucket) -> None:
-        """Have TensorRT run a batch size. Raises RuntimeError with its own words where it does not."""
+        """Let TensorRT run a batch size. Raises RuntimeError with TensorRT's messages if it does not."""
         num_rows = len(bucket.output)
         if not self._contexts[num_rows].execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
             raise RuntimeError(f"{self.path}: {num_rows} rows: {'; '.join(self._log.errors)}")
@@ -94,39 +91,43 @@ class TrtModule(BucketedModule):
         return context
 
     def _runtime_config(self, runtime_cache: Path | None) -> tuple[Any, Any]:
-        """Return how contexts are made, and the cache of compiled kernels where it has to be written."""
+        """Return the configuration of contexts, and the cache of kernels if it has to be written, else None."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._api.ExecutionContextAllocationStrategy.USER_MANAGED)
         if not self._rtx:
             return config, None
-        # By default kernels for a shape are compiled while others stand in for them, which a graph would keep.
+        # By default a shape first runs on general kernels while its own are compiled, and a graph would keep those.
         config.dynamic_shapes_kernel_specialization_strategy = self._api.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         current = bool(runtime_cache and runtime_cache.is_file() and cache.deserialize(runtime_cache.read_bytes()))
         config.set_runtime_cache(cache)
         return config, None if current else cache
 
-    def _made(self, result: Any, otherwise: str) -> Any:
-        """Return `result`; TensorRT answers None or False, and logs why, for what it cannot do."""
+    def _made(self, result: Any, failure: str) -> Any:
+        """Return `result`, which TensorRT has made.
+
+        When TensorRT fails, it returns None or False and logs the reason. Then ArtifactError is raised with both.
+        """
         if not result:
-            raise ArtifactError(f"{self.path}: {otherwise}: {'; '.join(self._log.errors) or 'no reason given'}")
+            raise ArtifactError(f"{self.path}: {failure}: {'; '.join(self._log.errors) or 'no reason given'}")
         return result
 
 
 def load_tensorrt(folder: Path, bundle: Bundle, name: str, device: torch.device | str = "cuda") -> TrtModule:
-    """Return the network of this name of `bundle`, out of a folder that `fashion-rag export tensorrt` has built engines
-    in.
+    """Return the network of this name of `bundle`, from a folder in which `fashion-rag export tensorrt` built engines.
 
     Raises ArtifactError, naming the reason, for an engine that is damaged, of another bundle or another TensorRT, or
-    not for this GPU.
+    that this GPU cannot run.
     """
     path, key, spec = find_engine(folder, bundle, name)
     return TrtModule(path, key, spec, device, runtime_cache=path.with_suffix(".kernels"))
 
 
 def find_engine(folder: Path, bundle: Bundle, name: str) -> tuple[Path, EngineKey, ModuleSpec]:
-    """Return the file and description of the engine in use, and the key that it must have to be of `bundle` and of
-    today.
+    """Return the file of the engine in use, the key that it must have, and the spec of its network.
+
+    The key is made from the bundle, the exported ONNX file and the installed TensorRT; `read_engine` compares it with
+    the engine's own. Raises ArtifactError for a missing engine or ONNX file.
     """
     spec = module_specs(bundle)[name]
     path = engine_in_use(folder / ENGINES_FOLDER, name)
@@ -136,7 +137,7 @@ def find_engine(folder: Path, bundle: Bundle, name: str) -> tuple[Path, EngineKe
 
 
 def check_gpu(flavour: Flavour, engine: bytes, path: Path) -> None:
-    """Raise ArtifactError, with the reason, where TensorRT for RTX tells that the current GPU cannot run the engine."""
+    """Raise ArtifactError, with the reason, if TensorRT for RTX says that the current GPU cannot run the engine."""
     if flavour.name != TENSORRT_RTX:
         return
     log = make_log(flavour.api)

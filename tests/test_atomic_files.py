@@ -64,7 +64,7 @@ with written_aside(Path(sys.argv[1])) as new:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is writing `folder`; it is killed at the end of the block at the latest."""
+    """Start another process that is writing `folder`; it is killed at the end of the block at the latest."""
     with subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout and process.stdout.readline() == "writing\n"

@@ -25,13 +25,13 @@ LOADERS = {
     "inversion_adapter": "load_garment_encoder",
     "retrieval": "load_retrieval_encoder",
 }
-# As published files have them: names of before, and a buffer that is no weight.
+# Published files have older names, and a buffer that is no weight.
 OLD_ATTENTION = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
 
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Return a copy to change."""
+    """Return a copy of the bundle that a test may change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
@@ -126,7 +126,7 @@ def test_a_file_missing_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     for path in sorted(path.relative_to(tiny_bundle) for path in tiny_bundle.rglob("*") if path.is_file()):
         bundle = Path(shutil.copytree(tiny_bundle, tmp_path / str(path).replace("/", "-")))
         (bundle / path).unlink()
-        # The retrieval encoder's own small files are read when it is.
+        # The retrieval encoder's own small files are read only when it is loaded.
         with pytest.raises(ArtifactError, match=re.escape(str(bundle / path.parent))):
             Bundle.open(bundle).load_retrieval_encoder()
 

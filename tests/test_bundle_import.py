@@ -18,7 +18,7 @@ from tests import tiny
 from tests.golden.golden import Golden, difference
 from tests.test_bundle import old_vae_names
 
-# The base model was written for another sampler, whose options DDIM does not all know.
+# The base model was written for another sampler, and DDIM does not know all options of that.
 BASE_SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.8.0",
@@ -45,7 +45,7 @@ def write_clip(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -
 
 
 def write_base(base: Path, text: dict[str, Any], text_state: dict[str, Tensor], unet: Any, vae: Any) -> None:
-    """Return the stable Diffusion 2 inpainting as it was published, but for the sizes."""
+    """Write Stable Diffusion 2 inpainting in the layout that was published, at toy size."""
     write_clip(base / "text_encoder", text, text_state)
     unet.save_config(base / "unet")
     vae.save_config(base / "vae")
@@ -55,20 +55,20 @@ def write_base(base: Path, text: dict[str, Any], text_state: dict[str, Tensor], 
 
 
 def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a CLIP tower's weights as they were named, with the buffer that they had."""
+    """Return the weights of a CLIP encoder under their published names, with the buffer that files had."""
     positions = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
     return {prefix + key: tensor for key, tensor in state.items()} | positions
 
 
 @pytest.fixture
 def released(tmp_path: Path) -> dict[str, Any]:
-    """Return the arguments of an import: files of the very layout that is published, at toy size."""
+    """Return the arguments of an import from files in the published layout, at toy size."""
     parts = tiny.make_parts(tmp_path)
     base, vision = tmp_path / "base", tmp_path / "vision"
     text_state = with_prefix("text_model.", parts.text_encoder.state_dict())
     write_base(base, parts.text_encoder.config.to_dict(), text_state, tiny.make_unet(in_channels=9), parts.vae)
     shutil.copytree(parts.tokenizer, base / "tokenizer")
-    # The vision tower comes as one half of a whole CLIP model.
+    # The vision encoder comes as one half of a whole CLIP model.
     other_half = {"text_model.final_layer_norm.weight": torch.zeros(3), "visual_projection.weight": torch.zeros(2, 2)}
     config = {"model_type": "clip", "vision_config": parts.vision_encoder.config.to_dict()}
     write_clip(vision, config, with_prefix("vision_model.", parts.vision_encoder.state_dict()) | other_half)
@@ -96,10 +96,10 @@ def test_the_imported_bundle_is_the_one_that_its_parts_make(
 ) -> None:
     imported, made = import_bundle(**released), Bundle.open(tiny_bundle)
     for load in ("load_unet", "load_vae", "load_prompt_encoder", "load_garment_encoder"):
-        state = getattr(made, load)().state_dict()
-        found = getattr(imported, load)().state_dict()
-        assert state.keys() == found.keys()
-        assert all(torch.equal(found[key], state[key]) for key in state), load
+        expected = getattr(made, load)().state_dict()
+        state = getattr(imported, load)().state_dict()
+        assert expected.keys() == state.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in expected), load
     assert imported.load_retrieval_encoder().fingerprint == made.load_retrieval_encoder().fingerprint
     assert imported.sampler == made.sampler
     encoder = imported.load_garment_encoder()
@@ -182,7 +182,7 @@ def test_a_name_that_is_no_folder_is_fetched_from_the_hub(
     monkeypatch.setattr(bundle_import, "snapshot_download", snapshot_download)
     assert import_bundle(**released | {"base": "some/base", "vision": "some/vision"}).load_vae()
     assert fetched == [("some/base", bundle_import.BASE_FILES), ("some/vision", bundle_import.VISION_FILES)]
-    # All files that were needed are asked for, and none else.
+    # Exactly the files that are needed are asked for.
     base = Path(released["base"])
     present = {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file()}
     assert {name for name in present if not name.startswith("tokenizer/")} | {"tokenizer/*"} == set(

@@ -1,4 +1,4 @@
-"""Errors travel between processes whole, and say what is wrong in one line."""
+"""Tests that errors reach other processes whole, and say what is wrong in one line."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Holds the architecture: which module may import which, where each package may be used, what an import may do."""
+"""Tests of the architecture: which module may import which, where packages may be used, what an import may do."""
 
 import ast
 import re
@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fashion_rag", "export", "serve")
 
-# Lowest first. A module imports from its own group and from the rows below; groups that share a row are strangers.
+# The lowest layer comes first. A module may import from its own group and from lower layers. Groups in the same layer
+# may not import each other.
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
     ("fashion_rag.artifacts", "fashion_rag.weights"),
@@ -33,7 +34,7 @@ LAYERS = (
     ("serve",),
     ("fashion_rag.cli",),
 )
-# A package, and the only part of the project that may import it.
+# Packages, and the only part of the project that may import them.
 HOMES = {
     "fastapi": "serve",
     "matplotlib": "serve.bench.plot",
@@ -45,9 +46,9 @@ HOMES = {
     "tensorrt": "export",
     "tensorrt_rtx_bindings": "export",
 }
-# Ray Data and Ray Train are what these modules are there for.
+# These modules use Ray Data and Ray Train, which is their purpose.
 GUESTS = {("fashion_rag.catalogue.on_ray", "ray"), ("fashion_rag.training.on_ray", "ray")}
-# Where the name of a distribution is not the name of what it installs.
+# Distributions whose name differs from that of the package that they install.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
@@ -64,7 +65,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-# An import inside a function, or for type checking only, counts like any other.
+# Imports inside functions, and those for type checking only, count like all others.
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
@@ -77,7 +78,7 @@ def row_and_group(module: str) -> tuple[int, str] | None:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the modules, or names in them, that a source imports, as dotted names; a relative one starts with a dot."""
+    """Yield the dotted names of what a source imports: modules, or names in them. Relative names start with a dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -87,23 +88,23 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def violations(module: str, tree: ast.AST) -> list[str]:
-    """Return what `module` imports against the rules above, one line each."""
-    here = row_and_group(module)
-    found = []
+    """Return a line for each import of `module` that is against the rules above."""
+    own_place = row_and_group(module)
+    lines = []
     for target in imports(tree):
-        there = row_and_group(target)
+        place = row_and_group(target)
         package = target.split(".")[0]
         if target.startswith("."):
-            found.append(f"{module}: relative import of {target}")
-        elif here and there and here[1] != there[1] and here[0] <= there[0]:
-            found.append(f"{module}: imports {target}, which is not below it")
+            lines.append(f"{module}: relative import of {target}")
+        elif own_place and place and own_place[1] != place[1] and own_place[0] <= place[0]:
+            lines.append(f"{module}: imports {target}, which is not below it")
         elif package in HOMES and not belongs(module, HOMES[package]) and (module, package) not in GUESTS:
-            found.append(f"{module}: imports {target}, which belongs to {HOMES[package]}")
-    return found
+            lines.append(f"{module}: imports {target}, which belongs to {HOMES[package]}")
+    return lines
 
 
 def own_names(module: str) -> set[str]:
-    """Return what a module defines itself, and the modules directly in it; what it imports is not among them."""
+    """Return the names that a module defines itself, and the modules directly in it, but not what it imports."""
     names = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == module}
     for node in TREES[module].body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -115,9 +116,7 @@ def own_names(module: str) -> set[str]:
 
 
 def work_at_import(tree: ast.Module) -> list[int]:
-    """Return the lines of top-level statements that are more than a definition, an import, a constant or a
-    docstring.
-    """
+    """Return the lines of top-level statements other than definitions, imports, constants and docstrings."""
     definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef,
                    ast.ClassDef)  # fmt: skip
     return [
@@ -186,7 +185,7 @@ def test_each_name_is_imported_from_the_module_that_defines_it() -> None:
 
 
 def test_a_module_only_defines_when_it_is_imported() -> None:
-    # The command line puts its groups of commands together at import; that it is light is tested below.
+    # The command line adds its groups of commands when it is imported; the test below shows that it is light.
     modules = (name for name in TREES if belongs(name, "fashion_rag") and not belongs(name, "fashion_rag.cli"))
     assert {name: lines for name in modules if (lines := work_at_import(TREES[name]))} == {}
 
@@ -223,7 +222,7 @@ def test_every_package_we_import_is_a_dependency() -> None:
         for extra in ("", "evaluate", "gpu", "train")
         for requirement in requirements()[extra]
     }
-    # To draw is for who develops.
+    # Figures are drawn by developers only.
     trees = [tree for module, tree in TREES.items() if module != HOMES["matplotlib"]]
     imported = {target.split(".")[0] for tree in trees for target in imports(tree)}
     foreign = imported - set(PACKAGES) - sys.stdlib_module_names
@@ -233,4 +232,5 @@ def test_every_package_we_import_is_a_dependency() -> None:
 def test_requirements_are_exact() -> None:
     extras = requirements()
     own = {"fashion-rag[evaluate,gpu,k8s,train]"}
-    assert [each for extra in extras.values() for each in extra if "==" not in each and each not in own] == []
+    required = {requirement for extra in extras.values() for requirement in extra}
+    assert {requirement for requirement in required - own if "==" not in requirement} == set()

@@ -35,7 +35,7 @@ from fashion_rag.request import EditRequest, Template
 from tests.profiles import display_p3
 
 SAMPLER = NoiseSchedule(beta_schedule="scaled_linear")
-# What requests of one batch may differ by from requests alone: the rounding of float32, on values of about one.
+# How much a request in a batch may differ from the request alone: the rounding of float32, on values of about one.
 TOLERANCE = 1e-5
 
 
@@ -126,11 +126,11 @@ def test_pictures_of_any_size(pipeline: Pipeline, size: tuple[int, int]) -> None
 
 
 def test_named_garments_are_used_in_the_order_given(pipeline: Pipeline) -> None:
-    found = pipeline(edit_request(num_garments=2)).garment_ids
-    named = edit_request(garment_ids=found[::-1])
-    assert pipeline(named).garment_ids == found[::-1]
+    ids = pipeline(edit_request(num_garments=2)).garment_ids
+    named = edit_request(garment_ids=ids[::-1])
+    assert pipeline(named).garment_ids == ids[::-1]
     assert not np.array_equal(pipeline(named).image, pipeline(edit_request(num_garments=2)).image)
-    again = edit_request(garment_ids=found)
+    again = edit_request(garment_ids=ids)
     assert np.array_equal(pipeline(again).image, pipeline(edit_request(num_garments=2)).image)
 
 
@@ -163,7 +163,7 @@ def test_an_unknown_garment_is_refused(pipeline: Pipeline) -> None:
 
 
 def mixed_requests() -> list[EditRequest]:
-    """Return the requests that differ in everything that a batch might mix up."""
+    """Return requests that differ in everything that a batch might mix up."""
     return [
         edit_request(num_garments=2, seed=3),
         edit_request((100, 90), num_garments=0, category="dresses", keypoints=None, seed=4),
@@ -198,7 +198,7 @@ def test_garments_are_searched_with_the_chunks_asked_for(pipeline: Pipeline) -> 
 
 
 def added_to(catalogue: Catalogue, **attributes: str) -> Catalogue:
-    """Return the catalogue with one red top more, which alone has attributes."""
+    """Return the catalogue with a red top added, which is the only garment with attributes."""
     garment = catalogue.get("black-top")
     assert isinstance(garment.picture, StoredPicture) and garment.pseudo_words is not None
     values = {name: (value,) for name, value in attributes.items()}
@@ -213,8 +213,8 @@ def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, 
     assert pipeline.catalogue is not None
     catalogue = added_to(pipeline.catalogue, size="M", colour="red")
     narrowed = replace(pipeline, catalogue=catalogue)
-    (found,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
-    assert found.garment.id == "red-top"
+    (match,) = retrieve(catalogue, edit_request(attributes={"size": ["M"]}, num_garments=num_garments))
+    assert match.garment.id == "red-top"
     nobody = edit_request(attributes={"size": ["S", "L"], "colour": "red"}, num_garments=num_garments)
     with pytest.raises(InvalidRequest, match=r"got 'size=S, size=L, colour=red'; .*category upper_body") as refused:
         narrowed(nobody)
@@ -231,7 +231,8 @@ def test_an_empty_category_is_refused_by_name(pipeline: Pipeline, attributes: di
     gone = {
         str(row): GarmentDeleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"
     }
-    emptied = Catalogue(catalogue._base, {**catalogue._log, **{"9" * 20 + name: one for name, one in gone.items()}}, ())
+    log = {**catalogue._log, **{"9" * 20 + name: deleted for name, deleted in gone.items()}}
+    emptied = Catalogue(catalogue._base, log, ())
     with pytest.raises(InvalidRequest, match=r"category: got 'dresses'; must have garments .*num_garments=0"):
         retrieve(emptied, edit_request(category="dresses", attributes=attributes))
     assert retrieve(emptied, edit_request(category="dresses", num_garments=0)) == []
@@ -244,14 +245,14 @@ def test_conditionings_of_many_requests_are_those_of_each(pipeline: Pipeline) ->
     for matches in retrieve_many(pipeline.catalogue, requests):
         pictures = [match.garment.image() for match in matches]
         words.append(invert(pipeline.garment_encoder, pictures) if pictures else None)
-    assert [None if one is None else tuple(one.shape) for one in words] == [
+    assert [None if tensor is None else tuple(tensor.shape) for tensor in words] == [
         (2, 4, 16),
         None,
         (3, 4, 16),
         (1, 4, 16),
         None,
     ]
-    words[4] = torch.empty(0, 4, 16)  # no garment, said otherwise
+    words[4] = torch.empty(0, 4, 16)  # no garment, as an empty tensor
     together = condition(pipeline.prompt_encoder, requests, words)
     assert len(together) == len(requests)
     for request, own, conditioning in zip(requests, words, together, strict=True):
@@ -283,7 +284,7 @@ def test_people_of_many_requests_are_those_of_each(pipeline: Pipeline) -> None:
 
 
 def check_close(row: Tensor, alone: Tensor) -> None:
-    """Return a row of a batch equals what it is alone, and holds on to nothing of the batch."""
+    """Assert that a row of a batch is close to the row alone, and does not keep the batch in memory."""
     torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
     assert row.untyped_storage().nbytes() == row.nbytes
 
@@ -296,7 +297,7 @@ def test_a_batch_is_one_call_of_each_model(tiny_bundle: Path) -> None:
         model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     encode(pipeline.vae, requests, pipeline.manifest)
     condition(pipeline.prompt_encoder, requests, [None] * len(requests))
-    assert rows == [5, 6]  # the empty prompt is one more
+    assert rows == [5, 6]  # the sixth is the empty prompt
 
 
 def test_prepare_brings_everything_to_the_bundle_s_size() -> None:
@@ -308,7 +309,7 @@ def test_prepare_brings_everything_to_the_bundle_s_size() -> None:
     assert inputs.mask.nonzero()[:, 2:].amin(0).tolist() == [16, 12]
     assert inputs.mask.nonzero()[:, 2:].amax(0).tolist() == [31, 23]
     assert inputs.mask.unique().tolist() == [0.0, 1.0]
-    # The point stood at a quarter of the width and half the height.
+    # The point is at a quarter of the width and half the height.
     peak = inputs.pose_map[0, 2].flatten().argmax()
     assert (int(peak) // 48, int(peak) % 48) == (32, 12)
     assert float(inputs.pose_map[0, 2, 32, 15]) == pytest.approx(np.exp(-1), abs=1e-5)
@@ -324,7 +325,7 @@ def test_noise_is_the_latents_first_then_the_posterior_s() -> None:
 
 
 class FakeUNet:
-    """Predicts nothing, and remembers what it was called with."""
+    """A UNet that predicts zeros, and remembers what it was called with."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""What stands beside a result."""
+"""Tests of the provenance that is written beside a result."""
 
 import json
 import subprocess
@@ -12,10 +12,10 @@ from fashion_rag.provenance import provenance, write_figure
 
 
 def test_it_says_where_a_figure_comes_from() -> None:
-    said = json.loads(json.dumps(provenance()))
-    assert torch.__version__.startswith(said["packages"]["torch"].partition("+")[0])
-    assert said["cpu"] and said["num_cores"] >= 1
-    assert not said["command"].startswith("/")
+    written = json.loads(json.dumps(provenance()))
+    assert torch.__version__.startswith(written["packages"]["torch"].partition("+")[0])
+    assert written["cpu"] and written["num_cores"] >= 1
+    assert not written["command"].startswith("/")
 
 
 def test_the_commit_is_the_checkouts() -> None:

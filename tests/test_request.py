@@ -1,4 +1,4 @@
-"""What an edit may ask for: each rule refuses, and names its field."""
+"""Tests of what an edit may ask for: each rule refuses what breaks it, and names the field."""
 
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_a_digest_tells_all_that_makes_another_picture_and_nothing_else() -> Non
     spot[3, 4, 1] = 1
     half = MASK.copy()
     half[:16] = 0
-    others = [
+    changed = [
         request(image=spot),
         request(image=IMAGE.reshape(24, 32, 3), mask=MASK.reshape(24, 32)),
         request(mask=half),
@@ -122,4 +122,4 @@ def test_a_digest_tells_all_that_makes_another_picture_and_nothing_else() -> Non
         request(icc_profile=b"one"),
         request(icc_profile=b"other"),
     ]
-    assert len({each.digest() for each in [plain, *others]}) == 1 + len(others)
+    assert len({edit.digest() for edit in [plain, *changed]}) == 1 + len(changed)

@@ -1,4 +1,4 @@
-"""Weights read tensor by tensor, into networks that hold none before, and only where they fit."""
+"""Tests of weights: read tensor by tensor, into networks that hold none before, and only where they fit."""
 
 import re
 import threading
@@ -55,7 +55,7 @@ def test_a_long_list_of_faults_is_cut() -> None:
 
 
 class Counting(nn.Module):
-    """A layer, and a buffer that no file has."""
+    """A layer, and a buffer that files do not hold."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -157,15 +157,14 @@ def paste_outside(
     if not mask.any():
         return edited
     # Only the box around the mask is worked on, as most of a large photo lies outside.
-    marked = mask != 0
-    rows, columns = _extent(np.any(marked, axis=1)), _extent(np.any(marked, axis=0))
+    rows, columns = _extent(mask, across=1), _extent(mask, across=0)
     if picture.shape != original.shape:
         resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
         box = (columns.start, rows.start, min(columns.stop, width), min(rows.stop, height))
         picture = np.asarray(resized.crop(box))
     else:
         picture = picture[rows, columns]
-    depth = _depth(marked[rows, columns], feather_px + 1)
+    depth = _depth(mask[rows, columns] != 0, feather_px + 1)
     target = edited[rows, columns]
     np.copyto(target, picture, where=(depth > feather_px)[..., None])
     seam = (depth > 0) & (depth <= feather_px)
@@ -174,12 +173,12 @@ def paste_outside(
     return edited
 
 
-def _extent(marked: NDArray[np.bool_]) -> slice:
-    """Return the smallest range that holds all that is set in [N], with a margin of one.
+def _extent(mask: NDArray[np.uint8], *, across: int) -> slice:
+    """Return the rows (across=1) or columns (across=0) of the box around all that is set in [H, W], plus one each side.
 
-    With the margin, pixels at the edge of the mask are not at the edge of the range, unless the picture ends there.
+    With this margin, pixels at the edge of the mask are not at the edge of the box, unless the picture ends there.
     """
-    indices = np.flatnonzero(marked)
+    indices = np.flatnonzero(mask.any(axis=across))
     return slice(max(0, int(indices[0]) - 1), int(indices[-1]) + 2)
 
 

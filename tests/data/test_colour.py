@@ -1,4 +1,4 @@
-"""Holds colours to what their profiles say, and damaged profiles to no harm."""
+"""Tests that colours are what their profiles say, and that damaged profiles do no harm."""
 
 import io
 
@@ -22,7 +22,7 @@ def colours() -> np.ndarray:
 
 
 def converted(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels of Display P3 in sRGB, by the textbook."""
+    """Return pixels of Display P3 in sRGB, computed from the definitions of the two spaces."""
     levels = pixels / 255
     light = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ P3_TO_SRGB.T
     light = light.clip(0, 1)
@@ -31,7 +31,7 @@ def converted(pixels: np.ndarray) -> np.ndarray:
 
 def test_display_p3_becomes_the_srgb_of_the_textbook() -> None:
     image = to_srgb(Image.fromarray(colours()), display_p3())
-    # In the steep start of the curve, a rounded primary is more than a level.
+    # Where the curve is steep at its start, rounding of a primary is more than a level.
     assert np.abs(np.asarray(image) - converted(colours())).max() <= 3
     assert np.abs(np.asarray(image) - converted(colours())).mean() < 0.5
     assert np.abs(converted(colours()) - colours()).max() > 40
@@ -39,9 +39,9 @@ def test_display_p3_becomes_the_srgb_of_the_textbook() -> None:
 
 
 def test_srgb_survives_the_way_to_a_larger_space_and_back() -> None:
-    there = from_srgb(colours(), display_p3())
-    assert np.abs(there.astype(int) - colours()).max() > 20
-    back = np.asarray(to_srgb(Image.fromarray(there), display_p3()))
+    in_p3 = from_srgb(colours(), display_p3())
+    assert np.abs(in_p3.astype(int) - colours()).max() > 20
+    back = np.asarray(to_srgb(Image.fromarray(in_p3), display_p3()))
     assert np.abs(back.astype(int) - colours()).max() <= 6
     assert np.abs(back.astype(int) - colours()).mean() < 1
 

@@ -42,7 +42,7 @@ def noise(height=24, width=20, channels=3, seed=0):
 
 
 def quadrants(width=40, height=20):
-    """Return the red in the upper left, black elsewhere."""
+    """Return a picture that is red in the upper left and black elsewhere."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (255, 0, 0)
     return Image.fromarray(pixels)
@@ -74,14 +74,14 @@ def test_vision_pixels_equal_the_published_ones(golden):
 def test_pictures_equal_the_published_tensors(golden):
     retrieved = {(entry["category"], entry["im_name"]): entry["retrieved"] for entry in golden.samples}
     tensors = golden.tensors("case6_dataprep")
-    for name, found in named(tensors, r"(image|retrieved_cloth)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
-        kind, height, width, category, person_id = found
+    for name, parts in named(tensors, r"(image|retrieved_cloth)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
+        kind, height, width, category, person_id = parts
         if kind == "image":
             path, reference = f"{category}/images/{person_id}_0.jpg", tensors[name]
         else:
             path, reference = retrieved[category, f"{person_id}_0.jpg"][0], tensors[name][0]
         picture = to_tensor(Image.open(golden.dresscode / path).convert("RGB"), (int(height), int(width)))
-        # Bytes as float32: a level is 8e-3, and what differs is the last digit of a division.
+        # A level is 8e-3 here; only the last digit of a division differs.
         torch.testing.assert_close(picture, reference, atol=1e-6, rtol=0)
 
 
@@ -258,7 +258,7 @@ def test_damaged_files_are_opened_or_refused(format, data):
 # Uploads: colours
 
 
-# TIFF holds any mode and any profile; of the others, each has a place of its own for a profile.
+# TIFF holds any mode and any profile. Every other format has its own place for a profile.
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_a_photo_keeps_its_pixels_and_its_profile(format, mode):
@@ -364,9 +364,7 @@ def test_a_mask_that_marks_nothing_is_refused():
 
 
 def pasted_in_full(original, mask, picture, feather_px):
-    """Return the blend every pixel of the picture, with weights that rise by one share a pixel from the mask's edge
-    inwards.
-    """
+    """Return the photo with every pixel blended; weights rise by one share a pixel from the mask's edge inwards."""
     padded, depth = np.pad(mask != 0, 1, mode="edge"), np.zeros(mask.shape, np.float32)
     for _ in range(feather_px + 1):
         inside = padded[1:-1, 1:-1]
@@ -428,7 +426,7 @@ def test_what_lies_far_from_the_mask_makes_no_difference(corner: tuple[int, int]
     top, left = corner
     mask[top : top + 20, left : left + 15] = 1
     pasted = paste_outside(large, mask, picture, feather_px=3)
-    # With a margin of two pixels, or the picture's own border.
+    # With a margin of two pixels, or up to the border of the picture.
     area = slice(max(0, top - 2), top + 22), slice(max(0, left - 2), left + 17)
     assert np.array_equal(pasted[area], paste_outside(large[area], mask[area], picture[area], feather_px=3))
     assert np.array_equal(pasted[mask == 0], large[mask == 0])

@@ -87,9 +87,7 @@ def test_a_missing_left_arm_ends_the_line_at_the_shoulder():
 
 
 def test_with_both_wrists_missing_the_line_runs_to_the_corner():
-    """Return a slip of the published rule that its figures contain: after the right arm, the left one is not
-    looked at.
-    """
+    """Test a slip of the published rule, which its figures contain: after the right arm, it ignores the left one."""
     labels, keypoints = person()
     keypoints[[4, 7]] = 0
     mask = repaint_mask(labels, keypoints, "upper_body", "mask")
@@ -101,7 +99,7 @@ def test_with_both_wrists_missing_the_line_runs_to_the_corner():
 
 
 def test_shoulders_at_the_top_edge_count_the_neck_from_the_bottom():
-    """Another slip: a neck line above the picture becomes one near its bottom, so the whole head stays."""
+    """Test another slip: a neck line above the picture becomes one near its bottom, so the whole head stays."""
     labels, keypoints = person()
     keypoints[[2, 5], 1] = 10
     assert not repaint_mask(labels, keypoints, "upper_body", "mask")[40:80, 165:215].any()

@@ -21,8 +21,8 @@ def one_point(x, y):
 
 def test_pose_maps_equal_the_published_ones(golden):
     tensors = golden.tensors("case6_dataprep")
-    for name, found in named(tensors, r"pose_(div|joints_)([\d_]+)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
-        kind, numbers, height, width, category, person_id = found
+    for name, parts in named(tensors, r"pose_(div|joints_)([\d_]+)\.(\d+)x(\d+)\.(\w+)\.(\w+)").items():
+        kind, numbers, height, width, category, person_id = parts
         height, width = size = int(height), int(width)
         maps = heat_maps(scale_keypoints(keypoints_of(golden, category, person_id), KEYPOINT_FRAME, size), size)
         if kind == "div":

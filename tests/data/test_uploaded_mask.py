@@ -1,4 +1,4 @@
-"""Holds uploaded masks to the table in `uploaded_mask`, each row of it."""
+"""Tests of uploaded masks: every row of the table in `uploaded_mask`."""
 
 import io
 from typing import Any
@@ -21,7 +21,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def spot(bottom: int = 120) -> np.ndarray:
-    """Return a bool map of a part in the middle, as far down as `bottom`."""
+    """Return a map that is True for a part in the middle, which ends at the row `bottom`."""
     part = np.zeros((HEIGHT, WIDTH), bool)
     part[50:bottom, 40:110] = True
     return part
@@ -66,7 +66,7 @@ def test_white_strokes_mark_in_grey_and_palette_pictures() -> None:
 def test_the_soft_edges_of_strokes_are_cut_at_one_half(strength: float) -> None:
     alpha = Image.fromarray(np.where(spot(), 255, 0).astype(np.uint8)).filter(ImageFilter.GaussianBlur(3))
     alpha = alpha.point(lambda level: round(level * strength))
-    # As some tools make them: the colour fades to black along with the alpha, which white strokes survive.
+    # Some tools let the colour fade to black along with the alpha; white strokes are still recognised.
     for colour in (Image.new("L", alpha.size, 255), alpha.point(lambda level: round(level / strength))):
         mask = open_mask(encoded(Image.merge("LA", (colour, alpha)).convert("RGBA")))
         np.testing.assert_array_equal(mask, np.asarray(alpha) >= 128)
@@ -85,7 +85,7 @@ def test_white_on_black_marks_whatever_is_transparent_beside_it() -> None:
 @pytest.mark.parametrize("bottom", [120, HEIGHT])
 def test_the_hole_in_a_copy_of_the_photo_marks(bottom: int) -> None:
     np.testing.assert_array_equal(open_mask(encoded(with_hole(photo(), spot(bottom)))), spot(bottom))
-    # All but the person, too.
+    # The part to repaint may also be everything but the person.
     np.testing.assert_array_equal(open_mask(encoded(with_hole(photo(), ~spot(bottom)))), ~spot(bottom))
 
 

@@ -21,9 +21,7 @@ def write_points(root: Path, person: str, points: list[list[float]]) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return two persons, each of whom wears the other's garment in the unpaired order; pictures are 96 wide,
-    128 high.
-    """
+    """Return two persons, who wear each other's garments in the unpaired order; pictures are 96 wide and 128 high."""
     for name in ("image", "cloth", "image-parse-v3", "openpose_json"):
         (tmp_path / "test" / name).mkdir(parents=True)
     for number, person in enumerate(IDS):

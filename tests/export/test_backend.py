@@ -1,4 +1,4 @@
-"""What is decided to run the networks, and whether edits are the same pictures whatever does."""
+"""Tests of the choice of what runs the networks, and that an edit gives the same picture whatever runs them."""
 
 import shutil
 from dataclasses import replace
@@ -43,8 +43,8 @@ def request(seed: int, num_inference_steps: int) -> EditRequest:
     )
 
 
-def largest_difference(one: Pipeline, other: Pipeline, asked: EditRequest, garment: Garment) -> int:
-    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (one, other)]
+def largest_difference(first: Pipeline, second: Pipeline, asked: EditRequest, garment: Garment) -> int:
+    pictures = [pipeline(asked, [garment]).image.astype(int) for pipeline in (first, second)]
     return int(np.abs(pictures[0] - pictures[1]).max())
 
 
@@ -87,15 +87,15 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
     assert isinstance(parts.load_unet().whole, OnnxModule)
     assert runtime.open().folder == parts.folder
     assert exported == [tiny_bundle]
-    # What has been damaged is made again.
+    # A damaged file is exported again.
     assert parts.folder is not None and parts.folder.is_relative_to(tmp_path)
     unet = parts.folder / "unet.onnx"
     unet.write_bytes(unet.read_bytes()[:-1])
     runtime.open().load_unet()
     assert exported == [tiny_bundle, tiny_bundle]
-    # Other weights are other files.
-    other = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
-    assert other.folder != parts.folder
+    # Other weights have files of their own.
+    other_parts = Runtime(str(make_tiny_bundle(tmp_path / "other", seed=1))).open()
+    assert other_parts.folder != parts.folder
 
 
 @pytest.mark.parametrize(("backend", "kind"), [("torch", None), ("onnx", OnnxModule)])

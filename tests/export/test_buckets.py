@@ -1,4 +1,4 @@
-"""Networks that are called at fixed batch sizes, here compiled by torch.compile."""
+"""Tests of networks that are called at fixed batch sizes, here compiled by torch.compile."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ SPEC = ModuleSpec(
 
 
 class Toy(nn.Module):
-    """A row depends on itself alone."""
+    """A network whose rows do not depend on each other."""
 
     def forward(self, sample: Tensor, t: Tensor) -> Tensor:
         return 2 * sample + t[:, None]
@@ -45,7 +45,7 @@ def test_each_row_is_in_one_call_of_the_smallest_size_that_holds_it(num_rows: in
     for rows, size in calls:
         held = rows.stop - rows.start
         assert size == min(size for size in rising if size >= held)
-    # Only the last call may be short of the largest size.
+    # Only the last call may have fewer rows than the largest size.
     assert all(size == rising[-1] and after.start - rows.start == size for (rows, size), (after, _) in pairwise(calls))
 
 

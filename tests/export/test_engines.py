@@ -37,7 +37,7 @@ OTHERS = {
     "architecture": "9.0",
 }
 ENGINE = b"an engine of some size" * 100
-# A builder in a process of its own: it says when it builds, and goes on once it may.
+# A builder in a process of its own. It prints a line when it builds, and goes on when it is allowed to.
 BUILDER = """
 import sys, time
 from pathlib import Path
@@ -64,7 +64,7 @@ def not_wanted() -> bytes:
 
 @pytest.fixture
 def start_builder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Start a builder of this name that works in `tmp_path`; none outlives the test."""
+    """Return a function that starts a builder of some name in `tmp_path`; all builders end with the test."""
     with ExitStack() as stack:
 
         def start(name: str) -> subprocess.Popen[str]:
@@ -97,20 +97,20 @@ def test_name_and_manifest_tell_what_an_engine_is_of(built: Path) -> None:
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_another_key_is_another_engine(built: Path, field: str) -> None:
-    other = replace(KEY, **{field: OTHERS[field]})
-    assert get_or_build(built.parent, other, lambda: b"other") != built
+    changed = replace(KEY, **{field: OTHERS[field]})
+    assert get_or_build(built.parent, changed, lambda: b"other") != built
     with pytest.raises(ArtifactError, match=f"another engine: {field} is .* must be"):
-        read_engine(built, other)
+        read_engine(built, changed)
 
 
 def test_an_engine_under_a_foreign_name_is_refused_and_replaced(built: Path) -> None:
-    other = replace(KEY, onnx_sha256="1" * 64)
-    taken = built.with_name(other.file_name)
+    changed = replace(KEY, onnx_sha256="1" * 64)
+    taken = built.with_name(changed.file_name)
     built.rename(taken)
     built.with_name(f"{built.name}.json").rename(f"{taken}.json")
     with pytest.raises(ArtifactError, match="onnx_sha256 is '0000"):
-        read_engine(taken, other)
-    assert read_engine(get_or_build(built.parent, other, lambda: b"other"), other) == b"other"
+        read_engine(taken, changed)
+    assert read_engine(get_or_build(built.parent, changed, lambda: b"other"), changed) == b"other"
 
 
 def cut(path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     with path.open("rb") as reader:
         write_whole(path, b"new and longer")
         assert reader.read() == b"old"
-    # At the first the content is on its way to disk, at the second the name is.
+    # The first call writes the content to disk, and the second one the name.
     assert seen == [b"old", b"new and longer"]
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_of_several_builders_one_builds_and_a_dead_one_is_replaced(
@@ -212,17 +212,17 @@ def test_of_several_builders_one_builds_and_a_dead_one_is_replaced(
 ) -> None:
     first = start_builder("first")
     wait_for((tmp_path / "first.builds").exists)
-    others = [start_builder(name) for name in ("second", "third")]
-    for other in others:
-        assert other.stderr and "another process is at work here; waiting for it" in other.stderr.readline()
+    waiting = [start_builder(name) for name in ("second", "third")]
+    for builder in waiting:
+        assert builder.stderr and "another process is at work here; waiting for it" in builder.stderr.readline()
     first.kill()
     first.wait()
     wait_for(lambda: len(list(tmp_path.glob("*.builds"))) == 2)
     (tmp_path / "go").touch()
     path = tmp_path / "engines" / KEY.file_name
-    for other in others:
-        output, errors = other.communicate(timeout=PATIENCE_S)
-        assert (output.strip(), other.returncode) == (str(path), 0), errors
-    # One of the two built after the first had died; the other found it done.
+    for builder in waiting:
+        output, errors = builder.communicate(timeout=PATIENCE_S)
+        assert (output.strip(), builder.returncode) == (str(path), 0), errors
+    # One of the two built the engine after the first had died; the other read it.
     assert len(list(tmp_path.glob("*.builds"))) == 2
     assert read_engine(path, KEY) == ENGINE

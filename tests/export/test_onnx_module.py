@@ -1,4 +1,4 @@
-"""Exported networks run by ONNX Runtime, and files that are not run."""
+"""Tests of exported networks that ONNX Runtime runs, and of files that it must not run."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""ONNX files of a bundle: what is written, and what is refused."""
+"""Tests of the ONNX files of a bundle: what is written, and what is refused."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def only_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return the exports take the smallest network alone."""
+    """Make exports take the smallest network alone."""
     monkeypatch.setattr(to_onnx, "module_specs", lambda bundle: {"text_encoder": module_specs(bundle)["text_encoder"]})
 
 
@@ -46,12 +46,14 @@ def test_the_border_is_the_modules(onnx_folder: Path, bundle: Bundle, name: str)
     spec = module_specs(bundle)[name]
     graph = onnx.load(onnx_path(onnx_folder, spec)).graph
     kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
-    for found, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
-        assert [tensor.name for tensor in found] == list(wanted)
-        for tensor, must in zip((one.type.tensor_type for one in found), wanted.values(), strict=True):
+    for values, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+        assert [value.name for value in values] == list(wanted)
+        for value, expected in zip(values, wanted.values(), strict=True):
+            tensor = value.type.tensor_type
             batch, *sides = tensor.shape.dim
             assert batch.dim_param and not batch.dim_value
-            assert (tuple(side.dim_value for side in sides), tensor.elem_type) == (must.shape, kinds[must.dtype])
+            assert tuple(side.dim_value for side in sides) == expected.shape
+            assert tensor.elem_type == kinds[expected.dtype]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,8 +89,8 @@ def test_large_weights_lie_in_a_file_of_their_own(
 
 @pytest.mark.usefixtures("only_text")
 def test_half_precision_keeps_float32_at_the_border(bundle: Bundle, tmp_path: Path) -> None:
-    (found,) = to_onnx.export_onnx(bundle, tmp_path / "onnx", torch.float16)
-    assert 0 < found.max_rel_error <= found.tolerance == parity.TOLERANCES[torch.float16]
+    (measured,) = to_onnx.export_onnx(bundle, tmp_path / "onnx", torch.float16)
+    assert 0 < measured.max_rel_error <= measured.tolerance == parity.TOLERANCES[torch.float16]
     spec = module_specs(bundle)["text_encoder"]
     graph = onnx.load(onnx_path(tmp_path / "onnx", spec)).graph
     kinds = [tensor.type.tensor_type.elem_type for tensor in (*graph.input, *graph.output)]
@@ -134,7 +136,7 @@ def test_progress_is_told_of_each_network(bundle: Bundle, tmp_path: Path, only_t
 
 
 def test_files_of_another_bundle_are_refused(onnx_folder: Path, tmp_path: Path) -> None:
-    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
-    for name, spec in module_specs(other).items():
+    other_bundle = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
+    for name, spec in module_specs(other_bundle).items():
         with pytest.raises(ArtifactError, match=rf"{name}\.onnx: was exported of other weights"):
-            find_onnx(onnx_folder, other, spec)
+            find_onnx(onnx_folder, other_bundle, spec)

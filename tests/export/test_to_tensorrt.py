@@ -33,7 +33,7 @@ def rtx() -> Flavour:
 
 @pytest.fixture(scope="module")
 def networks(onnx_folder: Path, tiny_bundle: Path) -> Networks:
-    """Return ONNX file and description of each network of `tiny_bundle`."""
+    """Return the ONNX file and the spec of each network of `tiny_bundle`."""
     specs = module_specs(Bundle.open(tiny_bundle))
     return {name: (onnx_path(onnx_folder, spec), spec) for name, spec in specs.items()}
 
@@ -48,7 +48,7 @@ def test_the_unet_is_built_without_a_gpu(rtx: Flavour, networks: Networks) -> No
     engine = bytes(build_engine(path, spec, (1, 3), rtx, progress=progress))
     _, diagnostics = rtx.api.Runtime(rtx.api.Logger(rtx.api.Logger.INTERNAL_ERROR)).get_engine_validity(engine)
     assert not diagnostics & int(rtx.api.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
-    # The whole build is one phase, and what it has done only grows; each batch size is worked on by itself.
+    # The whole build is one phase, whose number of steps done only grows; each batch size has phases of its own.
     (whole,) = (steps for phase, steps in phases.items() if phase == "unet: Building engine")
     assert whole[0] == (0, whole[0][1]) and whole[-1] == (whole[0][1], whole[0][1])
     assert [done for done, _ in whole] == sorted(done for done, _ in whole)
@@ -71,7 +71,7 @@ from pathlib import Path
 spec = module_specs(Bundle.open(Path({str(tiny_bundle)!r})))["unet"]
 build_engine(Path({str(onnx_folder / "unet.onnx")!r}), spec, (1,), find_flavour("tensorrt_rtx"), ("7.5",))
 """
-    # Apart, because TensorRT for RTX cannot build everything any more in a process where it has failed.
+    # In a process of its own, because after a failure TensorRT for RTX cannot build everything any more.
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     wanted = r"ArtifactError: .*unet\.onnx: tensorrt_rtx .* cannot build unet: .*FP32 GEMM is not supp"
     assert run.returncode == 1 and re.search(wanted, run.stderr), run.stderr
@@ -131,16 +131,14 @@ def test_all_networks_of_a_bundle_are_built_once(
     folder = Path(shutil.copytree(onnx_folder, tmp_path / "exported"))
     bundle = Bundle.open(tiny_bundle)
     built: list[tuple[object, ...]] = []
-    # Building itself is tested above.
-    monkeypatch.setattr(
-        "export.to_tensorrt.build_engine", lambda *given, timing_cache: built.append(given) or b"engine"
-    )
+    # The build itself is tested above.
+    monkeypatch.setattr("export.to_tensorrt.build_engine", lambda *given, **options: built.append(given) or b"engine")
     engines = export_tensorrt(bundle, folder, rtx, ("8.6", "12.0"))
     assert export_tensorrt(bundle, folder, rtx, ("8.6", "12.0")) == engines
     assert [given[1].name for given in built] == list(engines) == list(module_specs(bundle))
     for name, path in engines.items():
-        found, key, _ = find_engine(folder, bundle, name)
-        assert found == path and read_engine(found, key) == b"engine"
+        engine, key, _ = find_engine(folder, bundle, name)
+        assert engine == path and read_engine(engine, key) == b"engine"
         assert key.architecture == "8.6+12.0"
         assert max(key.rows) == (32 if name.startswith("unet") else 8)
 

@@ -92,9 +92,9 @@ def test_a_sound_engine_needs_a_gpu(exported: Path, tiny_bundle: Path) -> None:
 
 
 def test_an_engine_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> None:
-    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
+    other_bundle = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
     with pytest.raises(ArtifactError, match="other weights"):
-        load_tensorrt(exported, other, "unet")
+        load_tensorrt(exported, other_bundle, "unet")
 
 
 def test_a_network_without_an_engine_is_named(exported: Path, tiny_bundle: Path) -> None:

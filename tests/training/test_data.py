@@ -1,4 +1,4 @@
-"""What training keeps of a data set: what an edit would see of it, each thing once, and never of other encoders."""
+"""Tests of what training keeps of a data set: what an edit would see, computed once, for each encoder apart."""
 
 import json
 import shutil
@@ -73,8 +73,8 @@ def test_garments_are_the_worn_one_then_the_best_retrieved(
 ) -> None:
     encoder = Bundle.open(tiny_bundle).load_garment_encoder()
     for row, person in enumerate(source.open((128, 96))):
-        others = [path for path in person.retrieved_paths if path != person.garment_path]
-        expected = data._hidden([person.garment_path, *others], encoder)
+        retrieved = [path for path in person.retrieved_paths if path != person.garment_path]
+        expected = data._hidden([person.garment_path, *retrieved], encoder)
         np.testing.assert_allclose(prepared.hidden[prepared.garments[row]], expected, atol=1e-2)
     assert prepared.garments.shape == (9, 3)
     assert len(np.unique(prepared.garments)) == 9
@@ -113,10 +113,10 @@ def test_what_is_there_is_not_computed_again(
 @pytest.mark.parametrize("part", ["vae", "vision_encoder"])
 def test_another_encoder_gets_a_cache_of_its_own(source: Source, tiny_bundle: Path, tmp_path: Path, part: str) -> None:
     key = data.cache_key(source, Bundle.open(tiny_bundle))
-    other = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    (weights,) = (other / part).glob("*.safetensors")
+    changed_bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (weights,) = (changed_bundle / part).glob("*.safetensors")
     write_state(weights, {name: tensor * 2 for name, tensor in read_state(weights).items()})
-    assert data.cache_key(source, Bundle.open(other)) != key
+    assert data.cache_key(source, Bundle.open(changed_bundle)) != key
 
 
 def test_only_what_is_cached_makes_a_cache_of_its_own(source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_only_what_is_cached_makes_a_cache_of_its_own(source: Source, tiny_bundl
     captions = json.loads((root / "fine_captions.json").read_text())
     (root / "fine_captions.json").write_text(json.dumps(captions | {"000000": ["a", "b", "c"]}))
     assert data.cache_key(replace(source, root=root), bundle) != key
-    other = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    changed_bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    weights = changed_bundle / "unet" / "diffusion_pytorch_model.safetensors"
     write_state(weights, {name: tensor * 2 for name, tensor in read_state(weights).items()})
-    assert data.cache_key(source, Bundle.open(other)) == key
+    assert data.cache_key(source, Bundle.open(changed_bundle)) == key
 
 
 def test_a_data_set_without_captions_is_refused(source: Source, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: it learns, goes on bit for bit where it was cut off, and is the same however it is shared out."""
+"""Tests of the training loop: it learns, resumes bit for bit, and is the same on any number of processes."""
 
 import importlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class CutOff(Exception):
 
 
 class Line:
-    """A straight line to be found, in noise that comes from both generators."""
+    """A stage that fits a straight line to points with noise from both generators."""
 
     name = "line"
 
@@ -52,21 +52,21 @@ def checkpoint(folder: Path, name: str = "line") -> dict[str, Any]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Yield what a checkpoint holds, in order, containers opened."""
+    """Yield all values in the containers of a checkpoint, in order."""
     if isinstance(value, dict):
         for key in value:
             yield key
             yield from leaves(value[key])
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from leaves(each)
+        for entry in value:
+            yield from leaves(entry)
     else:
         yield value
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    """Both hold the same, bit for bit."""
-    for a, b in zip(leaves(one), leaves(other), strict=True):
+def assert_equal(first: Any, second: Any) -> None:
+    """Assert that both hold the same values, bit for bit."""
+    for a, b in zip(leaves(first), leaves(second), strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
@@ -104,10 +104,10 @@ def test_a_checkpoint_without_a_scale_is_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
-    one, other = Line(), Line()
-    fit(one, PLAN, tmp_path / "a", seed=1, watch=unwatched)
-    fit(other, PLAN, tmp_path / "b", seed=2, watch=unwatched)
-    assert not torch.equal(one.network.weight, other.network.weight)
+    first, second = Line(), Line()
+    fit(first, PLAN, tmp_path / "a", seed=1, watch=unwatched)
+    fit(second, PLAN, tmp_path / "b", seed=2, watch=unwatched)
+    assert not torch.equal(first.network.weight, second.network.weight)
 
 
 def test_the_rate_warms_up_stays_and_runs_down() -> None:
@@ -129,14 +129,16 @@ def test_what_is_watched(tmp_path: Path) -> None:
 
     stage = Line()
     fit(stage, replace(PLAN, num_steps=3), tmp_path, seed=1, watch=watch)
-    assert [(one.stage, one.step, one.num_steps) for one in seen] == [("line", step, 3) for step in (1, 2, 3)]
-    assert [one.learning_rate for one in seen] == pytest.approx([0.05 * step / 100 for step in (1, 2, 3)])
-    assert all(one.loss > 1 and one.gradient_norm > 1 and one.images_per_s > 0 for one in seen)
+    steps = [(progress.stage, progress.step, progress.num_steps) for progress in seen]
+    assert steps == [("line", step, 3) for step in (1, 2, 3)]
+    assert [progress.learning_rate for progress in seen] == pytest.approx([0.05 * step / 100 for step in (1, 2, 3)])
+    for progress in seen:
+        assert progress.loss > 1 and progress.gradient_norm > 1 and progress.images_per_s > 0
     assert torch.equal(averages[-1], stage.network.weight)
 
 
 class Fixed:
-    """A line through given points, handed out in order, so that the parts of a batch add up to it."""
+    """A stage that fits a line to given points in their order, so that the parts of a batch add up to it."""
 
     name = "fixed"
     x = torch.linspace(-1, 1, 16)[:, None]
@@ -161,12 +163,12 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
         assert stage.used == 16
         moments.append(checkpoint(tmp_path / str(num_parts), "fixed")["optimiser"]["state"][0]["exp_avg"])
     assert moments[0].abs().min() > 0
-    for other in moments[1:]:
-        torch.testing.assert_close(other, moments[0], rtol=1e-5, atol=0)
+    for parted in moments[1:]:
+        torch.testing.assert_close(parted, moments[0], rtol=1e-5, atol=0)
 
 
 class Blows(Line):
-    """A loss that is infinite at one step."""
+    """A stage whose loss is infinite at one step."""
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
         loss = super().loss(rng, num_rows)
@@ -193,7 +195,7 @@ def test_what_cannot_be_shared_evenly_is_refused(change: dict[str, int], field: 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return what other processes run. They cannot import `tests`, as packages that are installed have one too."""
+    """Return the module that other processes run. They cannot import `tests`, as installed packages have one, too."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     return importlib.import_module("training_jobs")
 

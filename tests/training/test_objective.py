@@ -1,4 +1,4 @@
-"""The loss of UNet and adapter: targets and weights by hand, what is drawn how often, and that it falls."""
+"""Tests of the loss of UNet and adapter: targets, weights, how often things are drawn, and that the loss falls."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ NUM_SAMPLES = 6
 
 
 def training_set() -> TrainingSet:
-    """Return the six samples of the toy bundle's sizes; hidden states tell their garment's number."""
+    """Return six samples of the toy bundle's sizes, with three garments each."""
     rng = np.random.default_rng(0)
     mask = np.zeros((NUM_SAMPLES, 1, 16, 12), np.uint8)
     mask[:, :, 4:8] = 1
@@ -70,7 +70,7 @@ def test_min_snr_weights_by_hand() -> None:
 
 
 class Answer(nn.Module):
-    """A UNet that answers zero, and keeps what it was asked."""
+    """A UNet that predicts zero, and keeps its inputs."""
 
     def forward(self, sample: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         self.sample, self.t, self.prompt_embeds = sample, t, prompt_embeds
@@ -88,7 +88,7 @@ def test_the_loss_by_hand(
     torch.manual_seed(5)
     loss = stage.loss(np.random.default_rng(3), 4)
 
-    # The same draws, in the order of the code: rows, then timesteps; three normal tensors.
+    # The same draws in the same order: rows, then timesteps, and three tensors of normal numbers.
     rng = np.random.default_rng(3)
     rows, t = rng.integers(NUM_SAMPLES, size=4), torch.from_numpy(rng.integers(1000, size=4))
     assert torch.equal(unet.t, t)
@@ -142,7 +142,7 @@ def test_pseudo_words_stand_garment_after_garment(tiny_bundle: Path, monkeypatch
     embeds = stage.prompt_embeds(np.random.default_rng(0), np.array([1, 0, 2]))
     words = stage.network["adapter"](torch.from_numpy(stage.data.hidden[np.array([4, 3, 8])]).float())
     for row, expected in ((0, words[:2].flatten(0, 1)), (2, words[2])):
-        # Begin, the template's words, then the placeholders.
+        # The placeholders come after the begin token and the template's words.
         start = next(i for i in range(77) if torch.allclose(embeds[row, i], expected[0], atol=1e-6))
         torch.testing.assert_close(embeds[row, start : start + len(expected)], expected)
 

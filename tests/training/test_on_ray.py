@@ -1,4 +1,4 @@
-"""The same training by Ray Train, which outlives the death of a worker."""
+"""A test that training by Ray Train survives the death of a worker, and gives the same weights."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ PLAN = TrainingPlan(
 
 pytestmark = [
     pytest.mark.slow,
-    # Ray Train 2.60 copies all settings of Ray Data, those it has deprecated too.
+    # Ray Train 2.60 copies all settings of Ray Data, including deprecated ones.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
     pytest.mark.filterwarnings("ignore::UserWarning:ray.data.context"),
 ]
@@ -36,19 +36,20 @@ def cluster() -> Iterator[None]:
 
 
 def test_a_worker_that_dies_is_made_good(cluster: None, source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
-    here = TrainingSettings(tiny_bundle, source, tmp_path / "here", tmp_path / "out", PLAN, SampleMix(), sheet_every=0)
-    there = replace(here, work=tmp_path / "there")
+    local = TrainingSettings(tiny_bundle, source, tmp_path / "here", tmp_path / "out", PLAN, SampleMix(), sheet_every=0)
+    on_ray = replace(local, work=tmp_path / "there")
     dead = tmp_path / "dead"
 
-    # A local function, which is sent as it is: workers cannot import `tests`.
+    # Workers cannot import `tests`, but a local function is sent to them with its code.
     def die_once(progress: TrainingProgress, average: nn.Module) -> None:
         if progress.step == 5 and not dead.exists():
             dead.touch()
             os._exit(1)
 
-    train(here, num_processes=1)
-    bundle = train_on_ray(there, num_workers=2, watch=die_once)
-    assert dead.exists() and bundle.path == there.out
-    one, other = (torch.load(each.work / "unet.pt", weights_only=True) for each in (here, there))
+    train(local, num_processes=1)
+    bundle = train_on_ray(on_ray, num_workers=2, watch=die_once)
+    assert dead.exists() and bundle.path == on_ray.out
+    expected = torch.load(local.work / "unet.pt", weights_only=True)
+    trained = torch.load(on_ray.work / "unet.pt", weights_only=True)
     for key in ("network", "average"):
-        assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
+        assert all(torch.equal(expected[key][name], trained[key][name]) for name in expected[key])

@@ -1,4 +1,4 @@
-"""A whole training on a few paper dolls: which files change, cut off, shared out, from bases that lack something."""
+"""Tests of a whole training on a few paper dolls: what changes, resuming, several processes, incomplete bases."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def saved(settings: TrainingSettings) -> dict[str, Any]:
     return torch.load(settings.work / "unet.pt", weights_only=True)  # type: ignore[no-any-return]
 
 
-def assert_same_training(one: TrainingSettings, other: TrainingSettings) -> None:
+def assert_same_training(first: TrainingSettings, second: TrainingSettings) -> None:
     for key in ("network", "average"):
-        a, b = saved(one)[key], saved(other)[key]
+        a, b = saved(first)[key], saved(second)[key]
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
-    moments, others = (saved(each)["optimiser"]["state"] for each in (one, other))
-    assert all(torch.equal(moments[number][name], others[number][name]) for number in moments for name in moments[0])
+    a, b = saved(first)["optimiser"]["state"], saved(second)["optimiser"]["state"]
+    assert all(torch.equal(a[number][name], b[number][name]) for number in a for name in a[0])
 
 
 def test_only_unet_and_adapter_change(settings: TrainingSettings, tiny_bundle: Path) -> None:
@@ -67,7 +67,7 @@ def test_only_unet_and_adapter_change(settings: TrainingSettings, tiny_bundle: P
 def test_resumed_bit_for_bit(settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "REPORT_EVERY_S", -1.0)
 
-    # The rate depends on the length of the whole, so the first half is one that is cut off.
+    # The learning rate depends on the number of all steps, so the first half is a whole training that is cut off.
     def cut_off(stage: str, step: int, num_steps: int, loss: float) -> None:
         if stage == "unet" and step == 4:
             raise KeyboardInterrupt
@@ -103,9 +103,9 @@ def test_what_is_logged(settings: TrainingSettings) -> None:
 
 def test_another_base_is_refused_in_the_same_folder(settings: TrainingSettings, tmp_path: Path) -> None:
     train(settings, num_processes=1)
-    other = replace(settings, base=settings.out)
+    another_base = replace(settings, base=settings.out)
     with pytest.raises(ArtifactError, match="holds a training of another base"):
-        train(other, num_processes=1)
+        train(another_base, num_processes=1)
     with pytest.raises(ArtifactError, match="holds a training of another seed"):
         train(replace(settings, seed=1), num_processes=1)
 
@@ -201,8 +201,8 @@ def test_an_inpainting_base_is_widened_and_gets_an_adapter(inpainting_base: Path
     assert config == {"hidden_dim": 64, "text_width": 16, "num_pseudo_words": 4}
     again = open_base(inpainting_base, tmp_path / "other", seed=3)
     assert again.fingerprint("inversion_adapter") == bundle.fingerprint("inversion_adapter")
-    other = open_base(inpainting_base, tmp_path / "other", seed=4)
-    assert other.fingerprint("inversion_adapter") != bundle.fingerprint("inversion_adapter")
+    another_seed = open_base(inpainting_base, tmp_path / "other", seed=4)
+    assert another_seed.fingerprint("inversion_adapter") != bundle.fingerprint("inversion_adapter")
 
 
 def test_an_inpainting_base_can_be_trained(settings: TrainingSettings, inpainting_base: Path) -> None:
@@ -232,7 +232,7 @@ def test_the_command(source: Source, tiny_bundle: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"{out}: written" in result.output
     assert Bundle.open(out).manifest.name == "mine"
-    without = [each for each in arguments if each not in ("--retrieval", source.retrieval)]
+    without = [argument for argument in arguments if argument not in ("--retrieval", source.retrieval)]
     without[without.index(work)] = tmp_path / "other"
     result = CliRunner().invoke(app, [str(argument) for argument in without])
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""What the other processes of `test_fit` run."""
+"""The jobs that the other processes of `test_fit` run."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ PLAN = TrainingPlan(num_steps=10, batch_size=8, learning_rate=0.05, num_parts=2)
 
 
 class Sometimes:
-    """A network whose second half is left out by about half of the parts."""
+    """A stage of a network whose second half is not used by about half of the parts."""
 
     name = "sometimes"
 
@@ -33,7 +33,7 @@ def unwatched(progress: TrainingProgress, average: nn.Module) -> None:
 
 
 def train(folder: Path, report: Report) -> None:
-    # The networks begin apart; the first process's is taken.
+    # The networks begin with different weights; all processes take those of the first.
     fit(Sometimes(rank_and_world()[0]), PLAN, folder, seed=1, watch=unwatched)
 
 
