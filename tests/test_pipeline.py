@@ -228,10 +228,9 @@ def test_a_filter_that_no_garment_passes_is_refused_by_name(pipeline: Pipeline, 
 def test_an_empty_category_is_refused_by_name(pipeline: Pipeline, attributes: dict[str, list[str]]) -> None:
     assert pipeline.catalogue is not None
     catalogue = added_to(pipeline.catalogue, size="M")
-    gone = {
-        str(row): GarmentDeleted(garment.id) for row, garment in enumerate(catalogue) if garment.category == "dresses"
-    }
-    log = {**catalogue._log, **{"9" * 20 + name: deleted for name, deleted in gone.items()}}
+    dresses = [garment.id for garment in catalogue if garment.category == "dresses"]
+    gone = {f"{'9' * 20}{row}": GarmentDeleted(garment_id) for row, garment_id in enumerate(dresses)}
+    log = {**catalogue._log, **gone}
     emptied = Catalogue(catalogue._base, log, ())
     with pytest.raises(InvalidRequest, match=r"category: got 'dresses'; must have garments .*num_garments=0"):
         retrieve(emptied, edit_request(category="dresses", attributes=attributes))
