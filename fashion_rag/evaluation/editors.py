@@ -1,4 +1,4 @@
-"""What edits the samples of an evaluation, several at a time: the pipeline here, or a server. `edits` calls it."""
+"""Edits the samples of an evaluation, several at a time, with the pipeline or a server. `edits` calls it."""
 
 from __future__ import annotations
 
@@ -54,31 +54,33 @@ class Editor(Protocol):
     """What an evaluation needs to have photos edited."""
 
     def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
-        """Each request's edit, in their order; `garments`, where given, stand in for retrieval."""
+        """Return the edit of each request in order. The garments of each, where given, stand in for retrieval."""
 
     def garment_picture(self, garment_id: str) -> Image.Image:
-        """The RGB picture of a garment that retrieval found."""
+        """Return the RGB picture of a garment that retrieval found."""
 
 
 @torch.inference_mode()
 def edit_together(
     pipeline: Pipeline, requests: Sequence[EditRequest], words: Sequence[Tensor | None]
 ) -> NDArray[np.uint8]:
-    """The decoded pictures, uint8 [B, H, W, 3], of requests that share steps, guidance and shortcuts, not yet put back.
+    """Return the decoded pictures [B, H, W, 3], uint8, of requests that share steps, guidance and shortcuts.
 
-    words: each request's pseudo-words [n, P, D], or None. Within the rounding of float32 each is what it is alone.
+    The pictures are not yet put back into the photos. Each equals that of the request alone, within the rounding of
+    float32. words: the pseudo-words [n, P, D] of each request, or None.
     """
     encoded = encode(pipeline.vae, requests, pipeline.manifest, pipeline.device)
     latents = torch.cat([latents for latents, _ in encoded])
     people = [person for _, person in encoded]
     person = Person(
-        torch.cat([one.mask for one in people]),
-        torch.cat([one.masked_image_latents for one in people]),
-        torch.cat([one.pose_map for one in people]),
+        mask=torch.cat([person.mask for person in people]),
+        masked_image_latents=torch.cat([person.masked_image_latents for person in people]),
+        pose_map=torch.cat([person.pose_map for person in people]),
     )
-    read = condition(pipeline.prompt_encoder, requests, words)
+    conditionings = condition(pipeline.prompt_encoder, requests, words)
     conditioning = Conditioning(
-        torch.cat([one.prompt_embeds for one in read]), torch.cat([one.negative_prompt_embeds for one in read])
+        prompt_embeds=torch.cat([prompt.prompt_embeds for prompt in conditionings]),
+        negative_prompt_embeds=torch.cat([prompt.negative_prompt_embeds for prompt in conditionings]),
     )
     first = requests[0]
     steps, scale, shortcuts = first.num_inference_steps, first.guidance_scale, first.shortcuts
@@ -88,17 +90,18 @@ def edit_together(
 
 @dataclass(frozen=True)
 class PipelineEditor:
-    """Edits here, all requests of a call in one batch."""
+    """Edits with a pipeline of this process, all requests of a call in one batch."""
 
     pipeline: Pipeline
 
     @torch.inference_mode()
     def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
-        """As `Editor.edit`. Raises InvalidRequest for what cannot be edited."""
+        """Return the edits as `Editor.edit`. Raises InvalidRequest for a request that cannot be edited."""
         pipeline = self.pipeline
         if garments is None:
-            found = retrieve_many(pipeline.catalogue, requests)
-            garments = [[match.garment for match in matches] for matches in found]
+            garments = []
+            for matches in retrieve_many(pipeline.catalogue, requests):
+                garments.append([match.garment for match in matches])
         words = [pseudo_words(pipeline.garment_encoder, worn) for worn in garments]
         pictures = edit_together(pipeline, requests, words)
         return [
@@ -107,7 +110,7 @@ class PipelineEditor:
         ]
 
     def garment_picture(self, garment_id: str) -> Image.Image:
-        """As `Editor.garment_picture`, from the catalogue."""
+        """Return the picture of a garment of the pipeline's catalogue."""
         if self.pipeline.catalogue is None:
             raise InvalidRequest("catalogue", None, "must be the one that the edits were made with")
         return self.pipeline.catalogue.get(garment_id).image()
@@ -115,22 +118,22 @@ class PipelineEditor:
 
 @dataclass(frozen=True)
 class ServerEditor:
-    """Asks a server that has this project's HTTP interface, for all edits of a call at once.
+    """Edits with a server that has this project's HTTP interface, all requests of a call at once.
 
-    client: knows the server's URL, and the key that it may ask for. Garments that stand in for retrieval are asked for
-    by id, so the server's catalogue must have them. Raises InvalidRequest if the server does not answer or refuses.
+    client: knows the server's URL and an API key. Garments that stand in for retrieval are sent by id, so the server's
+    catalogue must have them. The methods raise InvalidRequest if the server does not answer or refuses.
     """
 
     client: httpx.Client
 
     def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
-        """As `Editor.edit`."""
+        """Return the edits as `Editor.edit`."""
         given: Sequence[Sequence[Garment]] = [()] * len(requests) if garments is None else garments
         with ThreadPoolExecutor(len(requests)) as pool:
             return list(pool.map(self._edit, requests, given))
 
     def garment_picture(self, garment_id: str) -> Image.Image:
-        """As `Editor.garment_picture`."""
+        """Return the picture of a garment of the server's catalogue."""
         reply = self._answer(partial(self.client.get, f"/v1/garments/{quote(garment_id, safe='')}/image"))
         return open_image(reply.content)
 
@@ -153,7 +156,7 @@ class ServerEditor:
         return Edited(np.asarray(picture), tuple(garment["id"] for garment in reply["garments"]))
 
     def _answer(self, ask: partial[httpx.Response]) -> httpx.Response:
-        """The reply to a request that is repeated while the server is busy."""
+        """Return the reply to a request, which is repeated while the server is busy."""
         url = str(self.client.base_url)
         for _ in range(MAX_TRIES):
             try:

@@ -1,7 +1,7 @@
-"""The networks that metrics look with, filled from local files only: nothing here is ever downloaded.
+"""The networks that metrics need, filled from local files only: nothing is ever downloaded. `metrics` calls them.
 
-`metrics` calls them. The libraries would fetch weights by themselves, or unpickle whatever a file holds; here a file is
-read as tensors and nothing else, and the libraries are given those.
+The libraries would fetch weights by themselves, or unpickle whatever a file holds. Here a file is read as tensors and
+nothing else, and the libraries are given those tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INCEPTION_FEATURES = "2048"
 
 @dataclass(frozen=True)
 class Networks:
-    """What is there to measure with; None where no file of weights was given."""
+    """The networks to measure with; None for one whose file of weights was not given."""
 
     clip: RetrievalEncoder
     inception: nn.Module | None = None
@@ -42,11 +42,11 @@ class Networks:
     def load(
         cls, clip: Path, inception_weights: Path | None = None, lpips_weights: Path | None = None, device: str = "cpu"
     ) -> Networks:
-        """The networks of an OpenCLIP folder and two files of weights. Raises ArtifactError for what does not fit.
+        """Return the networks of an OpenCLIP folder and two files of weights.
 
         inception_weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`. lpips_weights: torchvision's
         AlexNet, `alexnet-owt-7be5be79.pth`; what LPIPS has learnt on top comes with its package. Both may be
-        safetensors files with the same keys.
+        safetensors files with the same keys. Raises ArtifactError for weights that do not fit.
         """
         return cls(
             RetrievalEncoder.load(clip, device),
@@ -55,28 +55,30 @@ class Networks:
         )
 
     def inception_vectors(self, pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """Vectors [N, 2048] of N pictures of one size."""
+        """Return the vectors [N, 2048] of N pictures of one size."""
         assert self.inception is not None
         device = next(self.inception.parameters()).device
         batches = pixels(pictures).split(BATCH_SIZE)
         return torch.cat([self.inception(batch.to(device)).cpu() for batch in batches]).double().numpy()
 
     def perceptual_distances(self, made: Sequence[Image.Image], real: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """LPIPS of N pairs of pictures of one size, [N]."""
+        """Return the LPIPS distances [N] of N pairs of pictures of one size."""
         assert self.lpips is not None
         device = next(self.lpips.parameters()).device
-        pairs = zip(*(pixels(each).split(BATCH_SIZE) for each in (made, real)), strict=True)
-        distances = [self.lpips(*(each.to(device) / 127.5 - 1 for each in pair)).flatten().cpu() for pair in pairs]
+        distances = []
+        for made_batch, real_batch in zip(pixels(made).split(BATCH_SIZE), pixels(real).split(BATCH_SIZE), strict=True):
+            distance = self.lpips(made_batch.to(device) / 127.5 - 1, real_batch.to(device) / 127.5 - 1)
+            distances.append(distance.flatten().cpu())
         return torch.cat(distances).double().numpy()
 
 
 def pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as uint8 [N, 3, H, W]."""
+    """Return RGB pictures of one size as uint8 [N, 3, H, W]."""
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
 
 
 def load_inception(path: Path) -> nn.Module:
-    """Inception v3 as FID knows it: uint8 [B, 3, H, W] to [B, 2048]. Raises ArtifactError."""
+    """Return Inception v3 as FID knows it: uint8 [B, 3, H, W] to [B, 2048]. Raises ArtifactError."""
     content = io.BytesIO()
     torch.save(_read_weights(path), content)
     content.seek(0)
@@ -89,7 +91,7 @@ def load_inception(path: Path) -> nn.Module:
 
 
 def load_lpips(path: Path) -> nn.Module:
-    """LPIPS 0.1 on AlexNet: two float [B, 3, H, W] in [-1, 1] to [B, 1, 1, 1]. Raises ArtifactError."""
+    """Return LPIPS 0.1 on AlexNet: two float [B, 3, H, W] in [-1, 1] to [B, 1, 1, 1]. Raises ArtifactError."""
     with warnings.catch_warnings():
         # LPIPS asks torchvision in an old way for an AlexNet without weights.
         warnings.filterwarnings("ignore", module="torchvision.models._utils")

@@ -47,7 +47,7 @@ class Load:
 
     @contextmanager
     def running(self, num_callers: int, pause_s: float = 0.0) -> Iterator["Load"]:
-        """So many more callers for as long as the block runs; then what they have asked for is waited for."""
+        """Add so many callers for as long as the block runs; then wait for what they have asked for."""
         over = threading.Event()
         with ThreadPoolExecutor(num_callers) as callers:
             calls = [callers.submit(self._call, over, pause_s) for _ in range(num_callers)]

@@ -51,7 +51,7 @@ class Node:
         return [int(pid) for pid in run.stdout.split()]
 
     def processes(self, title: str) -> list[int]:
-        """Those of the node whose command line begins with `title`."""
+        """Return the processes of the node whose command line begins with `title`."""
         lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in self.pids()}
         return [pid for pid, line in lines.items() if line.exists() and line.read_text().startswith(title)]
 

@@ -46,7 +46,7 @@ def make_folders(folder: Path) -> dict[str, str]:
 
 
 def read(overlay: str) -> tuple[Graph, list[WorkerGroup]]:
-    """The graph of an overlay, and its worker groups."""
+    """Return the graph of an overlay, and its worker groups."""
     (service,) = Overlay.render(ROOT / "overlays" / overlay).ray_services
     return graph_of(service), groups_of(service)
 
@@ -68,7 +68,7 @@ def scaled_down(graph: Graph, folders: Mapping[str, str], min_replicas: int, tar
 
 
 def add_node(cluster: Cluster, name: str, group: WorkerGroup) -> Node:
-    """A node with what a pod of the group offers."""
+    """Return a node with what a pod of the group offers."""
     labels = ",".join(f"{key}={value}" for key, value in group.labels.items())
     numbers = {"--num-cpus": group.cpus, "--num-gpus": group.gpus, "--memory": group.memory_bytes}
     options = [word for option, number in numbers.items() for word in (option, str(round(number)))]
@@ -76,7 +76,7 @@ def add_node(cluster: Cluster, name: str, group: WorkerGroup) -> Node:
 
 
 def deploy(cluster: Cluster, graph: Graph) -> None:
-    """Brings the graph by `serve deploy`; returns when all of it runs."""
+    """Bring the graph by `serve deploy`; return when all of it runs."""
     path = cluster.folder / "graph.yaml"
     # JSON is YAML.
     write_json(path, {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0"}} | graph.as_config())

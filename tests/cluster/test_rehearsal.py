@@ -83,7 +83,7 @@ def gpu_cluster(folders: dict[str, str]) -> Iterator[Cluster]:
 
 @pytest.fixture
 def load(gpu_cluster: Cluster, wanted: list[NDArray[np.uint8]]) -> Iterator[Load]:
-    """Edits that enter at both workers in turn; afterwards, none has failed, and each has its picture."""
+    """Have edits enter at both workers in turn; afterwards none has failed, and each has its picture."""
     wait_for(settled(gpu_cluster, 2))
     edits = Load([url(node) for node in gpu_cluster.workers()], EDITS, wanted, rehearsal.HEADERS)
     with edits.running(NUM_CALLERS):
