@@ -345,7 +345,7 @@ def test_edit_finds_what_is_wrong_before_it_loads_weights(
     (tmp_path / "empty").mkdir()
     garment = ("--category", "dresses", "--garment", photo["image"])
     for more, message in (
-        (("--mask", tmp_path / "tall.png"), "mask: got (81, 60); must have the image's size (80, 60)"),
+        (("--mask", tmp_path / "tall.png"), "mask: got '60x81'; must have the image's size, 60x80"),
         (("--image", tmp_path / "nowhere.png"), "must be a file that exists"),
         (("--mask", tmp_path / "text.png"), "mask: got"),
         (("--garment", tmp_path / "text.png"), "garment: got"),
@@ -593,7 +593,7 @@ def test_a_command_hands_its_options_on(
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         # These two are not options: the socket that is open already, and the bar that shows the start.
-        calls.append({name: value for name, value in bound.arguments.items() if name not in ("opening", "progress")})
+        calls.append({name: value for name, value in bound.arguments.items() if name not in ("listener", "progress")})
 
     monkeypatch.setattr(target, record)
     assert run(*arguments).exit_code == 0
