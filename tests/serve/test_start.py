@@ -122,7 +122,7 @@ def test_a_graph_that_cannot_start_is_said_in_one_line(
     # What a deployment is told of its own is looked at by its replica only.
     deployments = [{"name": "Denoiser", "user_config": {"max_rows": 1}}]
     with command(tmp_path, *options_of(Graph(args, deployments), tmp_path, free_port())) as process:
-        assert process.wait() == 2
+        assert process.wait() == 1
     *_, line = (tmp_path / "err").read_text().splitlines()
     assert line.startswith("error: the graph could not be started: ")
     assert "max_rows" in line
