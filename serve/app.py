@@ -171,7 +171,7 @@ def run(
         print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
-        pass
+        print("stopping; edits in flight are not finished", file=sys.stderr, flush=True)
     finally:
         stop()
 

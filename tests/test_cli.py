@@ -385,6 +385,10 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("index", "versions", "--catalogue", world), "catalogue"),
         (("index", "evaluate", "--catalogue", nowhere), "catalogue"),
         (("search", "red", "--category", "dresses", "--catalogue", nowhere), "catalogue"),
+        (("serve", "--catalogue", nowhere), "catalogue"),
+        (("serve", "--config", nowhere), "config"),
+        (("serve", "--api-keys", nowhere), "api-keys"),
+        (("serve", *bad_bundle), "bundle"),
         (("evaluate", nowhere, "--out", out), "root"),
         (("evaluate", world, "--out", file), "out"),
         (("evaluate", world, "--out", out), "num_retrieved"),
@@ -596,8 +600,16 @@ def test_a_command_hands_its_options_on(
         calls.append({name: value for name, value in bound.arguments.items() if name not in ("listener", "progress")})
 
     monkeypatch.setattr(target, record)
+    # Other tests see that files which are named must be there.
+    for check in ("check_file", "check_folder", "check_catalogue"):
+        monkeypatch.setattr(f"fashion_rag.cli.serving.{check}", lambda *arguments: None)
     assert run(*arguments).exit_code == 0
     assert calls == [expected]
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_cannot_be_is_refused(port: int) -> None:
+    assert run("serve", "--port", port).exit_code == 2
 
 
 def test_export_onnx_tells_how_close_each_network_is(monkeypatch: pytest.MonkeyPatch) -> None:

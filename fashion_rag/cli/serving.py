@@ -34,7 +34,7 @@ def serve(
         typer.Option(help="Serve config file, as for `serve deploy`; what is given here goes before what it says."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_keys: Annotated[Path | None, typer.Option(help="File with an API key a line; no other may enter.")] = None,
     catalogue_keys: Annotated[
         Path | None, typer.Option(help="File with a key a line, for those who may change the catalogue.")
@@ -60,6 +60,13 @@ def serve(
     ] = None,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
+    for option, path in (("config", config), ("api-keys", api_keys), ("catalogue-keys", catalogue_keys)):
+        check_file(option, path)
+    check_folder("compiled", compiled)
+    check_catalogue(catalogue)
+    if bundle is not None:
+        check_bundle(bundle)
+
     from serve.startup_listener import StartupListener
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}

@@ -107,7 +107,8 @@ def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uin
     if form.mask is not None:
         return open_mask(form.mask, max_pixels=max_pixels)
     if photo.hole is None:
-        raise InvalidRequest("mask", None, "must be given, unless the photo is transparent where to repaint")
+        rule = "must be given, unless the photo is transparent where to repaint"
+        raise InvalidRequest("mask", None, rule, "missing_required_parameter")
     return photo.hole
 
 
