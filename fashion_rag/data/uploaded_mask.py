@@ -35,10 +35,9 @@ MIN_BLACK = 0.005
 ONE_COLOUR = 16
 # A part is the canvas if it has at least this share of the picture's outermost pixels.
 CANVAS = 0.75
-
 CLEAR_RULE = (
-    "must be clear: white where to repaint on opaque black, white strokes on a transparent canvas, or a copy of the photo "
-    "with that part transparent"
+    "must be clear: white where to repaint on opaque black, white strokes on a transparent canvas, "
+    "or a copy of the photo with that part transparent"
 )
 
 
