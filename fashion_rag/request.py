@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from fashion_rag.errors import InvalidRequest
 
 CATEGORIES = ("dresses", "lower_body", "upper_body")
+MaskType = Literal["bounding_box", "mask"]
+MASK_TYPES: tuple[MaskType, ...] = ("bounding_box", "mask")
 # The 77 text positions have room for the template and three garments, but not for a fourth.
 MAX_GARMENTS = 3
 MAX_STEPS = 1000
@@ -95,14 +97,26 @@ class Shortcuts:
 PLAIN = Shortcuts()
 
 
-@dataclass(frozen=True, eq=False)
+class Window(NamedTuple):
+    """The part of a photo that an edit works on, in pixels of the photo. It may reach beyond the photo."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EditRequest:
     """What is to be edited and how. Pictures may have any size; the pipeline resizes them to the model's.
 
-    image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint.
+    A mask, category, key points or window of None is to be found by `person.completion`, which makes a CompleteRequest.
+
+    image: uint8 [H, W, 3] RGB. mask: [H, W], nonzero = repaint. mask_type: which mask is made where none is given.
     icc_profile: the RGB profile of the image's colours, which the edited photo will have, too; None = sRGB.
     prompt: what to wear, in the shopper's words.
-    keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent; None = the pose is not known.
+    keypoints: float [18, 2] OpenPose (x, y) in pixels of `image`, (0, 0) = absent.
+    window: the part of the photo that the model sees, in the shape of the model.
     num_garments: how many to retrieve, 0 to 3. garment_ids: use these catalogue garments instead of searching.
     attributes: search only among garments that have, for each name, one of the values.
     num_chunks: search with so many of the prompt's noun chunks, which are separated by commas; None = the whole prompt.
@@ -112,10 +126,12 @@ class EditRequest:
     """
 
     image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
     prompt: str
-    category: str
+    mask: NDArray[np.uint8] | None = None
+    category: str | None = None
     keypoints: NDArray[np.float64] | None = None
+    mask_type: MaskType = "bounding_box"
+    window: Window | None = None
     num_garments: int = 1
     garment_ids: tuple[str, ...] = ()
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -137,14 +153,17 @@ class EditRequest:
             f"{image.dtype} {image.shape}",
             "must be uint8 [height, width, 3]",
         )
-        _require(
-            mask.shape == image.shape[:2],
-            "mask",
-            _size(mask),
-            f"must have the image's size, {_size(image)} (WIDTHxHEIGHT)",
-        )
-        _require(bool(mask.any()), "mask", "all zero", "must mark at least one pixel to repaint")
-        _require(self.category in CATEGORIES, "category", self.category, f"must be one of {', '.join(CATEGORIES)}")
+        if mask is not None:
+            _require(
+                mask.shape == image.shape[:2],
+                "mask",
+                _size(mask),
+                f"must have the image's size, {_size(image)} (WIDTHxHEIGHT)",
+            )
+            _require(bool(mask.any()), "mask", "all zero", "must mark at least one pixel to repaint")
+        if self.category is not None:
+            _require(self.category in CATEGORIES, "category", self.category, f"must be one of {', '.join(CATEGORIES)}")
+        _require(self.mask_type in MASK_TYPES, "mask_type", self.mask_type, f"must be one of {', '.join(MASK_TYPES)}")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "must not be empty")
         _require(
             len(self.prompt) <= MAX_PROMPT_CHARS,
@@ -213,6 +232,15 @@ class EditRequest:
             return self.prompt
         chunks = [chunk.strip() for chunk in self.prompt.split(",")]
         return ", ".join([chunk for chunk in chunks if chunk][: self.num_chunks])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CompleteRequest(EditRequest):
+    """A request of which nothing is left to be found. If its key points are None, the pose is not known."""
+
+    mask: NDArray[np.uint8]
+    category: str
+    window: Window
 
 
 @dataclass(frozen=True, eq=False)

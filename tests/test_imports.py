@@ -23,6 +23,7 @@ LAYERS = (
     ("fashion_rag.sampling",),
     ("fashion_rag.data",),
     ("fashion_rag.models",),
+    ("fashion_rag.person",),
     ("fashion_rag.catalogue", "fashion_rag.denoising"),
     ("fashion_rag.bundle_checks",),
     ("fashion_rag.bundle",),

@@ -54,7 +54,10 @@ def test_a_sample_is_what_an_edit_sees(prepared: TrainingSet, source: Source, ti
         mask = repaint_mask_for(person.label_map, person.keypoints, person.category, "bounding_box", size, (512, 384))
         points = scale_keypoints(person.keypoints, KEYPOINT_FRAME, (512, 384))
         everywhere = np.ones(image.shape[:2], np.uint8)
-        photo = prepare_edit(EditRequest(image, everywhere, "x", person.category, points), bundle.manifest)
+        photo = prepare_edit(
+            EditRequest(image=image, mask=everywhere, prompt="x", category=person.category, keypoints=points),
+            bundle.manifest,
+        )
         hole = torch.from_numpy(mask)[None, None].float()
         with torch.inference_mode():
             seen = encode_person(vae, photo.image, hole, photo.pose_map, torch.zeros(1))
