@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from fashion_rag.data.window import SHAPE_TOLERANCE
+from fashion_rag.data.window import has_shape
 
 
 def with_border(picture: Image.Image, shape: tuple[int, int]) -> Image.Image:
@@ -15,13 +15,9 @@ def with_border(picture: Image.Image, shape: tuple[int, int]) -> Image.Image:
     has the shape is returned as it is.
     """
     width, height = picture.size
-    wanted_width = height * shape[1] / shape[0]
-    if abs(width - wanted_width) <= SHAPE_TOLERANCE * wanted_width:
+    if has_shape((height, width), shape):
         return picture
-    if width < wanted_width:
-        size = round(wanted_width), height
-    else:
-        size = width, round(width * shape[0] / shape[1])
+    size = max(width, round(height * shape[1] / shape[0])), max(height, round(width * shape[0] / shape[1]))
     pixels = np.asarray(picture)
     outermost = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     red, green, blue = np.median(outermost, axis=0).round().astype(int).tolist()

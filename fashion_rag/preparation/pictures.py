@@ -7,7 +7,6 @@ kept on disk like a prepared picture, so that it is not tried again.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
