@@ -4,7 +4,7 @@ import pytest
 
 from fashion_rag.demo.world.shop import write_shop
 from fashion_rag.preparation.run import ShopFiles
-from tests.preparation.knowing import KnowingReader
+from tests.preparation.knowing import NUM_PAIRS, SEED, KnowingReader
 
 
 @pytest.fixture(scope="session")
