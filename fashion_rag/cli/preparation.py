@@ -63,11 +63,13 @@ def prepare(
 
     check_root(out)
     opened = Bundle.open(bundle.resolve())
-    used_device = ("cuda" if num_gpus else "cpu") if workers else device
+    if workers:
+        device = "cuda" if num_gpus else "cpu"
+    networks = networks_of(opened, device)
     with build_progress() as report:
         prepared = prepare_here(
             ShopFiles(photos.resolve(), garments.resolve(), pairs, test_share),
-            networks_of(opened, used_device),
+            networks,
             OutputForm(out.resolve(), opened.manifest.image_size, max_height),
             compute=partial(on_ray, num_workers=workers, num_gpus=num_gpus) if workers else in_process,
             progress=partial(report, "preparing pictures"),
