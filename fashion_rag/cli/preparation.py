@@ -72,7 +72,7 @@ def prepare(
             networks,
             OutputForm(out.resolve(), opened.manifest.image_size, max_height),
             compute=partial(on_ray, num_workers=workers, num_gpus=num_gpus) if workers else in_process,
-            progress=partial(report, "preparing pictures"),
+            progress=report,
         )
     _show(out, prepared)
 

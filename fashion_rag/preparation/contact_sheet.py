@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ POINT_COLOUR, MASK_COLOUR = (255, 0, 90), (255, 0, 90)
 POINT_RADIUS = 6
 
 
-def contact_sheet(root: Path, max_rows: int) -> Image.Image:
+def contact_sheet(root: Path, photo_names: Mapping[str, str], max_rows: int) -> Image.Image:
     """Return a sheet of at most `max_rows` pairs of the data set in `root`, evenly spread over it.
 
     A row shows the photo, its label map in colours, its key points, the mask of the paper's rule, and the garment.
+    photo_names: what the shop calls the photo of each person id.
     Raises what `DressCode` raises.
     """
     data = {phase: DressCode(root, phase, size=KEYPOINT_FRAME) for phase in SPLITS}
@@ -41,21 +43,23 @@ def contact_sheet(root: Path, max_rows: int) -> Image.Image:
     rows = []
     for place in np.linspace(0, len(places) - 1, min(max_rows, len(places)), dtype=int).tolist():
         phase, number = places[place]
-        rows.append(_row(data[phase][number], phase))
+        sample = data[phase][number]
+        caption = f"{photo_names[sample.person_id]}, {phase}, {sample.category}: {sample.caption}"
+        rows.append(SheetRow(_pictures(sample), caption))
     return sheet(TITLES, rows)
 
 
-def _row(sample: Sample, phase: Phase) -> SheetRow:
+def _pictures(sample: Sample) -> list[Image.Image]:
+    """Return the pictures of a row, in the order of TITLES."""
     mask = repaint_mask(sample.label_map, sample.keypoints, sample.category)
     with Image.open(sample.garment_path) as garment:
-        pictures = [
+        return [
             sample.image,
             Image.fromarray(CLASS_COLOURS[sample.label_map]),
             _with_points(sample.image, sample.keypoints),
             _with_mask(sample.image, mask),
             garment.convert("RGB"),
         ]
-    return SheetRow(pictures, f"{sample.person_id}, {phase}, {sample.category}: {sample.caption}")
 
 
 def _with_points(photo: Image.Image, keypoints: NDArray[np.float64]) -> Image.Image:

@@ -21,9 +21,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fashion_rag.artifacts import read_config
 from fashion_rag.atomic_files import write_whole
-from fashion_rag.data.dresscode import MIN_FINE_CHUNKS
+from fashion_rag.data.dresscode import MIN_FINE_CHUNKS, read_key
 from fashion_rag.data.dresscode_files import pairs_lines
 from fashion_rag.preparation.pairs_file import Refusal
 from fashion_rag.preparation.planning import Kind, Picture, PlannedPair
@@ -79,7 +78,7 @@ def read_outcome(root: Path, picture: Picture) -> str | None:
     path = outcome_path(root, picture)
     if not path.is_file():
         raise FileNotFoundError(path)
-    fault: str | None = read_config(path)["fault"]
+    fault: str | None = read_key(path, "fault")
     return fault
 
 

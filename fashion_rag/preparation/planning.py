@@ -18,13 +18,14 @@ from fashion_rag.artifacts import sha256
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.preparation.pairs_file import PairRow, Refusal
 
-# Dress Code's ids are numbers. With so many digits, two of a million pictures share an id once in a thousand cases.
+# Dress Code's ids are numbers. With so many digits, two of a million pictures share one in less than a case of 1,000.
 ID_DIGITS = 15
 NOT_IN_GARMENT_NAMES = r"[^A-Za-z0-9_.-]+"
 
 Kind = Literal["photo", "garment"]
 # Returns the category of a caption. Raises InvalidRequest if the words do not say it.
 ChooseCategory = Callable[[str], str]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,24 @@ class Planner:
         self._category_of = cache(choose)
         self._digest_of = cache(sha256)
 
-    def plan(self, rows: Sequence[PairRow]) -> tuple[list[PlannedPair], list[Refusal]]:
-        """Return the pairs of the rows, and the rows that contradict an earlier row or whose pictures are missing."""
+    def plan(
+        self, rows: Sequence[PairRow], progress: Progress = lambda done, total: None
+    ) -> tuple[list[PlannedPair], list[Refusal]]:
+        """Return the pairs of the rows, and the rows that contradict an earlier row or whose pictures are missing.
+
+        Every picture is read for its digest. progress: is called with how many rows are done, and of how many.
+        """
         pairs: list[PlannedPair] = []
         refusals: list[Refusal] = []
         accepted = _Accepted()
-        for row in rows:
+        for num_done, row in enumerate(rows, start=1):
             try:
                 pair = self._pair(row)
                 accepted.add(pair)
                 pairs.append(pair)
             except InvalidRequest as error:
                 refusals.append(Refusal(row.number, str(error)))
+            progress(num_done, len(rows))
         return pairs, refusals
 
     def _pair(self, row: PairRow) -> PlannedPair:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fashion_rag.atomic_files import locked
@@ -32,7 +33,7 @@ SHEET_ROWS = 24
 
 # Prepares batches of pictures wherever it likes, in any order. The networks are loaded where they are used.
 Compute = Callable[[Iterable[Sequence[Picture]], Callable[[], Read], OutputForm], Iterator[Sequence[Outcome]]]
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def prepare(
     networks: Networks,
     form: OutputForm,
     compute: Compute = in_process,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> Prepared:
     """Make the data set in `form.root` hold what the shop's file lists, and return what was done.
 
-    progress: is called with how many pictures are done, and of how many.
+    progress: is called with the phase, how many rows or pictures are done, and of how many.
     Raises ArtifactError if the file of pairs cannot be read, if no row can be prepared, or if the folder holds files
     but no NAMES_FILE, because they may be somebody else's.
     """
@@ -102,7 +103,7 @@ def prepare(
     form_text = f"{FORMAT} {form.shape} {form.max_height}"
     made_with: dict[Kind, str] = {"garment": form_text, "photo": f"{form_text} {networks.fingerprint}"}
     planner = Planner(shop.photos, shop.garments, made_with, networks.choose_category)
-    planned, contradicting = planner.plan(listed.rows)
+    planned, contradicting = planner.plan(listed.rows, partial(progress, "looking at rows"))
     make_folders(root)
     with locked(root / LOCK_FILE):
         (root / NAMES_FILE).touch()
@@ -116,7 +117,8 @@ def prepare(
             raise ArtifactError(f"{shop.pairs}: no row could be prepared; {root / SKIPPED_FILE} says why")
         num_removed = remove_others(root, pictures)
         if missing or num_removed or not (root / SHEET_FILE).exists():
-            contact_sheet(root, SHEET_ROWS).save(root / SHEET_FILE)
+            photo_names = {pair.person.id: pair.row.photo for pair in pairs}
+            contact_sheet(root, photo_names, SHEET_ROWS).save(root / SHEET_FILE)
     return Prepared(
         num_pairs=Counter((pair.row.split, pair.category) for pair in pairs),
         num_made=len(missing),
@@ -156,7 +158,7 @@ def _make(
     num_done = 0
     for outcomes in compute(batches, networks.load, form) if batches else ():
         num_done += len(outcomes)
-        progress(num_done, len(pictures))
+        progress("preparing pictures", num_done, len(pictures))
 
 
 def _usable(root: Path, planned: Sequence[PlannedPair]) -> tuple[list[PlannedPair], list[Refusal]]:

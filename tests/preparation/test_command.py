@@ -32,7 +32,7 @@ def test_prepare_says_what_it_has_made_and_when_there_was_nothing_to_do(
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"{tmp_path / 'data'}: 12 pairs (1 test dresses, 1 test lower_body")
     assert line.endswith("24 pictures made, 0 kept, 0 removed; 0 rows skipped")
-    assert "preparing pictures: 8 of 24" in result.stderr
+    assert "looking at rows: 1 of 12" in result.stderr
     again = run(*arguments)
     first, second = again.stdout.splitlines()
     assert first.endswith("0 pictures made, 24 kept, 0 removed; 0 rows skipped")

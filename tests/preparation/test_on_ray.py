@@ -98,5 +98,5 @@ def test_ray_prepares_what_one_process_prepares_though_a_worker_dies(
     prepared = prepare(shop, reader.networks(), OutputForm(tmp_path / "here", SHAPE, 1024))
     assert memory.exists()
     assert (report["made"], report["refusals"]) == (prepared.num_made, 0)
-    assert report["calls"][-1] == [prepared.num_made, prepared.num_made]
+    assert report["calls"][-1] == ["preparing pictures", prepared.num_made, prepared.num_made]
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
