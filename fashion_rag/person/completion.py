@@ -1,8 +1,8 @@
 """The parts of an edit request that a caller left out, as they follow from what was seen in the photo.
 
 `find` needs what was read in the photo and returns a small object that can travel between processes. `complete` puts it
-into the request. The pipeline calls both; in the graph the parser's replicas find, and every stage completes. It needs no
-PyTorch.
+into the request. The pipeline calls both; in the graph the parser's replicas find, and every stage completes. It needs
+no PyTorch.
 """
 
 from __future__ import annotations
