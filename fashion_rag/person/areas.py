@@ -92,6 +92,8 @@ def far_end(area: Area, root: Point, length: float) -> Area:
     All of the area is returned if it is no longer than this.
     """
     rows, columns = np.nonzero(area)
+    if not len(rows):
+        return area
     distances = np.hypot(columns - root[0], rows - root[1])
     part = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     inside = area[part]

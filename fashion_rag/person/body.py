@@ -24,8 +24,10 @@ UPPER, DRESS, BELT, HEAD_SKIN = 4, 7, 8, 11
 LOWER_CLOTHES, SHOES, LEGS, ARMS = (5, 6), (9, 10), (12, 13), (14, 15)
 HEAD = (1, 2, 3, HEAD_SKIN)
 
-# Where joints are in a standing person, as shares of the height from the crown down. The torso is between them.
+# Where shoulders and hips are in a standing person, as shares of the height from the crown down.
 SHOULDERS_AT, HIPS_AT = 0.2, 0.52
+# The length of a torso as a share of that of a thigh and of a whole leg.
+TORSO_OF_THIGH, TORSO_OF_LEG = 1.3, 0.67
 # A torso is at least this share of the width of the shoulders; it looks shorter in a person who bends forward.
 TORSO_OF_SHOULDERS = 0.9
 # A torso shorter than this, in pixels of the frame, is a slip of the key points.
@@ -38,7 +40,7 @@ class Body:
 
     joints: float64 [18, 2], NaN where absent. torso: the length from the shoulders to the hips.
     shoulders, hips: the points in their middle, estimated where the joints are absent. down: the unit vector from the
-    shoulders to the hips. shoulders_known: whether a shoulder was among the key points.
+    shoulders to the hips.
     """
 
     joints: NDArray[np.float64]
@@ -46,7 +48,6 @@ class Body:
     shoulders: Point
     hips: Point
     down: Point
-    shoulders_known: bool
 
     def has(self, *joints: int) -> bool:
         """Return whether all these joints are known."""
@@ -59,66 +60,60 @@ def body_in(label_map: NDArray[np.uint8], keypoints: NDArray[np.float64] | None)
     if keypoints is not None:
         present = (np.abs(keypoints) > 1).any(axis=1)
         joints[present] = keypoints[present]
-    seen_shoulders, seen_hips, torso = _estimated(label_map)
-    shoulders, hips = _middle(joints, SHOULDERS), _middle(joints, HIPS)
-    known_torso = _torso(joints, shoulders, hips)
-    if known_torso >= MIN_TORSO:
-        torso = known_torso
-    down = np.array([0.0, 1.0])
-    if shoulders is not None and hips is not None and np.hypot(*(hips - shoulders)) >= MIN_TORSO:
-        down = (hips - shoulders) / np.hypot(*(hips - shoulders))
-    if hips is None:
-        # Labels know more of hips that were not found than shoulders do, but hips are below shoulders.
-        lowest = -np.inf if shoulders is None else shoulders[1] + MIN_TORSO
-        hips = np.array([seen_hips[0] if shoulders is None else shoulders[0], max(seen_hips[1], lowest)])
-    shoulders_known = shoulders is not None
-    if shoulders is None:
-        shoulders = np.array([hips[0], min(seen_shoulders[1], hips[1] - MIN_TORSO)])
-    return Body(joints, torso, shoulders, hips, down, shoulders_known)
+    seen_shoulders, seen_hips = _estimated(label_map)
+    shoulders, hips = _middle(joints[list(SHOULDERS)]), _middle(joints[list(HIPS)])
+    torso, down = float(seen_hips[1] - seen_shoulders[1]), np.array([0.0, 1.0])
+    # Of one side alone the way from shoulder to hip slants, so that down is then taken to be straight down.
+    side = _middle(joints[list(HIPS)] - joints[list(SHOULDERS)])
+    thigh = _middle(joints[[9, 12]] - joints[list(HIPS)])
+    if side is not None and np.hypot(*side) >= MIN_TORSO:
+        torso = float(np.hypot(*side))
+        if not np.isnan(joints[[*SHOULDERS, *HIPS]]).any():
+            down = side / torso
+            torso = max(torso, TORSO_OF_SHOULDERS * float(np.hypot(*(joints[SHOULDERS[0]] - joints[SHOULDERS[1]]))))
+    elif shoulders is None and thigh is not None:
+        torso = max(TORSO_OF_THIGH * float(np.hypot(*thigh)), MIN_TORSO)
+    if hips is None and shoulders is None:
+        shoulders, hips = seen_shoulders, seen_hips
+    elif hips is None:
+        assert shoulders is not None
+        hips = np.array([shoulders[0], max(seen_hips[1], shoulders[1] + MIN_TORSO)])
+    elif shoulders is None:
+        shoulders = hips - torso * down
+    return Body(joints, torso, shoulders, hips, down)
 
 
-def _middle(joints: NDArray[np.float64], pair: tuple[int, int]) -> Point | None:
-    """Return the middle of two joints, or the joint of the two that is known, or None."""
-    known = joints[list(pair)]
-    known = known[~np.isnan(known).any(axis=1)]
+def _middle(points: NDArray[np.float64]) -> Point | None:
+    """Return the middle of the points [n, 2] that are known, None if none is."""
+    known = points[~np.isnan(points).any(axis=1)]
     return known.mean(axis=0) if len(known) else None
 
 
-def _torso(joints: NDArray[np.float64], shoulders: Point | None, hips: Point | None) -> float:
-    """Return the length of the torso as the joints have it, 0 if they do not."""
-    if shoulders is None or hips is None:
-        return 0.0
-    right, left = joints[list(SHOULDERS)]
-    width = float(np.nan_to_num(np.hypot(*(right - left))))
-    return max(float(np.hypot(*(hips - shoulders))), TORSO_OF_SHOULDERS * width)
+def _estimated(label_map: NDArray[np.uint8]) -> tuple[Point, Point]:
+    """Return the middle of the shoulders and the middle of the hips, as the labels suggest.
 
-
-def _estimated(label_map: NDArray[np.uint8]) -> tuple[Point, Point, float]:
-    """Return the middle of the shoulders, the middle of the hips and the torso's length, as the labels suggest.
-
-    They follow from the height of the person, which is measured where head and feet are in view; else from the distance
-    of the crown and the clothes; else from the clothes alone.
+    They follow from the person's height, which is measured where head and feet are in view, else from the distance of
+    the crown and the clothes. Without a head they follow from the clothes.
     """
-    height = label_map.shape[0]
     person = box_of(label_map != 0)
     assert person is not None, "a body needs a person"
     head = box_of(np.isin(label_map, HEAD))
     upper, lower = box_of(np.isin(label_map, (UPPER, DRESS))), box_of(np.isin(label_map, (*LOWER_CLOTHES, *LEGS)))
     clothes = upper or lower or person
-    x = (clothes.left + clothes.right - 1) / 2
-    stature = 0.0
+    feet_in_view = bool(np.isin(label_map, SHOES).any()) or person.bottom < label_map.shape[0]
     if head is not None:
-        feet_in_view = bool(np.isin(label_map, SHOES).any()) or person.bottom < height
-        stature = person.bottom - head.top if feet_in_view else (clothes.top - head.top) / SHOULDERS_AT
-    if head is not None and stature > 0:
-        shoulders, hips = head.top + SHOULDERS_AT * stature, head.top + HIPS_AT * stature
+        height = float(person.bottom - head.top)
+        if not feet_in_view:
+            height = max(height, (clothes.top - head.top) / SHOULDERS_AT)
+        shoulders, hips = head.top + SHOULDERS_AT * height, head.top + HIPS_AT * height
+    elif upper is not None and (label_map == UPPER).any():
+        hips = float(upper.bottom)
+        shoulders = hips - TORSO_OF_LEG * (person.bottom - hips) if feet_in_view else float(upper.top)
     elif upper is not None:
-        # Without a head the upper garment shows where the shoulders are; its hem, or its middle, is at the hips.
-        bottom = upper.bottom if (label_map == UPPER).any() else (upper.top + person.bottom) / 2
-        shoulders, hips = upper.top, max(bottom, upper.top + MIN_TORSO)
+        shoulders = float(upper.top)
+        hips = shoulders + (HIPS_AT - SHOULDERS_AT) / (1 - SHOULDERS_AT) * (person.bottom - upper.top)
     else:
-        # Legs alone are one and a half times as long as a torso.
-        hips = clothes.top
-        shoulders = hips - max((person.bottom - clothes.top) / 1.5, MIN_TORSO)
-    torso = max(float(hips - shoulders), MIN_TORSO)
-    return np.array([x, shoulders]), np.array([x, hips]), torso
+        hips = float(clothes.top)
+        shoulders = hips - TORSO_OF_LEG * (person.bottom - clothes.top)
+    x = (clothes.left + clothes.right - 1) / 2
+    return np.array([x, min(shoulders, hips - MIN_TORSO)]), np.array([x, hips])

@@ -95,17 +95,17 @@ def legs_area(label_map: NDArray[np.uint8], body: Body, below_hips: Area) -> Are
 def neck(label_map: NDArray[np.uint8], body: Body) -> Area:
     """Return what necklines may cover of the head's class: what lies below a line above the shoulders and is no face.
 
-    Without shoulders, the line is the upper edge of the top or dress.
+    Without shoulders, the line is at the upper edge of the top or dress, or lower where that is in front of the head.
     """
     skin = label_map == HEAD_SKIN
     rise = max(MIN_NECK, NECK * body.torso)
-    if body.has(*SHOULDERS):
-        right, left = body.joints[list(SHOULDERS)]
-        skin &= _below_line(label_map.shape, right, left, rise)
-    elif (worn := box_of(np.isin(label_map, (UPPER, DRESS)))) is not None:
-        # A head that is bowed may be in front of the garment.
-        first_row = worn.top if body.shoulders_known else max(worn.top, round(body.shoulders[1] - rise))
-        skin[:first_row] = False
+    known = [body.joints[joint] for joint in SHOULDERS if body.has(joint)]
+    worn = box_of(np.isin(label_map, (UPPER, DRESS)))
+    if known:
+        skin &= _below_line(label_map.shape, known[0], known[-1], rise)
+    elif worn is not None:
+        # The head may be bowed and in front of the garment.
+        skin[: max(worn.top, round(body.shoulders[1] - rise), 0)] = False
     else:
         return empty(label_map.shape)
     points = [body.joints[joint] for joint in FACE if body.has(joint)]
@@ -129,7 +129,11 @@ def hands(label_map: NDArray[np.uint8], body: Body) -> Area:
         known_bones |= line(label_map.shape, body.joints[start], body.joints[end], MIN_ARM_RADIUS)
     for label in set(ARMS) - with_wrist:
         outermost = _outermost_piece(label_map == label, body.shoulders)
-        area |= far_end(outermost, body.shoulders, HAND_OF_TORSO * body.torso) & ~known_bones
+        end = far_end(outermost, body.shoulders, HAND_OF_TORSO * body.torso)
+        # Where shoulders were found but no wrist, an arm that runs out of the picture has its hand outside.
+        cut_off = end[-1].any() or end[:, 0].any() or end[:, -1].any()
+        if not (cut_off and (body.has(SHOULDERS[0]) or body.has(SHOULDERS[1]))):
+            area |= end & ~known_bones
     return area
 
 

@@ -54,9 +54,10 @@ def worn_mask(
         coat that hides the legs is repainted below the hips.
     dresses: what the two others repaint.
 
-    The place of an upper garment is in view if tops, and dresses above the hips, take IN_VIEW_SHARE of the frame, or if
-    a shoulder and a hip lie in the frame. The place of a lower one is in view if trousers, skirts, legs, and the parts
-    of tops and dresses below the hips take this share. Of a dress, one of the two places must be in view.
+    The place of an upper garment is in view if the frame has some of the upper half of the torso and, unless shoulders
+    and hips are known, tops and dresses above the hips take IN_VIEW_SHARE of it. The place of a lower one is in view if
+    trousers, skirts, legs, and what tops and dresses have below the hips take this share. For a dress, one of the two
+    places must be in view.
     Raises InvalidRequest for an unknown category or mask type.
     """
     if category not in CATEGORIES:
@@ -72,6 +73,8 @@ def worn_mask(
         repaint |= _upper_area(label_map, body, below_hips)
     if category != "upper_body" and _lower_in_view(label_map, below_hips):
         repaint |= _lower_area(label_map, body, below_hips)
+    if category == "dresses" and repaint.any():
+        repaint |= np.isin(label_map, (UPPER, DRESS, *LOWER_CLOTHES))
     keep = _kept(label_map, body, below_hips, category)
     repaint = grown(repaint, max(MIN_GROWTH, round(GROWTH * body.torso))) & ~keep
     box = box_of(repaint)
@@ -87,11 +90,12 @@ def worn_mask(
 
 def _upper_in_view(label_map: NDArray[np.uint8], body: Body, below_hips: Area) -> bool:
     """Return whether the place of an upper garment is in view."""
-    worn = (label_map == UPPER) | ((label_map == DRESS) & ~below_hips)
     height, width = label_map.shape
-    inside = ((body.joints >= 0) & (body.joints < (width, height))).all(axis=1)
-    torso_shows = inside[list(SHOULDERS)].any() and inside[list(HIPS)].any()
-    return bool(torso_shows or worn.mean() >= IN_VIEW_SHARE)
+    chest = np.linspace(body.shoulders, (body.shoulders + body.hips) / 2, 5)
+    if not ((chest >= 0) & (chest < (width, height))).all(axis=1).any():
+        return False
+    worn = (label_map == UPPER) | ((label_map == DRESS) & ~below_hips)
+    return body.has(*SHOULDERS, *HIPS) or bool(worn.mean() >= IN_VIEW_SHARE)
 
 
 def _lower_in_view(label_map: NDArray[np.uint8], below_hips: Area) -> bool:
