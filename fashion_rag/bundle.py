@@ -56,6 +56,8 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, no_keys, read_state, write_state
 
 SCHEDULER_FILE = "scheduler_config.json"
@@ -67,6 +69,9 @@ WEIGHTS = {
     "vae": DIFFUSERS_FILE,
     "retrieval": retrieval.WEIGHTS_FILE,
 }
+
+# Names the way in which garment pictures are brought to the model's shape. Another way needs another name.
+PICTURE_RULE = "bordered"
 
 # The weights of the text encoder that `PromptEncoder` looks tokens up in.
 TOKEN_TABLE = "embeddings.token_embedding.weight"
@@ -153,9 +158,26 @@ class Bundle:
         ).eval()
         return encoder.to(device, dtype) if networks else encoder
 
+    @property
+    def has_parser(self) -> bool:
+        """Return whether the bundle has a human parser."""
+        return False
+
+    def load_parser(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> HumanParser:
+        """Return the human parser."""
+        raise ArtifactError(f"{self.path}: has no human parser")
+
+    def load_pose_estimator(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> PoseEstimator | None:
+        """Return the pose estimator, or None if the bundle has none."""
+        return None
+
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""
-        return RetrievalEncoder.load(self.path / "retrieval", device)
+        return RetrievalEncoder.load(self.path / "retrieval", device, self.manifest.image_size)
 
     def load_encoders(self, device: Device = "cpu") -> Encoders:
         """Return the two encoders that garments of a catalogue are encoded with, always float32."""
@@ -196,10 +218,16 @@ class Bundle:
         return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **options)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder."""
+        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder.
+
+        Older catalogues have pseudo-words and vectors of garment pictures that were stretched to the model's shape. Their
+        pseudo-words are not what the same pictures give now, unless these had the shape, so PICTURE_RULE is part of the
+        digest. They are left out, and computed where they are needed, until the next build makes both again. Until
+        then, the old vectors stay in use: they are in the same space, and a catalogue cannot be searched without.
+        """
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")
-        sizes = f"{inversion} {self.manifest.image_size}"
+        sizes = f"{inversion} {self.manifest.image_size} {PICTURE_RULE}"
         return {RETRIEVAL: sha256(retrieval_weights), INVERSION: hashlib.sha256(sizes.encode()).hexdigest()}
 
     def fingerprint(self, *parts: str) -> str:
