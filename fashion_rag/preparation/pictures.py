@@ -18,9 +18,8 @@ from PIL import Image
 
 from fashion_rag.atomic_files import write_whole
 from fashion_rag.catalogue.garments import stored_jpeg
-from fashion_rag.data.border import with_border
 from fashion_rag.data.dresscode_files import keypoints_json
-from fashion_rag.data.image import open_image
+from fashion_rag.data.image import bordered, open_image
 from fashion_rag.data.masks import L_SHOULDER, R_SHOULDER
 from fashion_rag.data.pose import KEYPOINT_FRAME
 from fashion_rag.data.window import points_in, resized
@@ -133,12 +132,13 @@ def _write_photo(person: Picture, photo: Image.Image, reading: PhotoReading, for
 
 
 def _write_garment(garment: Picture, picture: Image.Image, form: OutputForm) -> None:
-    """Write a garment picture with its border."""
-    bordered = with_border(picture, form.shape)
-    size = form.size(bordered.height)
-    if size[0] < bordered.height:
-        bordered = bordered.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    write_whole(image_path(form.root, garment), stored_jpeg(bordered))
+    """Write a garment picture, with a border if it has another shape than the model's pictures."""
+    # The smallest picture of the shape round this one has its height, or the height that belongs to its width.
+    height, width = form.size(max(picture.height, round(picture.width * form.shape[0] / form.shape[1])))
+    shaped = bordered(picture, (height, width))
+    if shaped.height > height:
+        shaped = shaped.resize((width, height), Image.Resampling.BICUBIC)
+    write_whole(image_path(form.root, garment), stored_jpeg(shaped))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,6 +1,5 @@
 """The sheet to look at shows what was prepared."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,16 @@ from fashion_rag.data.masks import repaint_mask
 from fashion_rag.data.pose import KEYPOINT_FRAME
 from fashion_rag.data.sheet import CELL, GAP, TITLE_HEIGHT
 from fashion_rag.preparation.contact_sheet import CLASS_COLOURS, POINT_COLOUR, TITLES, contact_sheet
-from fashion_rag.preparation.pictures import OutputForm
-from fashion_rag.preparation.run import ShopFiles, prepare
-from tests.preparation.knowing import SHAPE, KnowingReader
 
 
-def prepared(shop: ShopFiles, reader: KnowingReader, root: Path) -> list[Sample]:
-    prepare(shop, reader.networks(), OutputForm(root, SHAPE, 1024))
+def samples_in(root: Path) -> list[Sample]:
     return [*DressCode(root, "train", size=KEYPOINT_FRAME), *DressCode(root, "test", size=KEYPOINT_FRAME)]
 
 
-def test_a_row_shows_photo_classes_points_mask_and_garment(
-    shop: ShopFiles, reader: KnowingReader, tmp_path: Path
-) -> None:
-    samples = prepared(shop, reader, tmp_path)
+def test_a_row_shows_photo_classes_points_mask_and_garment(prepared_data: Path) -> None:
+    samples = samples_in(prepared_data)
     names = {sample.person_id: sample.person_id for sample in samples}
-    sheet = contact_sheet(tmp_path, names, len(samples))
+    sheet = contact_sheet(prepared_data, names, len(samples))
     row_height = (sheet.height - TITLE_HEIGHT) // len(samples)
     for row in (0, len(samples) - 1):
         sample = samples[row]
@@ -51,10 +44,10 @@ def test_a_row_shows_photo_classes_points_mask_and_garment(
             assert np.array_equal(cell("garment"), resized(garment))
 
 
-def test_the_rows_are_spread_over_all_pairs(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
-    samples = prepared(replace(shop, test_share=0.5), reader, tmp_path)
+def test_the_rows_are_spread_over_all_pairs(prepared_data: Path) -> None:
+    samples = samples_in(prepared_data)
     names = {sample.person_id: sample.person_id for sample in samples}
-    two, all_rows = contact_sheet(tmp_path, names, 2), contact_sheet(tmp_path, names, 100)
+    two, all_rows = contact_sheet(prepared_data, names, 2), contact_sheet(prepared_data, names, 100)
     row_height = (two.height - TITLE_HEIGHT) // 2
     assert all_rows.height == TITLE_HEIGHT + len(samples) * row_height
     assert np.array_equal(

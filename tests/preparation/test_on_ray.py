@@ -14,8 +14,7 @@ import pytest
 from fashion_rag.preparation.on_ray import PreparingWorker
 from fashion_rag.preparation.pictures import OutputForm
 from fashion_rag.preparation.planning import Picture
-from fashion_rag.preparation.run import ShopFiles, prepare
-from tests.preparation.knowing import SHAPE, KnowingReader, drawn_pairs
+from tests.preparation.knowing import NUM_PAIRS, SHAPE, KnowingReader, drawn_pairs
 
 PROJECT = Path(__file__).parents[2]
 SCRIPT = """
@@ -25,7 +24,7 @@ import ray
 from fashion_rag.preparation.on_ray import on_ray
 from fashion_rag.preparation.pictures import OutputForm
 from fashion_rag.preparation.run import Networks, ShopFiles, prepare
-from tests.preparation.knowing import SHAPE, KnowingReader, no_category
+from tests.preparation.knowing import NUM_PAIRS, SHAPE, KnowingReader, no_category
 from tests.preparation.test_on_ray import Dying
 
 shop, out, memory = map(Path, sys.argv[1:])
@@ -61,7 +60,7 @@ def files_in(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_worker_prepares_what_it_is_sent(drawn_shop: Path, reader: KnowingReader, tmp_path: Path) -> None:
+def test_a_worker_prepares_what_it_is_sent(drawn_shop: Path, tmp_path: Path) -> None:
     pair = drawn_pairs()[0]
     pictures = [
         Picture("photo", "1", pair.category, drawn_shop / "photos" / pair.photo_name),
@@ -81,7 +80,7 @@ def test_a_worker_prepares_what_it_is_sent(drawn_shop: Path, reader: KnowingRead
 
 @pytest.mark.slow
 def test_ray_prepares_what_one_process_prepares_though_a_worker_dies(
-    drawn_shop: Path, reader: KnowingReader, tmp_path: Path
+    drawn_shop: Path, prepared_data: Path, tmp_path: Path
 ) -> None:
     memory = tmp_path / "has-died"
     run = subprocess.run(
@@ -94,9 +93,7 @@ def test_ray_prepares_what_one_process_prepares_though_a_worker_dies(
         check=True,
     )
     report = json.loads(run.stdout.splitlines()[-1])
-    shop = ShopFiles(drawn_shop / "photos", drawn_shop / "garments", drawn_shop / "pairs.csv")
-    prepared = prepare(shop, reader.networks(), OutputForm(tmp_path / "here", SHAPE, 1024))
     assert memory.exists()
-    assert (report["made"], report["refusals"]) == (prepared.num_made, 0)
-    assert report["calls"][-1] == ["preparing pictures", prepared.num_made, prepared.num_made]
-    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
+    assert (report["made"], report["refusals"]) == (6 * NUM_PAIRS, 0)
+    assert report["calls"][-1] == ["preparing pictures", 6 * NUM_PAIRS, 6 * NUM_PAIRS]
+    assert files_in(tmp_path / "ray") == files_in(prepared_data)

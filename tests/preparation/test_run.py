@@ -62,16 +62,12 @@ def reasons(prepared: Prepared) -> dict[int, str]:
     return {refusal.row: refusal.reason for refusal in prepared.refusals}
 
 
-def test_the_reader_of_dress_code_reads_what_was_drawn(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
-    prepared = prepare(shop, reader.networks(), form(tmp_path / "data"))
-    assert prepared.refusals == ()
-    assert dict(prepared.num_pairs) == {(s, c): n for c in CATEGORIES for s, n in (("train", 3), ("test", 1))}
-    names = {
-        (row["kind"], row["category"], row["name"]): row["id"] for row in read_rows(tmp_path / "data" / NAMES_FILE)
-    }
+def test_the_reader_of_dress_code_reads_what_was_drawn(prepared_data: Path) -> None:
+    rows = read_rows(prepared_data / NAMES_FILE)
+    names = {(row["kind"], row["category"], row["name"]): row["id"] for row in rows}
     samples = {}
     for phase in ("train", "test"):
-        for sample in DressCode(tmp_path / "data", phase, size=KEYPOINT_FRAME):
+        for sample in DressCode(prepared_data, phase, size=KEYPOINT_FRAME):
             samples[sample.person_id] = sample
     assert len(samples) == 3 * NUM_PAIRS
     for pair in drawn_pairs():
@@ -113,23 +109,19 @@ def test_pictures_have_the_shape_of_the_model_and_label_maps_their_size(
             assert image.size == (75, 100)
 
 
-def test_a_photo_is_not_enlarged(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
-    prepare(shop, reader.networks(), form(tmp_path / "data"))
+def test_a_photo_is_not_enlarged(prepared_data: Path) -> None:
     heights = set()
-    for path in (tmp_path / "data").glob("*/images/*_0.jpg"):
+    for path in prepared_data.glob("*/images/*_0.jpg"):
         with Image.open(path) as image:
             heights.add(image.height)
     assert heights <= {truth_of(pair.photo).window.height for pair in drawn_pairs()}
 
 
-def test_a_square_garment_gets_a_border_in_its_background_and_keeps_its_shape(
-    shop: ShopFiles, reader: KnowingReader, tmp_path: Path
-) -> None:
-    prepare(shop, reader.networks(), form(tmp_path / "data"))
-    names = {row["name"]: row for row in read_rows(tmp_path / "data" / NAMES_FILE) if row["kind"] == "garment"}
+def test_a_square_garment_gets_a_border_in_its_background_and_keeps_its_shape(prepared_data: Path) -> None:
+    names = {row["name"]: row for row in read_rows(prepared_data / NAMES_FILE) if row["kind"] == "garment"}
     pair = next(pair for pair in drawn_pairs() if pair.in_shop.shape == (200, 200, 3))
     row = names[pair.garment_name]
-    with Image.open(tmp_path / "data" / row["category"] / "images" / f"{row['id']}_1.jpg") as image:
+    with Image.open(prepared_data / row["category"] / "images" / f"{row['id']}_1.jpg") as image:
         pixels = np.asarray(image, float)
     assert pixels.shape == (267, 200, 3)
     assert pixels[:30].min() > 250
@@ -156,9 +148,13 @@ def test_a_skirt_is_written_so_that_the_papers_mask_repaints_it(
     assert mask[is_skirt].mean() > 0.97
 
 
-def test_a_second_run_does_nothing(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
+def test_a_run_says_what_it_did_and_a_second_one_does_nothing(
+    shop: ShopFiles, reader: KnowingReader, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     first = prepare(shop, reader.networks(), form(root))
+    assert first.refusals == ()
+    assert dict(first.num_pairs) == {(s, c): n for c in CATEGORIES for s, n in (("train", 3), ("test", 1))}
     before = contents(root)
     second = prepare(shop, replace(reader.networks(), load=refuse_to_load), form(root))
     assert (first.num_made, first.num_kept) == (6 * NUM_PAIRS, 0)
@@ -171,7 +167,9 @@ def refuse_to_load() -> Read:
     raise AssertionError("there is nothing to read")
 
 
-def test_a_run_that_was_cut_off_goes_on(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_goes_on(
+    shop: ShopFiles, reader: KnowingReader, prepared_data: Path, tmp_path: Path
+) -> None:
     class Cut(Exception):
         pass
 
@@ -185,13 +183,11 @@ def test_a_run_that_was_cut_off_goes_on(shop: ShopFiles, reader: KnowingReader, 
     assert 0 < num_read < 3 * NUM_PAIRS
     prepare(shop, reader.networks(), form(tmp_path / "data"))
     assert reader.num_read == 3 * NUM_PAIRS
-    prepare(shop, reader.networks(), form(tmp_path / "whole"))
-    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "data") == contents(prepared_data)
 
 
-def test_a_picture_that_was_half_written_is_made_again(shop: ShopFiles, reader: KnowingReader, tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    prepare(shop, reader.networks(), form(root))
+def test_a_picture_that_was_half_written_is_made_again(shop: ShopFiles, reader: KnowingReader, own_data: Path) -> None:
+    root = own_data
     before = contents(root)
     outcome = next(iter(sorted(root.glob("*/outcomes/*_0.json"))))
     outcome.unlink()
@@ -201,10 +197,9 @@ def test_a_picture_that_was_half_written_is_made_again(shop: ShopFiles, reader: 
 
 
 def test_a_changed_photo_gets_another_id_and_its_old_files_go(
-    own_shop: ShopFiles, reader: KnowingReader, tmp_path: Path
+    own_shop: ShopFiles, reader: KnowingReader, own_data: Path
 ) -> None:
-    root = tmp_path / "data"
-    prepare(own_shop, reader.networks(), form(root))
+    root = own_data
     before = contents(root)
     pair = drawn_pairs()[0]
     path = own_shop.photos / pair.photo_name
@@ -221,10 +216,9 @@ def test_a_changed_photo_gets_another_id_and_its_old_files_go(
 
 
 def test_other_networks_read_photos_again_but_no_garments(
-    shop: ShopFiles, reader: KnowingReader, tmp_path: Path
+    shop: ShopFiles, reader: KnowingReader, own_data: Path
 ) -> None:
-    prepare(shop, reader.networks("first"), form(tmp_path / "data"))
-    prepared = prepare(shop, reader.networks("second"), form(tmp_path / "data"))
+    prepared = prepare(shop, reader.networks("second"), form(own_data))
     assert (prepared.num_made, prepared.num_kept) == (3 * NUM_PAIRS, 3 * NUM_PAIRS)
 
 
@@ -313,11 +307,8 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(
     assert contents(tmp_path) == before
 
 
-def test_the_table_of_garments_becomes_a_catalogue_with_the_shops_names(
-    shop: ShopFiles, reader: KnowingReader, tmp_path: Path
-) -> None:
-    prepare(shop, reader.networks(), form(tmp_path / "data"))
-    garments = {garment.id: garment for garment in garments_in(tmp_path / "data" / GARMENTS_FILE)}
+def test_the_table_of_garments_becomes_a_catalogue_with_the_shops_names(prepared_data: Path) -> None:
+    garments = {garment.id: garment for garment in garments_in(prepared_data / GARMENTS_FILE)}
     assert len(garments) == 3 * NUM_PAIRS
     for pair in drawn_pairs():
         garment = garments[pair.garment_name.removesuffix(".jpg").replace(" ", "-")]
