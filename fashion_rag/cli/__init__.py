@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fashion_rag.cli import bundles, catalogues, demo, edits, preparation, serving, training
+from fashion_rag.cli import bundles, catalogues, demo, edits, evaluation, preparation, serving, training
 from fashion_rag.errors import FashionRAGError, InvalidRequest
 
 
@@ -58,7 +58,7 @@ app.add_typer(bundles.export, name="export")
 for command in (
     catalogues.search,
     edits.edit,
-    edits.evaluate,
+    evaluation.evaluate,
     serving.serve,
     serving.bench,
     preparation.prepare,
