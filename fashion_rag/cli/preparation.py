@@ -56,14 +56,17 @@ def prepare(
 
     from fashion_rag.bundle import Bundle
     from fashion_rag.preparation.networks import networks_of
-    from fashion_rag.preparation.on_ray import on_ray
     from fashion_rag.preparation.pictures import OutputForm
-    from fashion_rag.preparation.run import ShopFiles, check_root, in_process
+    from fashion_rag.preparation.run import Compute, ShopFiles, check_root, in_process
     from fashion_rag.preparation.run import prepare as prepare_here
 
     check_root(out)
     opened = Bundle.open(bundle.resolve())
+    compute: Compute = in_process
     if workers:
+        from fashion_rag.preparation.on_ray import on_ray
+
+        compute = partial(on_ray, num_workers=workers, num_gpus=num_gpus)
         device = "cuda" if num_gpus else "cpu"
     networks = networks_of(opened, device)
     with build_progress() as report:
@@ -71,7 +74,7 @@ def prepare(
             ShopFiles(photos.resolve(), garments.resolve(), pairs, test_share),
             networks,
             OutputForm(out.resolve(), opened.manifest.image_size, max_height),
-            compute=partial(on_ray, num_workers=workers, num_gpus=num_gpus) if workers else in_process,
+            compute=compute,
             progress=report,
         )
     _show(out, prepared)
