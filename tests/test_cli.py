@@ -244,17 +244,9 @@ def test_what_was_found_is_told(
 
     monkeypatch.setattr("fashion_rag.pipeline.Pipeline.__call__", edited)
     monkeypatch.setattr("fashion_rag.cli.edits.has_parser", lambda bundle: True)
-    arguments = (
-        "--image",
-        photo["image"],
-        "--prompt",
-        "blue jeans",
-        "--out",
-        tmp_path / "a.png",
-        "--mask-type",
-        "mask",
-    )
-    result = run("edit", *arguments, "--garment", photo["image"], "--bundle", tiny_bundle)
+    arguments = ("--image", photo["image"], "--prompt", "blue jeans", "--out", tmp_path / "a.png")
+    more = ("--mask-type", "mask", "--garment", photo["image"], "--bundle", tiny_bundle)
+    result = run("edit", *arguments, *more)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'a.png'}: category lower_body (83% sure), garments a, seed 3\n"
     assert "warning: There are two persons.\n" in result.stderr
@@ -532,7 +524,7 @@ def test_evaluate_says_what_cannot_be(world: Path, tiny_bundle: Path, tmp_path: 
         (("--server", "http://127.0.0.1:9", "--catalogue", "any"), "server: "),
         (("--num-chunks", "one"), "num_chunks: got 'one'"),
         (("--categories", "hats"), "categories: "),
-        (("--mask-from", "parser"), "mask-from: got 'parser'; must be given: the bundle has no human parser"),
+        (("--mask-from", "parser"), "mask-from: got 'parser'; must be 'given', because the bundle has no"),
     ):
         result = run("evaluate", world, *options, *wrong)
         assert result.exit_code == 2
