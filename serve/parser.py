@@ -6,14 +6,11 @@ deployment loads no networks, and refuses its calls.
 """
 
 import asyncio
-import contextvars
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from ray import serve as ray_serve
 
@@ -26,30 +23,15 @@ from fashion_rag.person.completion import CategoryChoice, find
 from fashion_rag.person.reading import PhotoReading, read_photos
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import Cache, checked, outcomes_of, set_max_batch
+from serve.batching import checked, outcomes_of, set_max_batch
 from serve.config import ParserSettings
 from serve.logs import leave_out_expected_errors
 from serve.memory import give_back_large_blocks
 from serve.messages import FoundInPhoto
+from serve.readings import Readings
 
 # Returns what is seen in each photo, which is RGB and in sRGB.
 ReadPhotos = Callable[[Sequence[Image.Image]], list[PhotoReading]]
-
-
-def load_reader(runtime: Runtime, shape: tuple[int, int]) -> ReadPhotos | None:
-    """Return what reads photos with the networks of the bundle, or None if it has no human parser.
-
-    shape: the (height, width) of the model's pictures.
-    """
-    if not runtime.has_parser:
-        return None
-    # Imported here, because a replica that has no networks does without PyTorch.
-    import torch
-
-    torch.set_num_threads(runtime.num_threads)
-    parts = runtime.open()
-    parser, pose_estimator = parts.load_parser(), parts.load_pose_estimator()
-    return torch.inference_mode()(partial(read_photos, parser, pose_estimator, shape=shape))
 
 
 @ray_serve.deployment
@@ -61,15 +43,14 @@ class Parser:
         give_back_large_blocks()
         wait_for(runtime.missing_bundle, runtime.wait_s)
         self.shape = Manifest.read(Path(runtime.bundle) / MANIFEST_FILE).image_size
-        self.read_photos = load_reader(runtime, self.shape)
-        self.readings: Cache[PhotoReading] = Cache(0, _num_bytes)
-        self._under_way: dict[str, asyncio.Task[PhotoReading]] = {}
+        self.read_photos = _load(runtime, self.shape) if runtime.has_parser else None
+        self.readings = Readings(self._read_one)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new ParserSettings."""
         settings = ParserSettings.from_args(user_config)
         set_max_batch(settings.max_batch, self._read)
-        self.readings.max_bytes = settings.cache_bytes
+        self.readings.kept.max_bytes = settings.cache_bytes
 
     async def ping(self) -> None:
         """Return when the replica answers."""
@@ -80,39 +61,21 @@ class Parser:
         Raises InvalidRequest if the photo does not show what it must, and if the bundle has no human parser.
         """
         with metrics.timed("parse") as timings_s:
-            reading = await self._reading(request)
+            reading = await self.readings.of(request)
             found = await asyncio.to_thread(find, request, choice, self.shape, reading)
         return FoundInPhoto(found, timings_s)
 
     async def read(self, request: EditRequest) -> PhotoReading:
         """Return what is seen in the photo of the request. Raises InvalidRequest if the bundle has no human parser."""
         with metrics.timed("parse"):
-            return await self._reading(request)
+            return await self.readings.of(request)
 
-    async def _reading(self, request: EditRequest) -> PhotoReading:
-        """Return what is seen in the photo: from the cache, or from a call of the networks, which requests share."""
+    async def _read_one(self, request: EditRequest) -> PhotoReading:
         if self.read_photos is None:
             rule = "cannot be read: the bundle that is served has no human parser; give a mask"
             raise InvalidRequest("image", "a photo", rule, "unsupported_value")
-        digest = await asyncio.to_thread(photo_digest, request)
-        if (kept := self.readings.get(digest)) is not None:
-            metrics.photo_lookups().inc(tags={"outcome": "hit"})
-            return kept
-        reading = self._under_way.get(digest)
-        metrics.photo_lookups().inc(tags={"outcome": "joined" if reading else "miss"})
-        if reading is None:
-            # In a context of its own, so that the end of the first request does not end it for the others.
-            reading = asyncio.create_task(self._read_and_keep(digest, request), context=contextvars.Context())
-            self._under_way[digest] = reading
-        return await asyncio.shield(reading)
-
-    async def _read_and_keep(self, digest: str, request: EditRequest) -> PhotoReading:
-        try:
-            reading: PhotoReading = checked(await self._read(request))
-            self.readings.put(digest, reading)
-            return reading
-        finally:
-            del self._under_way[digest]
+        reading: PhotoReading = checked(await self._read(request))
+        return reading
 
     @ray_serve.batch(batch_wait_timeout_s=0)
     async def _read(self, requests: list[EditRequest]) -> list[PhotoReading | Exception]:
@@ -120,16 +83,19 @@ class Parser:
 
     def _read_all(self, requests: Sequence[EditRequest]) -> list[PhotoReading]:
         assert self.read_photos is not None
-        photos = [to_srgb(Image.fromarray(request.image), request.icc_profile) for request in requests]
-        return self.read_photos(photos)
+        return self.read_photos([to_srgb(Image.fromarray(request.image), request.icc_profile) for request in requests])
 
 
-def photo_digest(request: EditRequest) -> str:
-    """Return a SHA-256 of the photo's pixels and the profile of their colours."""
-    digest = hashlib.sha256(f"{request.image.shape} {request.icc_profile!r}".encode())
-    digest.update(np.ascontiguousarray(request.image).data)
-    return digest.hexdigest()
+def _load(runtime: Runtime, shape: tuple[int, int]) -> ReadPhotos:
+    """Return what reads photos with the networks of the bundle.
 
+    shape: the (height, width) of the model's pictures.
+    """
+    # Imported here, because a replica without networks does without PyTorch.
+    import torch
 
-def _num_bytes(reading: PhotoReading) -> int:
-    return reading.label_map.nbytes + (0 if reading.keypoints is None else reading.keypoints.nbytes)
+    torch.set_num_threads(runtime.num_threads)
+    parts = runtime.open()
+    read = partial(read_photos, parts.load_parser(), parts.load_pose_estimator(), shape=shape)
+    decorated: ReadPhotos = torch.inference_mode()(read)
+    return decorated
