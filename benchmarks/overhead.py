@@ -67,6 +67,7 @@ class Bare:
         """Return the reply to a form, as the server would send it."""
         parts = self.parts
         (request,) = edit_requests(form, parts.manifest, IngressSettings(), "bare", time.time())
+        ((request, _),) = parts.complete([request])
         (match,) = retrieve(parts.catalogue, request)
         if match.garment.id not in self.words:
             self.words[match.garment.id] = pipeline.invert(parts.garment_encoder, [match.garment.image()])

@@ -56,6 +56,8 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, no_keys, read_state, write_state
 
 SCHEDULER_FILE = "scheduler_config.json"
@@ -152,6 +154,23 @@ class Bundle:
             std=processor["image_std"],
         ).eval()
         return encoder.to(device, dtype) if networks else encoder
+
+    @property
+    def has_parser(self) -> bool:
+        """Return whether the bundle has a human parser."""
+        return False
+
+    def load_parser(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> HumanParser:
+        """Return the human parser."""
+        raise ArtifactError(f"{self.path}: has no human parser")
+
+    def load_pose_estimator(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> PoseEstimator | None:
+        """Return the pose estimator, or None if the bundle has none."""
+        return None
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""

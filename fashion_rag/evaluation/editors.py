@@ -35,7 +35,7 @@ from fashion_rag.pipeline import (
     encode,
     pseudo_words,
 )
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CompleteRequest, EditRequest
 
 # A server that has no room says so and when to come back.
 BUSY = (429, 503)
@@ -62,7 +62,7 @@ class Editor(Protocol):
 
 @torch.inference_mode()
 def edit_together(
-    pipeline: Pipeline, requests: Sequence[EditRequest], words: Sequence[Tensor | None]
+    pipeline: Pipeline, requests: Sequence[CompleteRequest], words: Sequence[Tensor | None]
 ) -> NDArray[np.uint8]:
     """Return the decoded pictures [B, H, W, 3], uint8, of requests that share steps, guidance and shortcuts.
 
@@ -98,15 +98,16 @@ class PipelineEditor:
     def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
         """Return the edits as `Editor.edit`. Raises InvalidRequest for a request that cannot be edited."""
         pipeline = self.pipeline
+        complete = [completed.request for completed in pipeline.complete(requests, garments)]
         if garments is None:
             garments = []
-            for matches in retrieve_many(pipeline.catalogue, requests):
+            for matches in retrieve_many(pipeline.catalogue, complete):
                 garments.append([match.garment for match in matches])
         words = [pseudo_words(pipeline.garment_encoder, worn) for worn in garments]
-        pictures = edit_together(pipeline, requests, words)
+        pictures = edit_together(pipeline, complete, words)
         return [
             Edited(finish(request, picture), tuple(garment.id for garment in worn))
-            for request, picture, worn in zip(requests, pictures, garments, strict=True)
+            for request, picture, worn in zip(complete, pictures, garments, strict=True)
         ]
 
     def garment_picture(self, garment_id: str) -> Image.Image:
