@@ -26,13 +26,13 @@ from fashion_rag.atomic_files import write_whole
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.dresscode import DressCode, Order, Pair, Sample
 from fashion_rag.data.image import open_image
-from fashion_rag.data.masks import MaskType, repaint_mask_for
+from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.data.vitonhd import CATEGORY, VitonHD
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.evaluation.editors import Editor
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Shortcuts, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, MaskType, Shortcuts, Template
 
 Layout = Literal["dresscode", "vitonhd"]
 SETTINGS_FILE = "settings.json"
