@@ -11,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fashion_rag.data.window import Box, box_of
+from fashion_rag.person.labels import CLASSES
 from fashion_rag.person.reading import PhotoReading
 
-# The classes of a Dress Code label map by their numbers, from 1 on; 0 is the background.
-CLASS_NAMES = (
-    *("hat", "hair", "sunglasses", "upper_clothes", "skirt", "pants", "dress", "belt", "left_shoe", "right_shoe"),
-    *("head", "left_leg", "right_leg", "left_arm", "right_arm", "bag", "scarf"),
-)
-WORN = {"dresses": (7,), "lower_body": (5, 6), "upper_body": (4,)}
+# The classes of the garments that are worn, by the category that takes their place.
+WORN = {"dresses": ("dress",), "lower_body": ("skirt", "pants"), "upper_body": ("upper_clothes",)}
 
 
 class Region(NamedTuple):
     """The part of a photo that is of one class.
 
-    name: one of CLASS_NAMES. area: its share of the photo, from 0 to 1. box: the smallest round it, in pixels.
+    name: one of CLASSES. area: its share of the photo, from 0 to 1. box: the smallest round it, in pixels.
     """
 
     name: str
@@ -33,7 +30,7 @@ class Region(NamedTuple):
 
 
 def regions(reading: PhotoReading, photo_size: tuple[int, int]) -> list[Region]:
-    """Return the regions of a photo of this (height, width), in the order of CLASS_NAMES; only those that it shows.
+    """Return the regions of a photo of this (height, width), in the order of CLASSES; only those that it shows.
 
     What the window has beyond the edges of the photo does not count.
     """
@@ -43,7 +40,7 @@ def regions(reading: PhotoReading, photo_size: tuple[int, int]) -> list[Region]:
     # How many of the photo's pixels are in each pixel of the window.
     pixels = np.outer(np.diff(row_edges), np.diff(column_edges))
     seen = []
-    for number, name in enumerate(CLASS_NAMES, 1):
+    for number, name in enumerate(CLASSES[1:], 1):
         region = (reading.label_map == number) & (pixels > 0)
         if (box := box_of(region)) is not None:
             rows, columns = row_edges[[box.top, box.bottom]], column_edges[[box.left, box.right]]
@@ -54,7 +51,9 @@ def regions(reading: PhotoReading, photo_size: tuple[int, int]) -> list[Region]:
 
 def worn_category(reading: PhotoReading) -> str | None:
     """Return the category of the garment that takes the most of the photo, or None if none is to be seen."""
-    areas = {category: np.isin(reading.label_map, numbers).sum() for category, numbers in WORN.items()}
+    areas = {}
+    for category, names in WORN.items():
+        areas[category] = int(np.isin(reading.label_map, [CLASSES.index(name) for name in names]).sum())
     largest = max(areas, key=areas.__getitem__)
     return largest if areas[largest] else None
 
