@@ -151,7 +151,9 @@ class ServerEditor:
         } | asdict(request.shortcuts)
         if request.keypoints is not None:
             fields["keypoints"] = json.dumps(request.keypoints.tolist())
-        files = {"image": _png(request.image), "mask": _png(request.mask * np.uint8(255))}
+        files = {"image": _png(request.image)}
+        if request.mask is not None:
+            files["mask"] = _png(request.mask * np.uint8(255))
         reply = self._answer(partial(self.client.post, "/v1/images/edits", data=fields, files=files)).json()
         picture = open_image(base64.b64decode(reply["data"][0]["b64_json"]))
         return Edited(np.asarray(picture), tuple(garment["id"] for garment in reply["garments"]))

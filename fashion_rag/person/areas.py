@@ -75,7 +75,8 @@ def beyond(shape: tuple[int, ...], point: Point, direction: Point, by: float = 0
 def grown(area: Area, by: int) -> Area:
     """Return the area grown by so many pixels in every direction, corners included."""
     wide = ndimage.maximum_filter1d(area.view(np.uint8), 2 * by + 1, axis=0, mode="constant")
-    return ndimage.maximum_filter1d(wide, 2 * by + 1, axis=1, mode="constant").view(np.bool_)
+    result: Area = ndimage.maximum_filter1d(wide, 2 * by + 1, axis=1, mode="constant").view(np.bool_)
+    return result
 
 
 def filled_rows(area: Area) -> Area:

@@ -30,8 +30,8 @@ SHOULDERS_AT, HIPS_AT = 0.2, 0.52
 TORSO_OF_THIGH, TORSO_OF_LEG = 1.3, 0.67
 # A torso is at least this share of the width of the shoulders; it looks shorter in a person who bends forward.
 TORSO_OF_SHOULDERS = 0.9
-# A torso shorter than this, in pixels of the frame, is a slip of the key points.
-MIN_TORSO = 16.0
+# A torso shorter or longer than this, in pixels of the frame, is a slip of the key points.
+MIN_TORSO, MAX_TORSO = 16.0, 1024.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def body_in(label_map: NDArray[np.uint8], keypoints: NDArray[np.float64] | None)
         hips = np.array([shoulders[0], max(seen_hips[1], shoulders[1] + MIN_TORSO)])
     elif shoulders is None:
         shoulders = hips - torso * down
-    return Body(joints, torso, shoulders, hips, down)
+    return Body(joints, min(torso, MAX_TORSO), shoulders, hips, down)
 
 
 def _middle(points: NDArray[np.float64]) -> Point | None:

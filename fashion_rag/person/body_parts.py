@@ -66,10 +66,13 @@ def torso_area(label_map: NDArray[np.uint8], body: Body, above_hips: Area) -> Ar
 def arms_area(label_map: NDArray[np.uint8], body: Body) -> Area:
     """Return where sleeves may come: wide lines along the arms and over the shoulders, and the arms themselves."""
     radius = max(MIN_ARM_RADIUS, ARM_RADIUS * body.torso)
-    area = np.isin(label_map, ARMS)
-    for joints in (*_known_bones(body), SHOULDERS, SHOULDERS[::-1]):
-        if body.has(*joints):
-            area |= line(label_map.shape, *body.joints[list(joints)], radius, tail=HAND_AFTER_WRIST)
+    area: Area = np.isin(label_map, ARMS)
+    for _, elbow, _ in ARM_JOINTS:
+        if body.has(elbow):
+            area |= disc(label_map.shape, body.joints[elbow], radius)
+    for start, end in (*_known_bones(body), SHOULDERS, SHOULDERS[::-1]):
+        if body.has(start, end):
+            area |= line(label_map.shape, body.joints[start], body.joints[end], radius, tail=HAND_AFTER_WRIST)
     return area
 
 
@@ -97,7 +100,7 @@ def neck(label_map: NDArray[np.uint8], body: Body) -> Area:
 
     Without shoulders, the line is at the upper edge of the top or dress, or lower where that is in front of the head.
     """
-    skin = label_map == HEAD_SKIN
+    skin: Area = label_map == HEAD_SKIN
     rise = max(MIN_NECK, NECK * body.torso)
     known = [body.joints[joint] for joint in SHOULDERS if body.has(joint)]
     worn = box_of(np.isin(label_map, (UPPER, DRESS)))
@@ -129,11 +132,11 @@ def hands(label_map: NDArray[np.uint8], body: Body) -> Area:
         known_bones |= line(label_map.shape, body.joints[start], body.joints[end], MIN_ARM_RADIUS)
     for label in set(ARMS) - with_wrist:
         outermost = _outermost_piece(label_map == label, body.shoulders)
-        end = far_end(outermost, body.shoulders, HAND_OF_TORSO * body.torso)
+        hand = far_end(outermost, body.shoulders, HAND_OF_TORSO * body.torso)
         # Where shoulders were found but no wrist, an arm that runs out of the picture has its hand outside.
-        cut_off = end[-1].any() or end[:, 0].any() or end[:, -1].any()
+        cut_off = hand[-1].any() or hand[:, 0].any() or hand[:, -1].any()
         if not (cut_off and (body.has(SHOULDERS[0]) or body.has(SHOULDERS[1]))):
-            area |= end & ~known_bones
+            area |= hand & ~known_bones
     return area
 
 

@@ -145,9 +145,8 @@ def peaks(heat_maps: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
     The point lies between pixels: it is the peak of the parabola that fits the logarithm of the smoothed heat map.
     """
-    num_maps, height, width = heat_maps.shape
-    flat = heat_maps.reshape(num_maps, -1)
-    rows, columns = np.divmod(flat.argmax(axis=1), width)
+    flat = heat_maps.reshape(len(heat_maps), -1)
+    rows, columns = np.divmod(flat.argmax(axis=1), heat_maps.shape[2])
     smoothed = ndimage.gaussian_filter(heat_maps, SMOOTHING_SIGMA, radius=SMOOTHING_RADIUS, axes=(1, 2))
     # With a border of one pixel, a peak at the edge has neighbours, too.
     heat = np.pad(np.log(np.maximum(smoothed, MIN_HEAT)), ((0, 0), (1, 1), (1, 1)), mode="edge")

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fashion_rag.data.pose import KEYPOINT_FRAME, NUM_KEYPOINTS
-from fashion_rag.data.window import PERSON_SHARE, Box, box_of, whole, window_round
+from fashion_rag.data.window import PERSON_SHARE, Box, box_of, visible_part, whole, window_round
 from fashion_rag.request import Window
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ BoolMap = NDArray[np.bool_]
 
 # Parts of a person that are at most twice this share of the picture's longer side apart, as where a strap was not seen,
 # are one person.
-JOINED_WITHIN = 0.01
+JOINED_WITHIN = 0.005
+# Persons are looked for in a label map whose longer side has so many pixels.
+SEARCH_SIDE = 512
 # What is smaller than this share of the picture is a mistake of the parser, and not a person.
 MIN_PERSON_SHARE = 0.002
 # What has at least this share of the larger person's area is a person of its own, and not a mistake of the parser.
@@ -63,9 +65,7 @@ def read_photos(
     looks = parser.look_at(photos)
     windows, numbers = [], []
     for photo, look in zip(photos, looks, strict=True):
-        box = parser.fitted((photo.height, photo.width))
-        label_map = look.label_map((box.height, box.width))
-        person, num_persons = larger_person(label_map)
+        person, num_persons = larger_person(look.label_map(_search_size(photo)))
         numbers.append(num_persons)
         windows.append(_window(person, (photo.height, photo.width), shape))
     again = [
@@ -105,6 +105,12 @@ def larger_person(label_map: NDArray[np.uint8]) -> tuple[BoolMap, int]:
     return person, int((areas >= OTHER_PERSON_SHARE * areas[largest]).sum())
 
 
+def _search_size(photo: Image.Image) -> tuple[int, int]:
+    """Return the size of the label map in which the persons in a photo are looked for; it has the photo's shape."""
+    scale = SEARCH_SIDE / max(photo.size)
+    return max(1, round(photo.height * scale)), max(1, round(photo.width * scale))
+
+
 def _window(person: BoolMap, photo_size: tuple[int, int], shape: tuple[int, int]) -> Window:
     """Return the window round a person, who is marked in a picture of the whole photo, of any size."""
     box = box_of(person)
@@ -127,19 +133,17 @@ def _in_window(parser: HumanParser, photo: Image.Image, window: Window) -> Image
     """
     fitted = parser.fitted((window.height, window.width))
     row_scale, column_scale = fitted.height / window.height, fitted.width / window.width
-    inside = (
-        max(0, window.left),
-        max(0, window.top),
-        min(photo.width, window.left + window.width),
-        min(photo.height, window.top + window.height),
-    )
-    left, right = (round((side - window.left) * column_scale) for side in inside[::2])
-    top, bottom = (round((side - window.top) * row_scale) for side in inside[1::2])
+    seen = visible_part(window, (photo.height, photo.width))
+    left, right = (round((side - window.left) * column_scale) for side in (seen.left, seen.right))
+    top, bottom = (round((side - window.top) * row_scale) for side in (seen.top, seen.bottom))
     part = photo.resize(
-        (max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC, inside, reducing_gap=REDUCING_GAP
+        (max(1, right - left), max(1, bottom - top)),
+        Image.Resampling.BICUBIC,
+        (seen.left, seen.top, seen.right, seen.bottom),
+        reducing_gap=REDUCING_GAP,
     )
-    beyond = ((top, fitted.height - top - part.height), (left, fitted.width - left - part.width), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(part), np.maximum(beyond, 0), mode="edge"))
+    beyond = ((top, fitted.height - bottom), (left, fitted.width - right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(part), beyond, mode="edge"))
 
 
 def _keypoints(

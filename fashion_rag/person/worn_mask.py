@@ -107,13 +107,13 @@ def _lower_in_view(label_map: NDArray[np.uint8], below_hips: Area) -> bool:
 def _upper_area(label_map: NDArray[np.uint8], body: Body, below_hips: Area) -> Area:
     """Return where a top may come, before the mask grows."""
     worn = (label_map == UPPER) | ((label_map == DRESS) & ~below_hips)
-    torso = torso_area(label_map, body, ~below_hips)
-    return worn | torso | arms_area(label_map, body) | neck(label_map, body)
+    area: Area = worn | torso_area(label_map, body, ~below_hips)
+    return area | arms_area(label_map, body) | neck(label_map, body)
 
 
 def _lower_area(label_map: NDArray[np.uint8], body: Body, below_hips: Area) -> Area:
     """Return where a lower garment may come, before the mask grows."""
-    worn = np.isin(label_map, LOWER_CLOTHES) | (_cut_at_hips(label_map) & below_hips)
+    worn: Area = np.isin(label_map, LOWER_CLOTHES) | (_cut_at_hips(label_map) & below_hips)
     return worn | legs_area(label_map, body, below_hips)
 
 
@@ -129,7 +129,8 @@ def _kept(label_map: NDArray[np.uint8], body: Body, below_hips: Area, category: 
     keep: Area = np.isin(label_map, ALWAYS_KEPT)
     if category == "lower_body":
         repainted = _cut_at_hips(label_map) & below_hips
-        return keep | (np.isin(label_map, (UPPER, DRESS, *ARMS, HEAD_SKIN)) & ~repainted)
+        keep |= np.isin(label_map, (UPPER, DRESS, *ARMS, HEAD_SKIN)) & ~repainted
+        return keep
     keep |= hands(label_map, body) | ((label_map == HEAD_SKIN) & ~neck(label_map, body))
     if category == "upper_body":
         keep |= np.isin(label_map, LOWER_CLOTHES) & _below_hem(label_map, body)

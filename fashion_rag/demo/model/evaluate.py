@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.data.image import paste_outside
 from fashion_rag.data.masks import repaint_mask_for
@@ -154,7 +153,7 @@ def evaluate(
     progress: called once for each painted picture. Raises ArtifactError for a bundle that does not load.
     """
     pipeline = Pipeline.load(bundle_path, device=device, dtype=dtype)
-    encoder = Bundle.open(bundle_path).load_retrieval_encoder(device)
+    encoder = RetrievalEncoder.load(bundle_path / "retrieval", device)
     manifest = pipeline.manifest
     steps = steps or manifest.num_inference_steps
     guidance_scale = manifest.guidance_scale if guidance_scale is None else guidance_scale
