@@ -160,20 +160,25 @@ class Bundle:
 
     @property
     def has_parser(self) -> bool:
-        """Return whether the bundle has a human parser."""
+        """Return whether there is a human parser."""
+        return False
+
+    @property
+    def has_pose_estimator(self) -> bool:
+        """Return whether there is a pose estimator. A bundle that has one has a human parser, too."""
         return False
 
     def load_parser(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> HumanParser:
-        """Return the human parser."""
+        """Return the human parser, which must be there."""
         raise ArtifactError(f"{self.path}: has no human parser")
 
     def load_pose_estimator(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
-    ) -> PoseEstimator | None:
-        """Return the pose estimator, or None if the bundle has none."""
-        return None
+    ) -> PoseEstimator:
+        """Return the pose estimator, which must be there."""
+        raise ArtifactError(f"{self.path}: has no pose estimator")
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""
@@ -220,10 +225,10 @@ class Bundle:
     def fingerprints(self) -> dict[str, str]:
         """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder.
 
-        Older catalogues have pseudo-words and vectors of garment pictures that were stretched to the model's shape. Their
-        pseudo-words are not what the same pictures give now, unless these had the shape, so PICTURE_RULE is part of the
-        digest. They are left out, and computed where they are needed, until the next build makes both again. Until
-        then, the old vectors stay in use: they are in the same space, and a catalogue cannot be searched without.
+        Older catalogues have pseudo-words and vectors of garment pictures that were stretched to the model's shape.
+        Their pseudo-words are not what the same pictures give now, unless these had the shape. So PICTURE_RULE is part
+        of the digest: they are left out, and computed where they are needed, until the next build makes both again.
+        Until then, the old vectors stay in use. They are in the same space, and without them nothing can be found.
         """
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")

@@ -60,7 +60,7 @@ class Completer:
         """Return the completer of a bundle. Its category chooser uses the encoder of the catalogue, if there is one."""
         return cls(
             parser=bundle.load_parser(device, dtype) if bundle.has_parser else None,
-            pose_estimator=bundle.load_pose_estimator(device, dtype) if bundle.has_parser else None,
+            pose_estimator=bundle.load_pose_estimator(device, dtype) if bundle.has_pose_estimator else None,
             load_chooser=lazy_chooser(bundle, catalogue, device),
         )
 
@@ -117,8 +117,8 @@ def lazy_chooser(bundle: Bundle, catalogue: Catalogue | None, device: Device = "
 
 
 def _of_category(request: EditRequest, garments: Sequence[Garment]) -> EditRequest:
-    """Return the request in the category of its garments, if it has none and they have one in common."""
-    categories = {garment.category for garment in garments}
+    """Return the request in the category of its garments, if it has none and theirs is known and the same."""
+    categories = {garment.category for garment in garments if garment.category}
     if request.category is not None or len(categories) != 1:
         return request
     return replace(request, category=categories.pop())

@@ -122,7 +122,8 @@ class ServerEditor:
     """Edits with a server that has this project's HTTP interface, all requests of a call at once.
 
     client: knows the server's URL and an API key. Garments that stand in for retrieval are sent by id, so the server's
-    catalogue must have them. The methods raise InvalidRequest if the server does not answer or refuses.
+    catalogue must have them. The methods raise InvalidRequest if the server does not answer or refuses; its field is
+    "image" if the server says that the photo is at fault, else "server".
     """
 
     client: httpx.Client
@@ -152,7 +153,9 @@ class ServerEditor:
         if request.keypoints is not None:
             fields["keypoints"] = json.dumps(request.keypoints.tolist())
         files = {"image": _png(request.image)}
-        if request.mask is not None:
+        if request.mask is None:
+            fields["mask_type"] = request.mask_type
+        else:
             files["mask"] = _png(request.mask * np.uint8(255))
         reply = self._answer(partial(self.client.post, "/v1/images/edits", data=fields, files=files)).json()
         picture = open_image(base64.b64decode(reply["data"][0]["b64_json"]))
@@ -169,6 +172,8 @@ class ServerEditor:
             if reply.status_code not in BUSY:
                 break
             time.sleep(float(reply.headers.get("retry-after", 1)))
+        if reply.status_code == 400 and reply.json()["error"]["param"] == "image":
+            raise InvalidRequest("image", "a photo", reply.json()["error"]["message"])
         if reply.status_code != 200:
             raise InvalidRequest("server", url, f"must answer; it said {reply.status_code}: {reply.text[:300]}")
         return reply
