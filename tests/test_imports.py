@@ -17,7 +17,7 @@ PACKAGES = ("fashion_rag", "export", "serve")
 # may not import each other.
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
-    ("fashion_rag.artifacts", "fashion_rag.weights"),
+    ("fashion_rag.artifacts", "fashion_rag.published", "fashion_rag.weights"),
     ("fashion_rag.atomic_files",),
     ("fashion_rag.manifest", "fashion_rag.request"),
     ("fashion_rag.sampling",),
@@ -27,6 +27,7 @@ LAYERS = (
     ("fashion_rag.catalogue", "fashion_rag.denoising"),
     ("fashion_rag.bundle_checks",),
     ("fashion_rag.bundle",),
+    ("fashion_rag.person_import",),
     ("fashion_rag.bundle_import",),
     ("fashion_rag.completer",),
     ("fashion_rag.pipeline",),
