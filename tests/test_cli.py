@@ -587,6 +587,9 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("fashion_rag.demo.model.train.train", train)
     monkeypatch.setattr("fashion_rag.demo.model.train.package", lambda work, out: calls.append((work, out)))
+    monkeypatch.setattr(
+        "fashion_rag.demo.model.train.add_photo_parts", lambda work, bundle: calls.append(("parts", work, bundle))
+    )
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
     assert result.exit_code == 0, result.output
@@ -594,6 +597,10 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
     assert "1/2" in result.stderr
     work = tmp_path / "work"
     assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
+    calls.clear()
+    result = run("demo", "train", "--work", work, "--stage", "pose", "--add-to", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    assert calls == [(work, ("pose",), None, 0), ("parts", work, tmp_path / "bundle")]
 
 
 def test_bundle_import_hands_its_options_on_and_shows_the_licence(
