@@ -96,6 +96,7 @@ def _load(runtime: Runtime, shape: tuple[int, int]) -> ReadPhotos:
 
     torch.set_num_threads(runtime.num_threads)
     parts = runtime.open()
-    read = partial(read_photos, parts.load_parser(), parts.load_pose_estimator(), shape=shape)
+    pose_estimator = parts.load_pose_estimator() if parts.bundle.has_pose_estimator else None
+    read = partial(read_photos, parts.load_parser(), pose_estimator, shape=shape)
     decorated: ReadPhotos = torch.inference_mode()(read)
     return decorated

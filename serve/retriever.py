@@ -62,8 +62,8 @@ class Retriever:
         self.root = Root.at(catalogue)
         self.fingerprints = bundle.fingerprints()
         self.encoder = bundle.load_retrieval_encoder()
-        self.encoder.encode_texts(["warm up"])
         self.chooser = CategoryChooser(self.encoder)
+        self.chooser.likeness(["warm up"])
         self.catalogue = Catalogue.open(catalogue, self.encoder, self.fingerprints[INVERSION])
         self.settings = RetrieverSettings()
         self._watching: asyncio.Task[None] | None = None
