@@ -23,6 +23,7 @@ from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.bundle import Bundle
+from fashion_rag.completer import Completer
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
@@ -87,6 +88,7 @@ class Parts:
 
     def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
         """Return all parts as a pipeline for one edit at a time. Between the networks, tensors are on the CPU."""
+        opened = self.bundle.open_catalogue(catalogue) if catalogue else None
         return Pipeline(
             manifest=self.bundle.manifest,
             sampler=self.bundle.sampler,
@@ -95,7 +97,8 @@ class Parts:
             prompt_encoder=self.load_prompt_encoder(),
             garment_encoder=self.load_garment_encoder(),
             device=torch.device("cpu"),
-            catalogue=self.bundle.open_catalogue(catalogue) if catalogue else None,
+            catalogue=opened,
+            completer=Completer.load(self.bundle, opened),
         )
 
     def load_unet(self) -> SplitUNet:

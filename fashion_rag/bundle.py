@@ -73,6 +73,9 @@ WEIGHTS = {
 }
 OPTIONAL_WEIGHTS = {PARSER: CLIP_FILE, POSE: CLIP_FILE}
 
+# Names the way in which garment pictures are brought to the model's shape. Another way needs another name.
+PICTURE_RULE = "bordered"
+
 # The weights of the text encoder that `PromptEncoder` looks tokens up in.
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 
@@ -161,7 +164,7 @@ class Bundle:
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""
-        return RetrievalEncoder.load(self.path / "retrieval", device)
+        return RetrievalEncoder.load(self.path / "retrieval", device, self.manifest.image_size)
 
     @property
     def has_parser(self) -> bool:
@@ -226,10 +229,16 @@ class Bundle:
         return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **options)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder."""
+        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder.
+
+        Older catalogues have pseudo-words and vectors of garment pictures that were stretched to the model's shape.
+        Their pseudo-words are not what the same pictures give now, unless these had the shape. So PICTURE_RULE is part
+        of the digest: they are left out, and computed where they are needed, until the next build makes both again.
+        Until then, the old vectors stay in use. They are in the same space, and without them nothing can be found.
+        """
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")
-        sizes = f"{inversion} {self.manifest.image_size}"
+        sizes = f"{inversion} {self.manifest.image_size} {PICTURE_RULE}"
         return {RETRIEVAL: sha256(retrieval_weights), INVERSION: hashlib.sha256(sizes.encode()).hexdigest()}
 
     def fingerprint(self, *parts: str) -> str:

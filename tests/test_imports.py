@@ -29,6 +29,7 @@ LAYERS = (
     ("fashion_rag.bundle",),
     ("fashion_rag.person_import",),
     ("fashion_rag.bundle_import",),
+    ("fashion_rag.completer",),
     ("fashion_rag.pipeline",),
     ("fashion_rag.evaluation", "fashion_rag.training"),
     ("fashion_rag.demo",),

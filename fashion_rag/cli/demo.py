@@ -57,6 +57,10 @@ def demo_train(
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each stage.", show_default="the recipe's")] = None,
     seed: Annotated[int, typer.Option(help="Draws the cases and the first weights.")] = 0,
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Bundle that gets the parser and the pose estimator at the end; its other files stay."),
+    ] = None,
 ) -> None:
     """Train the demo model from nothing; hours on a CPU."""
     check_least("steps", steps, 1)
@@ -64,7 +68,7 @@ def demo_train(
     if out is not None:
         check_out_folder("out", out)
 
-    from fashion_rag.demo.model.train import STAGES, package, train
+    from fashion_rag.demo.model.train import STAGES, add_photo_parts, package, train
 
     if unknown := set(stage or ()) - set(STAGES):
         raise InvalidRequest("stage", sorted(unknown)[0], f"must be one of {', '.join(STAGES)}")
@@ -74,6 +78,9 @@ def demo_train(
     if out:
         package(work, out)
         typer.echo(f"{out}: written")
+    if add_to:
+        add_photo_parts(work, add_to)
+        typer.echo(f"{add_to}: parser and pose written")
 
 
 @commands.command("evaluate")

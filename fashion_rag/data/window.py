@@ -183,19 +183,31 @@ def mask_out(window: Window, mask: NDArray[np.uint8], photo_size: tuple[int, int
     Between the pixels of the mask, which are 0 or not, the edge runs where they would blend half and half.
     """
     seen = visible_part(window, photo_size)
-    scale_y, scale_x = mask.shape[0] / window.height, mask.shape[1] / window.width
+    levels = np.where(mask, 255, 0).astype(np.uint8)
+    photo_mask = np.zeros(photo_size, np.uint8)
+    photo_mask[seen.top : seen.bottom, seen.left : seen.right] = (
+        picture_out(window, levels, photo_size, Image.Resampling.BILINEAR) >= 128
+    )
+    return photo_mask
+
+
+def picture_out(
+    window: Window, picture: NDArray[np.uint8], photo_size: tuple[int, int], resampling: Image.Resampling
+) -> NDArray[np.uint8]:
+    """Return the visible part of the window, as `visible_part`, in a picture of the window, which may have any size.
+
+    picture: uint8 [h, w] or [h, w, 3]. What is returned has one pixel for each pixel of the photo.
+    """
+    seen = visible_part(window, photo_size)
+    scale_y, scale_x = picture.shape[0] / window.height, picture.shape[1] / window.width
     box = (
         (seen.left - window.left) * scale_x,
         (seen.top - window.top) * scale_y,
-        min((seen.right - window.left) * scale_x, mask.shape[1]),
-        min((seen.bottom - window.top) * scale_y, mask.shape[0]),
+        min((seen.right - window.left) * scale_x, picture.shape[1]),
+        min((seen.bottom - window.top) * scale_y, picture.shape[0]),
     )
     height, width = seen.size
-    levels = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
-    blended = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR, box))
-    photo_mask = np.zeros(photo_size, np.uint8)
-    photo_mask[seen.top : seen.bottom, seen.left : seen.right] = blended >= 128
-    return photo_mask
+    return np.asarray(Image.fromarray(picture).resize((width, height), resampling, box))
 
 
 def _smallest_round(box: Box, shape: tuple[int, int], share: float = 1.0) -> tuple[int, int]:
