@@ -177,4 +177,5 @@ def _offset(
 ) -> NDArray[np.float32]:
     """Return where a parabola through three neighbouring values has its peak, from -0.5 to 0.5 of a step."""
     bend = np.minimum(before - 2 * middle + after, -1e-6)
-    return np.clip(0.5 * (before - after) / bend, -0.5, 0.5)
+    offset: NDArray[np.float32] = np.clip(0.5 * (before - after) / bend, -0.5, 0.5)
+    return offset

@@ -60,10 +60,10 @@ class ParserStage:
             pictures.append(letterboxed(image, self.size, rng))
             label_maps.append(letterboxed_labels(labels, self.size))
         pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).contiguous()
-        labels = torch.from_numpy(np.stack(label_maps)).to(self.device).long()
+        truth = torch.from_numpy(np.stack(label_maps)).to(self.device).long()
         logits = self.network(pixels).logits
         logits = functional.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORED) + dice_loss(logits, labels)
+        return functional.cross_entropy(logits, truth, ignore_index=IGNORED) + dice_loss(logits, truth)
 
     def _view(self, case: PhotoCase, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return the photo or a window of it, and its label map."""

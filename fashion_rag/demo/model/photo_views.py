@@ -175,4 +175,5 @@ def worn_down(rng: np.random.Generator, image: Image.Image) -> Picture:
         pixels = pixels * gains + np.float32(rng.uniform(-12, 12))
     if rng.random() < 0.4:
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(1, 8))
-    return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    worn: Picture = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    return worn

@@ -46,8 +46,9 @@ def _colour(rng: np.random.Generator) -> NDArray[np.float64]:
 def _gradient(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.linspace(-0.5, 0.5, size[0])[:, None], np.linspace(-0.5, 0.5, size[1])[None, :]
-    share = 0.5 + (np.sin(angle) * rows + np.cos(angle) * columns) / np.sqrt(2)
-    return share[..., None] * _colour(rng) + (1 - share[..., None]) * _colour(rng)
+    share = (0.5 + (np.sin(angle) * rows + np.cos(angle) * columns) / np.sqrt(2))[..., None]
+    blended: NDArray[np.float64] = share * _colour(rng) + (1 - share) * _colour(rng)
+    return blended
 
 
 def _stripes(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:

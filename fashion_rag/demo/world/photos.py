@@ -132,9 +132,9 @@ def _photo(image: NDArray[np.uint8], label_map: NDArray[np.uint8], truth: Person
     """Return the photo with the points outside of it at (0, 0)."""
     points = truth.keypoints
     limits = np.array(image.shape[1::-1])
-    is_inside = ((points >= 0) & (points < limits)).all(axis=1)
+    is_inside = np.all((points >= 0) & (points < limits), axis=1, keepdims=True)
     head_size = float(np.linalg.norm(points[16] - points[17]))
-    return DollPhoto(image, label_map, truth.label_map, np.where(is_inside[:, None], points, 0.0), head_size, person)
+    return DollPhoto(image, label_map, truth.label_map, np.where(is_inside, points, 0.0), head_size, person)
 
 
 def _sample_size(rng: np.random.Generator) -> tuple[int, int]:

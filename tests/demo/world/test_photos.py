@@ -154,5 +154,6 @@ def test_garments_come_from_the_source_that_is_given() -> None:
 def test_backgrounds_have_the_size_asked_for() -> None:
     kinds = [draw_background(np.random.default_rng(seed), (31, 47)) for seed in range(20)]
     for image in kinds:
-        assert (image.shape, image.dtype) == ((31, 47, 3), np.uint8)
+        assert image.shape == (31, 47, 3)
+        assert image.dtype == np.uint8
     assert len({image.tobytes() for image in kinds}) == 20
