@@ -31,7 +31,7 @@ LAYERS = (
     ("fashion_rag.bundle_import",),
     ("fashion_rag.completer",),
     ("fashion_rag.pipeline",),
-    ("fashion_rag.evaluation", "fashion_rag.training"),
+    ("fashion_rag.evaluation", "fashion_rag.preparation", "fashion_rag.training"),
     ("fashion_rag.demo",),
     ("export",),
     ("serve",),
@@ -50,7 +50,11 @@ HOMES = {
     "tensorrt_rtx_bindings": "export",
 }
 # These modules use Ray Data and Ray Train, which is their purpose.
-GUESTS = {("fashion_rag.catalogue.on_ray", "ray"), ("fashion_rag.training.on_ray", "ray")}
+GUESTS = {
+    ("fashion_rag.catalogue.on_ray", "ray"),
+    ("fashion_rag.preparation.on_ray", "ray"),
+    ("fashion_rag.training.on_ray", "ray"),
+}
 # Distributions whose name differs from that of the package that they install.
 DISTRIBUTIONS = {
     "PIL": "pillow",

@@ -50,6 +50,25 @@ def demo_world(
     typer.echo(f"{out}: {num_pairs} pairs of each of {', '.join(CATEGORIES)}")
 
 
+@commands.command("shop")
+def demo_shop(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    num_pairs: Annotated[int, typer.Option(help="Photos, and garments, of each category.")] = 8,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+) -> None:
+    """Draw what a shop has: photos of paper dolls in many shapes, in-shop pictures, and the pairs.csv of `prepare`."""
+    check_least("num-pairs", num_pairs, 1)
+    check_least("seed", seed, 0)
+    check_out_folder("out", out)
+
+    from fashion_rag.demo.world.shop import write_shop
+    from fashion_rag.request import CATEGORIES
+
+    with progress("drawing", num_pairs * len(CATEGORIES)) as advance:
+        write_shop(out, num_pairs, seed, progress=advance)
+    typer.echo(f"{out}: {num_pairs} pairs of each of {', '.join(CATEGORIES)}")
+
+
 @commands.command("train")
 def demo_train(
     work: Annotated[Path, typer.Option(help="Folder for cases and checkpoints; an earlier run in it goes on.")],
