@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.request import EditRequest, EditResult, Window
 from fashion_rag.weights import StateFile
+from tests.person import toy
 from tests.profiles import display_p3
 
 
@@ -163,6 +165,17 @@ def test_bundle_check_loads_every_part(tiny_bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(Manifest.read(tiny_bundle / "manifest.json").name)
     assert result.stdout.count(": loaded") == 5
+
+
+def test_bundle_add_puts_in_what_bundle_check_loads(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    parser, pose = toy.write_parser(tmp_path / "parser"), toy.write_pose_estimator(tmp_path / "pose")
+    result = run("bundle", "add", bundle, "--parser", parser, "--pose", pose)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("its licence is not known") == 2
+    assert result.stdout.startswith(f"{bundle}: Human parser parser: ")
+    checked = run("bundle", "check", bundle)
+    assert checked.stdout.endswith("  parser: loaded\n  pose_estimator: loaded\n")
 
 
 def test_bundle_check_finds_a_damaged_part(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -443,6 +456,8 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("evaluate", world, "--out", out), "num_retrieved"),
         (("evaluate", world, "--out", out, "--num-retrieved", 0, "--metrics", "beauty"), "metrics"),
         (("evaluate", world, "--out", out, "--num-retrieved", 0, "--lpips-weights", nowhere), "lpips-weights"),
+        (("prepare", nowhere, world, world / "fine_captions.json", "--out", out), "photos"),
+        (("prepare", world, world, world / "fine_captions.json", "--out", file), "out"),
         (("train", nowhere, "--work", out, "--out", out), "data"),
         (("train", world, "--work", file, "--out", out), "work"),
         (("train", world, "--work", out, "--out", out, "--steps", 0), "steps"),
@@ -450,11 +465,14 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("bench", "--out", out, "--trace", nowhere), "trace"),
         (("bundle", "import", "--unet", nowhere, "--adapter", file, "--out", out), "unet"),
         (("bundle", "check", file), "bundle"),
+        (("bundle", "add", file, "--parser", nowhere), "bundle"),
+        (("bundle", "add", tiny_bundle), "parser"),
         (("export", "onnx", nowhere, "--out", out), "bundle"),
         (("export", "onnx", tiny_bundle, "--out", file), "out"),
         (("export", "tensorrt", tiny_bundle, nowhere), "folder"),
         (("demo", "world", file), "out"),
         (("demo", "world", out, "--num-pairs", 0), "num-pairs"),
+        (("demo", "shop", file), "out"),
         (("demo", "train", "--work", file), "work"),
         (("demo", "train", "--work", out, "--stage", "love"), "stage"),
         (("demo", "evaluate", *bad_bundle), "bundle"),
@@ -572,6 +590,9 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("fashion_rag.demo.model.train.train", train)
     monkeypatch.setattr("fashion_rag.demo.model.train.package", lambda work, out: calls.append((work, out)))
+    monkeypatch.setattr(
+        "fashion_rag.demo.model.train.add_photo_parts", lambda work, bundle: calls.append(("parts", work, bundle))
+    )
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
     assert result.exit_code == 0, result.output
@@ -579,6 +600,10 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
     assert "1/2" in result.stderr
     work = tmp_path / "work"
     assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
+    calls.clear()
+    result = run("demo", "train", "--work", work, "--stage", "pose", "--add-to", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    assert calls == [(work, ("pose",), None, 0), ("parts", work, tmp_path / "bundle")]
 
 
 def test_bundle_import_hands_its_options_on_and_shows_the_licence(
@@ -600,6 +625,18 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(
     (given,) = calls
     assert (given["unet"], given["adapter"], given["out"]) == (Path("u.pth"), Path("a.pth"), Path("b"))
     assert given["dtype"] is torch.float16
+    assert (given["parser"], given["pose"]) == (
+        "mattmdjaga/segformer_b2_clothes",
+        "usyd-community/vitpose-base-simple",
+    )
+    shared = ("bundle", "import", "--unet", "u.pth", "--adapter", "a.pth", "--out", "b")
+    for options, expected in (
+        (("--no-parser",), (None, None)),
+        (("--no-pose", "--parser", "mine"), ("mine", None)),
+        (("--pose", "other"), ("mattmdjaga/segformer_b2_clothes", "other")),
+    ):
+        run(*shared, *options)
+        assert (calls[-1]["parser"], calls[-1]["pose"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ as for all networks of a bundle.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, VitPoseConfig, VitPoseForPoseEstimation
 
@@ -24,6 +26,8 @@ from fashion_rag.person.pixels import InputPicture
 from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.weights import StateFile, Wanted, all_keys
 
+# The folders in a bundle.
+PARSER, POSE = "parser", "pose"
 PART_FILES = (CONFIG_FILE, CLIP_FILE, PROCESSOR_FILE)
 
 # Published SegFormers name their weights as older versions of transformers did; the pattern and the current name.
@@ -61,6 +65,17 @@ def read_pose_estimator(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Want
     network = build(lambda raw: VitPoseForPoseEstimation(VitPoseConfig.from_dict(raw)), folder / CONFIG_FILE)
     state = StateFile(folder / CLIP_FILE)
     return PoseEstimator(fill(network, state, folder / CLIP_FILE, dtype, wanted), input_picture).eval()
+
+
+def copy_part(source: Path, target: Path) -> None:
+    """Copy a human parser or a pose estimator to the new folder `target`, byte for byte.
+
+    Raises ArtifactError if a file is missing.
+    """
+    _check_files(source)
+    target.mkdir()
+    for name in PART_FILES:
+        shutil.copyfile(source / name, target / name)
 
 
 def check_parser(folder: Path) -> tuple[SegformerConfig, InputPicture]:
@@ -112,23 +127,23 @@ def logits_size(config: SegformerConfig, input_size: tuple[int, int]) -> tuple[i
 
 def _read_config(folder: Path, kind: Any, architecture: str) -> Any:
     """Return the configuration in `folder`, which must be of this kind and architecture."""
-    for name in PART_FILES:
-        if not (folder / name).is_file():
-            raise ArtifactError(f"{folder / name}: no such file")
+    _check_files(folder)
     path = folder / CONFIG_FILE
     raw = read_config(path)
     _require(path, "model_type", raw.get("model_type"), kind.model_type)
     # A configuration that was never saved with its network does not name it.
     _require(path, "architectures", raw.get("architectures") or [architecture], [architecture])
-    return build_config(kind, raw, path)
-
-
-def build_config(kind: Any, raw: Mapping[str, Any], path: Path) -> Any:
-    """Return a configuration of transformers made of the content of a file."""
     try:
-        return kind.from_dict(dict(raw))
-    except (KeyError, TypeError, ValueError) as error:
+        return kind.from_dict(raw)
+    except (KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: not a configuration of {kind.model_type}: {error!r}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ArtifactError unless all files of a part are in `folder`."""
+    for name in PART_FILES:
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name}: no such file")
 
 
 def _input_picture(path: Path) -> InputPicture:
