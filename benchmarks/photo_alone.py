@@ -161,7 +161,7 @@ def run_way(way: Way, num_cases: int) -> dict[str, Any]:
     edits: dict[int, CompleteRequest] = {}
     for number, (case, placed) in enumerate(zip(cases, scenes, strict=True)):
         try:
-            edits[number] = pipeline.complete(_request(case, placed, way.given))
+            ((edits[number], _),) = pipeline.complete([_request(case, placed, way.given)])
         except InvalidRequest as error:
             refused[number] = str(error)
     photos = [placed.photo for placed in scenes]
