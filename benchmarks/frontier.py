@@ -37,6 +37,7 @@ from benchmarks.judging import SEED, changes
 from benchmarks.judging import judge as agreement
 from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.demo.model.evaluate import make_cases, paint
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Inputs
@@ -91,7 +92,7 @@ def _ways() -> list[DenoisingWay]:
 @cache
 def _loaded() -> tuple[Pipeline, Any]:
     torch.set_num_threads(1)
-    return Runtime(str(DEMO_BUNDLE)).open().load_pipeline(), Bundle.open(DEMO_BUNDLE).load_retrieval_encoder()
+    return Runtime(str(DEMO_BUNDLE)).open().load_pipeline(), RetrievalEncoder.load(DEMO_BUNDLE / "retrieval")
 
 
 def judge(steps: int, shortcuts: Shortcuts, num_cases: int) -> Record:

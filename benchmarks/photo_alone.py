@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.judging import MEASURES, SEED, changes, judge
 from export.runtime import Runtime
-from fashion_rag.bundle import Bundle
+from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.data.finish import finish
 from fashion_rag.data.window import whole
 from fashion_rag.demo.model.evaluate import BATCH, HeldOutCase, make_cases
@@ -146,7 +146,7 @@ def _request(case: HeldOutCase, placed: Scene, given: bool) -> EditRequest:
 @cache
 def _loaded() -> tuple[Pipeline, Any]:
     torch.set_num_threads(1)
-    return Runtime(str(DEMO_BUNDLE)).open().load_pipeline(), Bundle.open(DEMO_BUNDLE).load_retrieval_encoder()
+    return Runtime(str(DEMO_BUNDLE)).open().load_pipeline(), RetrievalEncoder.load(DEMO_BUNDLE / "retrieval")
 
 
 @torch.inference_mode()

@@ -23,11 +23,14 @@ from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.bundle import Bundle
+from fashion_rag.completer import Completer
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.pipeline import Pipeline
 
 
@@ -85,6 +88,7 @@ class Parts:
 
     def load_pipeline(self, catalogue: str | Path | None = None) -> Pipeline:
         """Return all parts as a pipeline for one edit at a time. Between the networks, tensors are on the CPU."""
+        opened = self.bundle.open_catalogue(catalogue) if catalogue else None
         return Pipeline(
             manifest=self.bundle.manifest,
             sampler=self.bundle.sampler,
@@ -93,7 +97,8 @@ class Parts:
             prompt_encoder=self.load_prompt_encoder(),
             garment_encoder=self.load_garment_encoder(),
             device=torch.device("cpu"),
-            catalogue=self.bundle.open_catalogue(catalogue) if catalogue else None,
+            catalogue=opened,
+            completer=Completer.load(self.bundle, opened),
         )
 
     def load_unet(self) -> SplitUNet:
@@ -130,6 +135,18 @@ class Parts:
         garment_encoder = self.bundle.load_garment_encoder(networks=False)
         garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
         return garment_encoder
+
+    def load_parser(self) -> HumanParser:
+        """Return the human parser, which the bundle must have."""
+        parser = self.bundle.load_parser(networks=False)
+        parser.network = self._between_cpu(self._load("parser"))
+        return parser
+
+    def load_pose_estimator(self) -> PoseEstimator:
+        """Return the pose estimator, which the bundle must have."""
+        pose_estimator = self.bundle.load_pose_estimator(networks=False)
+        pose_estimator.network = self._between_cpu(self._load("pose"))
+        return pose_estimator
 
     def _load(self, name: str) -> nn.Module:
         """Return the network of this name, with weights that it shares with no other network."""

@@ -11,6 +11,7 @@ from the released checkpoints, and the demo's training makes its own, both with 
     image_processor/                preprocessor_config.json
     scheduler/                      scheduler_config.json
     retrieval/                      open_clip_config.json, open_clip_model.safetensors, its tokenizer if not OpenCLIP's
+    parser/ pose/                   optional: config.json, model.safetensors, preprocessor_config.json
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPTextModel, CLIPVisionModel
 
 from fashion_rag.artifacts import MANIFEST_FILE, copy_files, joint_sha256, read_config, sha256, write_json
 from fashion_rag.atomic_files import written_aside
-from fashion_rag.bundle_checks import check_latents, check_text, check_vision, downsampling_of
+from fashion_rag.bundle_checks import check_latents, check_person, check_text, check_vision, downsampling_of
 from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
 from fashion_rag.catalogue.catalogue import Catalogue
@@ -47,7 +48,7 @@ from fashion_rag.models.pretrained import (
     CONFIG_FILE,
     DIFFUSERS_FILE,
     PROCESSOR_FILE,
-    fill,
+    read_adapter,
     read_text_encoder,
     read_tokenizer,
     read_unet,
@@ -56,7 +57,10 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
-from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, no_keys, read_state, write_state
+from fashion_rag.person.files import PARSER, POSE, copy_part, read_parser, read_pose_estimator
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
+from fashion_rag.weights import Wanted, all_keys, no_keys, read_state, write_state
 
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS = {
@@ -67,6 +71,10 @@ WEIGHTS = {
     "vae": DIFFUSERS_FILE,
     "retrieval": retrieval.WEIGHTS_FILE,
 }
+OPTIONAL_WEIGHTS = {PARSER: CLIP_FILE, POSE: CLIP_FILE}
+
+# Names the way in which garment pictures are brought to the model's shape. Another way needs another name.
+PICTURE_RULE = "bordered"
 
 # The weights of the text encoder that `PromptEncoder` looks tokens up in.
 TOKEN_TABLE = "embeddings.token_embedding.weight"
@@ -76,7 +84,7 @@ Device = str | torch.device
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. All its parts are there, and their configurations fit each other.
+    """An opened bundle. All its parts are there, apart from the optional ones, and their configurations fit each other.
 
     The `load_` methods read weights and return their part in evaluation mode, without gradients. They raise
     ArtifactError, naming file, keys and shapes, for weights that are not exactly those of the configuration.
@@ -103,6 +111,7 @@ class Bundle:
         check_text(path, manifest)
         check_vision(path)
         check_latents(path, manifest)
+        check_person(path)
         return cls(path, manifest, sampler)
 
     @property
@@ -155,7 +164,31 @@ class Bundle:
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""
-        return RetrievalEncoder.load(self.path / "retrieval", device)
+        return RetrievalEncoder.load(self.path / "retrieval", device, self.manifest.image_size)
+
+    @property
+    def has_parser(self) -> bool:
+        """Return whether there is a human parser."""
+        return (self.path / PARSER).exists()
+
+    @property
+    def has_pose_estimator(self) -> bool:
+        """Return whether there is a pose estimator. A bundle that has one has a human parser, too."""
+        return (self.path / POSE).exists()
+
+    def load_parser(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> HumanParser:
+        """Return the human parser, which must be there."""
+        parser = read_parser(self.path / PARSER, dtype, all_keys if networks else no_keys)
+        return parser.to(device, dtype) if networks else parser
+
+    def load_pose_estimator(
+        self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
+    ) -> PoseEstimator:
+        """Return the pose estimator, which must be there."""
+        estimator = read_pose_estimator(self.path / POSE, dtype, all_keys if networks else no_keys)
+        return estimator.to(device, dtype) if networks else estimator
 
     def load_encoders(self, device: Device = "cpu") -> Encoders:
         """Return the two encoders that garments of a catalogue are encoded with, always float32."""
@@ -196,23 +229,32 @@ class Bundle:
         return build(Root.at(root), garments, partial(self.load_encoders, device), self.fingerprints(), **options)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder."""
+        """Return the digests of the encoders that make a catalogue's vectors and pseudo-words, by kind of encoder.
+
+        Older catalogues have pseudo-words and vectors of garment pictures that were stretched to the model's shape.
+        Their pseudo-words are not what the same pictures give now, unless these had the shape. So PICTURE_RULE is part
+        of the digest: they are left out, and computed where they are needed, until the next build makes both again.
+        Until then, the old vectors stay in use. They are in the same space, and without them nothing can be found.
+        """
         retrieval_weights = self.path / "retrieval" / WEIGHTS["retrieval"]
         inversion = self.fingerprint("vision_encoder", "inversion_adapter")
-        sizes = f"{inversion} {self.manifest.image_size}"
+        sizes = f"{inversion} {self.manifest.image_size} {PICTURE_RULE}"
         return {RETRIEVAL: sha256(retrieval_weights), INVERSION: hashlib.sha256(sizes.encode()).hexdigest()}
 
     def fingerprint(self, *parts: str) -> str:
         """Return one SHA-256 of the weights and configurations of these parts."""
-        return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, WEIGHTS[part]))
+        weights = WEIGHTS | OPTIONAL_WEIGHTS
+        return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, weights[part]))
 
 
 @dataclass(frozen=True, eq=False)
 class BundleParts:
     """The parts that `write_bundle` writes.
 
-    tokenizer, retrieval: folders whose files are copied. image_mean, image_std: mean and standard deviation by which
-    the vision encoder's RGB pixels in [0, 1] are normalised. scheduler: the content of DDIM's `scheduler_config.json`.
+    tokenizer, retrieval: folders whose files are copied. parser, pose: folders of a human parser and a pose estimator,
+    whose files are copied as they are; None = the bundle has none. image_mean, image_std: mean and standard deviation
+    by which the vision encoder's RGB pixels in [0, 1] are normalised. scheduler: the content of DDIM's
+    `scheduler_config.json`.
     """
 
     text_encoder: CLIPTextModel
@@ -225,6 +267,8 @@ class BundleParts:
     vae: AutoencoderKL
     scheduler: Mapping[str, Any]
     retrieval: Path
+    parser: Path | None = None
+    pose: Path | None = None
 
 
 def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
@@ -241,6 +285,9 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
         for part in ("text_encoder", "vision_encoder", "inversion_adapter", "unet", "vae"):
             (new / part).mkdir()
             write_state(new / part / WEIGHTS[part], getattr(parts, part).state_dict(), dtype)
+        for part, folder_of_part in ((PARSER, parts.parser), (POSE, parts.pose)):
+            if folder_of_part is not None:
+                copy_part(folder_of_part, new / part)
         weights = new / "retrieval" / retrieval.WEIGHTS_FILE
         write_state(weights, read_state(weights), dtype)
 
@@ -261,22 +308,6 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: to
             preview = fit_preview(bundle.load_vae(), manifest.image_size)
             replace(manifest, preview=preview).write(new / MANIFEST_FILE)
     return Bundle.open(folder)
-
-
-def read_adapter(
-    folder: Path, vision_config: CLIPVisionConfig, dtype: torch.dtype = torch.float32, wanted: Wanted = all_keys
-) -> InversionAdapter:
-    """Return the inversion adapter in `folder`, for a vision encoder of this configuration.
-
-    dtype, wanted and errors: as for `pretrained.read_text_encoder`.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        with hollow():
-            adapter = InversionAdapter(vision_config, **read_config(path))
-    except TypeError as error:
-        raise ArtifactError(f"{path}: not the configuration of an inversion adapter: {error}") from error
-    return fill(adapter, StateFile(folder / CLIP_FILE), folder / CLIP_FILE, dtype, wanted)
 
 
 def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fashion_rag.manifest import Manifest
 from fashion_rag.models.pretrained import CONFIG_FILE, PROCESSOR_FILE, read_tokenizer
 from fashion_rag.models.prompt import MAX_TOKENS, PLACEHOLDER_ID
 from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS
+from fashion_rag.person.files import PARSER, POSE, check_parser, check_pose_estimator
 
 
 def check_text(path: Path, manifest: Manifest) -> None:
@@ -58,6 +59,16 @@ def check_latents(path: Path, manifest: Manifest) -> None:
     downsampling = downsampling_of(vae_config)
     remainders = [side % downsampling for side in manifest.image_size]
     _require(vae, f"remainder of image_size {manifest.image_size} by {downsampling}", remainders, [0, 0])
+
+
+def check_person(path: Path) -> None:
+    """Raise ArtifactError unless the human parser and the pose estimator can be used, if they are there."""
+    if (path / PARSER).exists():
+        check_parser(path / PARSER)
+    if (path / POSE).exists():
+        check_pose_estimator(path / POSE)
+        if not (path / PARSER).exists():
+            raise ArtifactError(f"{path / POSE}: needs a human parser, in {path / PARSER}, which finds the person")
 
 
 def downsampling_of(vae_config: Mapping[str, Any]) -> int:

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import read_config, write_json
@@ -35,6 +33,9 @@ from fashion_rag.models.pretrained import (
     read_vision_encoder,
 )
 from fashion_rag.models.unet import IN_CHANNELS
+from fashion_rag.person.files import PARSER, POSE
+from fashion_rag.person_import import find_parts, with_licence
+from fashion_rag.published import folder_of, read_pth
 from fashion_rag.weights import hollow, write_state
 
 RELEASED_LICENCE = "UNet and inversion adapter: released Fashion-RAG weights, CC BY-NC 4.0, non-commercial use only."
@@ -58,6 +59,8 @@ def import_bundle(
     retrieval: str,
     out: Path,
     name: str,
+    parser: str | None = None,
+    pose: str | None = None,
     licence: str = "",
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
@@ -67,6 +70,7 @@ def import_bundle(
     unet, adapter: the released `.pth` files.
     vision: the CLIP vision encoder, as a folder or an id on the Hugging Face hub.
     retrieval: a folder in OpenCLIP's layout, or MODEL/TAG of a pretrained model, such as ViT-L-14/laion2b_s32b_b82k.
+    parser, pose: the human parser and the pose estimator, as folders or ids on the Hugging Face hub; None = none.
     licence: a sentence on the base models, which the manifest has beside the one on the released weights.
     dtype: the type in which weights are stored.
 
@@ -79,7 +83,7 @@ def import_bundle(
         if not path.is_file():
             raise ArtifactError(f"{path}: not a readable file of weights: there is no such file")
     _check_retrieval(retrieval)
-    base_folder, vision_folder = _folder(base, BASE_FILES), _folder(vision, VISION_FILES)
+    base_folder, vision_folder = folder_of(base, BASE_FILES), folder_of(vision, VISION_FILES)
     text_encoder = read_text_encoder(base_folder / "text_encoder")
     vision_encoder = read_vision_encoder(vision_folder)
     inversion_adapter = _read_adapter(adapter, vision_encoder.config, text_encoder.config.hidden_size)
@@ -90,6 +94,10 @@ def import_bundle(
         licence=f"{RELEASED_LICENCE} {licence}".strip(),
     )
     with scratch_beside(out) as scratch:
+        published = find_parts(parser, pose, scratch)
+        for part in published:
+            manifest = replace(manifest, licence=with_licence(manifest.licence, part))
+        folders = {part.part: part.folder for part in published}
         parts = BundleParts(
             text_encoder=text_encoder,
             tokenizer=base_folder / "tokenizer",
@@ -101,29 +109,10 @@ def import_bundle(
             vae=read_vae(base_folder / "vae"),
             scheduler=_ddim(read_config(base_folder / "scheduler" / SCHEDULER_FILE)),
             retrieval=_retrieval_folder(retrieval, scratch / "retrieval"),
+            parser=folders.get(PARSER),
+            pose=folders.get(POSE),
         )
         return write_bundle(out, manifest, parts, dtype)
-
-
-def _folder(source: str, files: list[str]) -> Path:
-    """Return the folder `source`, or else the folder that `files` of the hub's `source` have been fetched into."""
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=files))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{source}: no such folder, nor could it be fetched from the hub: {error}") from error
-
-
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a `.pth` file holds. Raises ArtifactError, naming the path."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ArtifactError(f"{path}: not a readable file of weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ArtifactError(f"{path}: not a plain state dict of tensors")
-    return state
 
 
 def _read_unet(path: Path, config_path: Path) -> UNet2DConditionModel:

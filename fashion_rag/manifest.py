@@ -16,6 +16,11 @@ FORMAT_VERSION = 1
 DEMO_BUNDLE = Path(__file__).parent / "demo" / "bundle"
 
 
+def has_parser(bundle: Path) -> bool:
+    """Return whether the bundle in this folder has a human parser, so that masks can be found."""
+    return (bundle / "parser" / "config.json").is_file()
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of a bundle's `manifest.json`. The defaults are the values of the full-size model.

@@ -1,8 +1,9 @@
-"""The whole method on one page: retrieve, invert, condition, encode, denoise, decode (Fashion-RAG, arXiv 2504.14011).
+"""The whole method on one page: find, retrieve, invert, condition, encode, denoise, decode (arXiv 2504.14011).
 
 `Pipeline` runs an edit alone and is the reference for everything faster. The servers' replicas call the same functions,
 one for each stage, with several requests at a time. What a request gets is what it would get alone, within the rounding
-of float32. Tensors are float32; call the functions without gradients. `catalogue.retrieve` has the first stage.
+of float32. Tensors are float32; call the functions without gradients. `completer` has the first stage, which finds what
+the caller left out, and `catalogue.retrieve` has the second.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.catalogue.retrieve import retrieve
-from fashion_rag.data.colour import to_srgb
+from fashion_rag.completer import Completed, Completer
 from fashion_rag.data.finish import finish
-from fashion_rag.data.image import binarise, to_tensor, to_uint8
-from fashion_rag.data.pose import heat_maps, scale_keypoints, to_latent
+from fashion_rag.data.image import binarise, to_uint8
+from fashion_rag.data.pose import to_latent
+from fashion_rag.data.prepare import prepare
 from fashion_rag.denoising.noise_schedule import NoiseSchedule, guide
 from fashion_rag.denoising.plan import History, advance, plan
 from fashion_rag.denoising.runner import Inputs
@@ -37,15 +38,7 @@ from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.models.unet import LATENT_CHANNELS, DeepUNet, unet_input
-from fashion_rag.request import PLAIN, EditRequest, EditResult, Shortcuts, Solver
-
-
-class PreparedPhoto(NamedTuple):
-    """A photo at the model's size: image [1, 3, H, W] in [-1, 1], mask [1, 1, H, W], pose_map [1, 18, H, W]."""
-
-    image: Tensor
-    mask: Tensor
-    pose_map: Tensor
+from fashion_rag.request import PLAIN, CompleteRequest, EditRequest, EditResult, Shortcuts, Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,33 +84,19 @@ def condition(
 ) -> list[Conditioning]:
     """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt.
 
-    The text encoder is called once for all. pseudo_words: for each request [n, P, D] of its n garments in order, or
-    None for no garment. Raises InvalidRequest if a prompt has no room for its pseudo-words.
+    The text encoder is called once for all. requests: their categories must be known, but masks may be missing.
+    pseudo_words: for each request [n, P, D] of its n garments in order, or None for no garment. Raises InvalidRequest if a prompt has no room for its pseudo-words.
     """
     texts = [""]
     inserted: list[Tensor | None] = [None]
     for request, words in zip(requests, pseudo_words, strict=True):
+        assert request.category is not None, "the prompt names the category"
         num_garments, num_words = (0, 0) if words is None else words.shape[:2]
         texts.append(prompt_text(request.template, request.category, request.prompt, num_garments, num_words))
         inserted.append(None if words is None else words.flatten(0, 1))  # garment after garment
     # Cloned, because a view that is sent over the network takes its whole tensor along.
     empty, *rows = (row.clone() for row in prompt_encoder(texts, inserted).split(1))
     return [Conditioning(row, empty) for row in rows]
-
-
-def prepare(request: EditRequest, manifest: Manifest) -> PreparedPhoto:
-    """Return the request's photo in sRGB, its mask and its pose, at the bundle's image size, on the CPU."""
-    height, width = manifest.image_size
-    # The photo is resized before its colours are converted, because it may be a hundred times as large.
-    photo = Image.fromarray(request.image).resize((width, height), Image.Resampling.BICUBIC)
-    mask = Image.fromarray((request.mask != 0).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-    keypoints = np.zeros((18, 2)) if request.keypoints is None else request.keypoints
-    keypoints = scale_keypoints(keypoints, request.mask.shape, manifest.image_size)
-    return PreparedPhoto(
-        image=to_tensor(to_srgb(photo, request.icc_profile), manifest.image_size)[None],
-        mask=torch.from_numpy(np.array(mask)).float()[None, None],
-        pose_map=heat_maps(keypoints, manifest.image_size, manifest.pose_sigma)[None],
-    )
 
 
 def draw_noise(seed: int, latent_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -140,7 +119,7 @@ def encode_person(vae: VAE, image: Tensor, mask: Tensor, pose_map: Tensor, vae_n
 
 
 def encode(
-    vae: VAE, requests: Sequence[EditRequest], manifest: Manifest, device: torch.device | str = "cpu"
+    vae: VAE, requests: Sequence[CompleteRequest], manifest: Manifest, device: torch.device | str = "cpu"
 ) -> list[tuple[Tensor, Person]]:
     """Return each request's initial latents [1, 4, h, w] and person. Both depend on the request's own seed.
 
@@ -226,6 +205,7 @@ class Pipeline:
     garment_encoder: GarmentEncoder
     device: torch.device
     catalogue: Catalogue | None = None
+    completer: Completer = field(default_factory=Completer)
 
     @classmethod
     def load(
@@ -248,7 +228,15 @@ class Pipeline:
             garment_encoder=bundle.load_garment_encoder(device, dtype),
             device=torch.device(device),
             catalogue=opened,
+            completer=Completer.load(bundle, opened, device, dtype),
         )
+
+    @torch.inference_mode()
+    def complete(
+        self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None = None
+    ) -> list[Completed]:
+        """Return each request with what it leaves open. Arguments and errors are those of `Completer`."""
+        return self.completer(self.catalogue, requests, self.manifest.image_size, garments)
 
     @torch.inference_mode()
     def __call__(
@@ -262,14 +250,16 @@ class Pipeline:
         garments: used instead of those that would be retrieved. progress: called after each denoising step.
         """
         timings: dict[str, float] = {}
+        with self._timed("find", timings):
+            ((complete, found),) = self.complete([request], None if garments is None else [garments])
         with self._timed("retrieve", timings):
             if garments is None:
-                garments = [match.garment for match in retrieve(self.catalogue, request)]
+                garments = [match.garment for match in retrieve(self.catalogue, complete)]
         with self._timed("condition", timings):
             words = pseudo_words(self.garment_encoder, garments)
-            (conditioning,) = condition(self.prompt_encoder, [request], [words])
+            (conditioning,) = condition(self.prompt_encoder, [complete], [words])
         with self._timed("encode", timings):
-            ((latents, person),) = encode(self.vae, [request], self.manifest, self.device)
+            ((latents, person),) = encode(self.vae, [complete], self.manifest, self.device)
         with self._timed("denoise", timings):
             steps = denoise(
                 self.unet,
@@ -277,17 +267,27 @@ class Pipeline:
                 latents=latents,
                 person=person,
                 conditioning=conditioning,
-                num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale,
-                shortcuts=request.shortcuts,
+                num_inference_steps=complete.num_inference_steps,
+                guidance_scale=complete.guidance_scale,
+                shortcuts=complete.shortcuts,
             )
             for stepped in steps:
                 latents = stepped
                 progress()
         with self._timed("decode", timings):
-            edited = finish(request, decode(self.vae, latents)[0])
-        garment_ids = tuple(garment.id for garment in garments)
-        return EditResult(edited, garment_ids, request.seed, timings, request.icc_profile)
+            edited = finish(complete, decode(self.vae, latents)[0])
+        return EditResult(
+            image=edited,
+            mask=complete.mask,
+            window=complete.window,
+            category=complete.category,
+            category_confidence=found.choice.confidence,
+            garment_ids=tuple(garment.id for garment in garments),
+            seed=complete.seed,
+            timings_s=timings,
+            warnings=found.warnings,
+            icc_profile=complete.icc_profile,
+        )
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

@@ -60,6 +60,14 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _shows_some(window: Window, height: int, width: int) -> bool:
+    """Return whether some of a photo of this size lies in the window."""
+    if not all(_is_int(value) for value in window):
+        return False
+    bottom, right = window.top + window.height, window.left + window.width
+    return max(window.top, 0) < min(bottom, height) and max(window.left, 0) < min(right, width)
+
+
 @dataclass(frozen=True)
 class Shortcuts:
     """Ways to compute less. All are off by default.
@@ -176,6 +184,13 @@ class EditRequest:
             within = bool((np.abs(self.keypoints) <= MAX_COORDINATE).all())
             rule = f"must be finite numbers from -{MAX_COORDINATE} to {MAX_COORDINATE}"
             _require(within, "keypoints", "a number outside the range", rule)
+        if self.window is not None:
+            _require(
+                _shows_some(self.window, image.shape[0], image.shape[1]),
+                "window",
+                tuple(self.window),
+                f"must be four whole numbers, of a part of the photo, which has {_size(image)} (WIDTHxHEIGHT)",
+            )
         _require(
             _is_int(self.num_garments) and 0 <= self.num_garments <= MAX_GARMENTS,
             "num_garments",
@@ -243,16 +258,24 @@ class CompleteRequest(EditRequest):
     window: Window
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EditResult:
     """An edited photo, and what it was made with.
 
     image: uint8 [H, W, 3], of the photo's size. icc_profile: the profile of its colours, which is the photo's own;
-    None = sRGB. garment_ids: the garments that were used, best first. timings_s: seconds in each stage.
+    None = sRGB. mask: uint8 [H, W], nonzero = repainted. window: the part of the photo that the model saw.
+    category_confidence: from 0 to 1, where the prompt's words decided on the category; None where it was given.
+    garment_ids: the garments that were used, best first. timings_s: seconds in each stage.
+    warnings: sentences for the caller, such as that there are two persons in the photo.
     """
 
     image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    window: Window
+    category: str
+    category_confidence: float | None
     garment_ids: tuple[str, ...]
     seed: int
     timings_s: dict[str, float]
+    warnings: tuple[str, ...] = ()
     icc_profile: bytes | None = field(default=None, repr=False)

@@ -32,6 +32,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_person_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `tiny_bundle` with a human parser and a pose estimator, also of random weights. Shared like it."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("tiny-person") / "bundle", person=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_catalogue(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
     """Return a catalogue of twelve coloured garments, built with the encoder of `tiny_bundle`. Shared like it."""
     return make_tiny_catalogue(tmp_path_factory.mktemp("tiny") / "catalogue", tiny_bundle)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fashion_rag import bundle_import
+from fashion_rag import bundle_import, published
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
@@ -16,6 +16,7 @@ from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import read_state, write_state
 from tests import tiny
 from tests.golden.golden import Golden, difference
+from tests.person import toy
 from tests.test_bundle import old_vae_names
 
 # The base model was written for another sampler, and DDIM does not know all options of that.
@@ -119,6 +120,23 @@ def test_the_manifest_says_that_the_released_weights_are_not_for_commerce(releas
     assert "CC BY-NC 4.0" in licence and licence.endswith("Base: CreativeML Open RAIL++-M.")
 
 
+def test_a_parser_and_a_pose_estimator_come_along_with_their_licences(released: dict[str, Any], tmp_path: Path) -> None:
+    parser, pose = toy.write_parser(tmp_path / "my-parser"), toy.write_pose_estimator(tmp_path / "my-pose")
+    imported = import_bundle(**released, parser=str(parser), pose=str(pose))
+    assert imported.load_parser() and imported.load_pose_estimator()
+    assert (imported.path / "parser" / "model.safetensors").read_bytes() == (parser / "model.safetensors").read_bytes()
+    first, *rest = imported.manifest.licence.splitlines()
+    assert "CC BY-NC 4.0" in first
+    assert [line.partition(":")[0] for line in rest] == ["Human parser my-parser", "Pose estimator my-pose"]
+
+
+def test_a_parser_that_does_not_fit_leaves_nothing_behind(released: dict[str, Any], tmp_path: Path) -> None:
+    pose = toy.write_pose_estimator(tmp_path / "my-pose")
+    with pytest.raises(ArtifactError, match="model_type is 'vitpose'; must be 'segformer'"):
+        import_bundle(**released, parser=str(pose))
+    assert not released["out"].exists()
+
+
 def test_the_stored_precision_can_be_chosen(released: dict[str, Any]) -> None:
     imported = import_bundle(**released, dtype=torch.float16)
     state = read_state(imported.path / "unet" / "diffusion_pytorch_model.safetensors")
@@ -179,7 +197,7 @@ def test_a_name_that_is_no_folder_is_fetched_from_the_hub(
         fetched.append((source, allow_patterns))
         return str(folders[source])
 
-    monkeypatch.setattr(bundle_import, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(published, "snapshot_download", snapshot_download)
     assert import_bundle(**released | {"base": "some/base", "vision": "some/vision"}).load_vae()
     assert fetched == [("some/base", bundle_import.BASE_FILES), ("some/vision", bundle_import.VISION_FILES)]
     # Exactly the files that are needed are asked for.

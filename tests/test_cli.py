@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,9 @@ from fashion_rag.cli import app
 from fashion_rag.demo.model.evaluate import AgreementRow, DemoReport
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
+from fashion_rag.request import EditRequest, EditResult, Window
 from fashion_rag.weights import StateFile
+from tests.person import toy
 from tests.profiles import display_p3
 
 
@@ -164,6 +167,17 @@ def test_bundle_check_loads_every_part(tiny_bundle: Path) -> None:
     assert result.stdout.count(": loaded") == 5
 
 
+def test_bundle_add_puts_in_what_bundle_check_loads(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    parser, pose = toy.write_parser(tmp_path / "parser"), toy.write_pose_estimator(tmp_path / "pose")
+    result = run("bundle", "add", bundle, "--parser", parser, "--pose", pose)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("its licence is not known") == 2
+    assert result.stdout.startswith(f"{bundle}: Human parser parser: ")
+    checked = run("bundle", "check", bundle)
+    assert checked.stdout.endswith("  parser: loaded\n  pose_estimator: loaded\n")
+
+
 def test_bundle_check_finds_a_damaged_part(tiny_bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "bundle"
     for path in tiny_bundle.rglob("*"):
@@ -206,6 +220,49 @@ def test_edit_with_a_garment_picture(tiny_bundle: Path, world: Path, photo: dict
     assert (pixels(tmp_path / "again.png") == after).all()
     edit(photo, tmp_path / "other.png", *options, "--seed", 1)
     assert (pixels(tmp_path / "other.png") != after).any()
+
+
+def test_a_photo_and_a_prompt_are_enough_where_the_photo_says_what_to_repaint(
+    tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path
+) -> None:
+    before, mask = pixels(photo["image"]), pixels(photo["mask"])
+    Image.fromarray(np.dstack([before, 255 - mask])).save(photo["image"])
+    options = ("--category", "dresses", "--bundle", tiny_bundle, "--steps", 2)
+    saved = tmp_path / "masks" / "saved.png"
+    arguments = ("--image", photo["image"], "--prompt", "red dress", "--out", tmp_path / "a.png", "--save-mask", saved)
+    result = run("edit", *arguments, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'a.png'}: category dresses, garments none, seed 0\n"
+    assert (pixels(saved) == mask).all()
+    assert (pixels(tmp_path / "a.png")[mask == 0] == before[mask == 0]).all()
+
+
+def test_what_was_found_is_told(
+    tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited(pipeline: Any, request: EditRequest, garments: Any, progress: Any) -> EditResult:
+        assert (request.mask, request.category, request.keypoints, request.mask_type) == (None, None, None, "mask")
+        assert [garment.category for garment in garments] == [""]
+        return EditResult(
+            image=request.image,
+            mask=np.ones((80, 60), np.uint8),
+            window=Window(0, 0, 80, 60),
+            category="lower_body",
+            category_confidence=0.834,
+            garment_ids=("a",),
+            seed=3,
+            timings_s={},
+            warnings=("There are two persons.",),
+        )
+
+    monkeypatch.setattr("fashion_rag.pipeline.Pipeline.__call__", edited)
+    monkeypatch.setattr("fashion_rag.cli.edits.has_parser", lambda bundle: True)
+    arguments = ("--image", photo["image"], "--prompt", "blue jeans", "--out", tmp_path / "a.png")
+    more = ("--mask-type", "mask", "--garment", photo["image"], "--bundle", tiny_bundle)
+    result = run("edit", *arguments, *more)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'a.png'}: category lower_body (83% sure), garments a, seed 3\n"
+    assert "warning: There are two persons.\n" in result.stderr
 
 
 def test_an_edited_photo_keeps_its_profile(tiny_bundle: Path, photo: dict[str, Path], tmp_path: Path) -> None:
@@ -351,6 +408,7 @@ def test_edit_finds_what_is_wrong_before_it_loads_weights(
         (("--garment", tmp_path / "text.png"), "garment: got"),
         (("--keypoints", tmp_path / "nowhere.json"), "keypoints: got"),
         (("--out", tmp_path / "edited.docx"), "out: got"),
+        (("--save-mask", tmp_path / "mask.docx"), "save-mask: got"),
         (("--out", tmp_path / "folder.png"), "must be a file, and is a folder"),
         (("--out", photo["image"] / "edited.png"), "must be a folder, and is a file"),
         (("--bundle", tmp_path / "empty"), "has no manifest.json"),
@@ -365,8 +423,12 @@ def test_edit_finds_what_is_wrong_before_it_loads_weights(
         result = edit(photo, tmp_path / "edited.png", *garment, "--bundle", tiny_bundle, *more)
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr and result.stderr.count("\n") == 1
-    without = edit(photo, tmp_path / "edited.png", "--category", "dresses", "--bundle", tiny_bundle)
+    few = ("--category", "dresses", "--bundle", tiny_bundle)
+    without = edit(photo, tmp_path / "edited.png", *few, "--num-garments", 1)
     assert without.exit_code == 2 and "must be 0 without --catalogue or --garment" in without.stderr
+    unknown = run("edit", "--image", photo["image"], "--prompt", "red", "--out", tmp_path / "edited.png", *few)
+    assert unknown.exit_code == 2 and "mask: got None; must be given" in unknown.stderr
+    assert "no human parser" in unknown.stderr and unknown.stderr.count("\n") == 1
 
 
 def test_every_command_finds_what_is_wrong_before_it_loads_weights(
@@ -394,6 +456,8 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("evaluate", world, "--out", out), "num_retrieved"),
         (("evaluate", world, "--out", out, "--num-retrieved", 0, "--metrics", "beauty"), "metrics"),
         (("evaluate", world, "--out", out, "--num-retrieved", 0, "--lpips-weights", nowhere), "lpips-weights"),
+        (("prepare", nowhere, world, world / "fine_captions.json", "--out", out), "photos"),
+        (("prepare", world, world, world / "fine_captions.json", "--out", file), "out"),
         (("train", nowhere, "--work", out, "--out", out), "data"),
         (("train", world, "--work", file, "--out", out), "work"),
         (("train", world, "--work", out, "--out", out, "--steps", 0), "steps"),
@@ -401,11 +465,14 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("bench", "--out", out, "--trace", nowhere), "trace"),
         (("bundle", "import", "--unet", nowhere, "--adapter", file, "--out", out), "unet"),
         (("bundle", "check", file), "bundle"),
+        (("bundle", "add", file, "--parser", nowhere), "bundle"),
+        (("bundle", "add", tiny_bundle), "parser"),
         (("export", "onnx", nowhere, "--out", out), "bundle"),
         (("export", "onnx", tiny_bundle, "--out", file), "out"),
         (("export", "tensorrt", tiny_bundle, nowhere), "folder"),
         (("demo", "world", file), "out"),
         (("demo", "world", out, "--num-pairs", 0), "num-pairs"),
+        (("demo", "shop", file), "out"),
         (("demo", "train", "--work", file), "work"),
         (("demo", "train", "--work", out, "--stage", "love"), "stage"),
         (("demo", "evaluate", *bad_bundle), "bundle"),
@@ -475,6 +542,7 @@ def test_evaluate_says_what_cannot_be(world: Path, tiny_bundle: Path, tmp_path: 
         (("--server", "http://127.0.0.1:9", "--catalogue", "any"), "server: "),
         (("--num-chunks", "one"), "num_chunks: got 'one'"),
         (("--categories", "hats"), "categories: "),
+        (("--mask-from", "parser"), "mask-from: got 'parser'; must be 'given', because the bundle has no"),
     ):
         result = run("evaluate", world, *options, *wrong)
         assert result.exit_code == 2
@@ -522,6 +590,9 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("fashion_rag.demo.model.train.train", train)
     monkeypatch.setattr("fashion_rag.demo.model.train.package", lambda work, out: calls.append((work, out)))
+    monkeypatch.setattr(
+        "fashion_rag.demo.model.train.add_photo_parts", lambda work, bundle: calls.append(("parts", work, bundle))
+    )
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)
     assert result.exit_code == 0, result.output
@@ -529,6 +600,10 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
     assert "1/2" in result.stderr
     work = tmp_path / "work"
     assert calls == [(work, ("vae", "clip"), {"vae": 2, "clip": 2}, 5), (work, tmp_path / "bundle")]
+    calls.clear()
+    result = run("demo", "train", "--work", work, "--stage", "pose", "--add-to", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    assert calls == [(work, ("pose",), None, 0), ("parts", work, tmp_path / "bundle")]
 
 
 def test_bundle_import_hands_its_options_on_and_shows_the_licence(
@@ -550,6 +625,18 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(
     (given,) = calls
     assert (given["unet"], given["adapter"], given["out"]) == (Path("u.pth"), Path("a.pth"), Path("b"))
     assert given["dtype"] is torch.float16
+    assert (given["parser"], given["pose"]) == (
+        "mattmdjaga/segformer_b2_clothes",
+        "usyd-community/vitpose-base-simple",
+    )
+    shared = ("bundle", "import", "--unet", "u.pth", "--adapter", "a.pth", "--out", "b")
+    for options, expected in (
+        (("--no-parser",), (None, None)),
+        (("--no-pose", "--parser", "mine"), ("mine", None)),
+        (("--pose", "other"), ("mattmdjaga/segformer_b2_clothes", "other")),
+    ):
+        run(*shared, *options)
+        assert (calls[-1]["parser"], calls[-1]["pose"]) == expected
 
 
 @pytest.mark.parametrize(

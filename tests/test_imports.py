@@ -17,7 +17,7 @@ PACKAGES = ("fashion_rag", "export", "serve")
 # may not import each other.
 LAYERS = (
     ("fashion_rag.errors", "fashion_rag.provenance"),
-    ("fashion_rag.artifacts", "fashion_rag.weights"),
+    ("fashion_rag.artifacts", "fashion_rag.published", "fashion_rag.weights"),
     ("fashion_rag.atomic_files",),
     ("fashion_rag.manifest", "fashion_rag.request"),
     ("fashion_rag.sampling",),
@@ -27,9 +27,11 @@ LAYERS = (
     ("fashion_rag.catalogue", "fashion_rag.denoising"),
     ("fashion_rag.bundle_checks",),
     ("fashion_rag.bundle",),
+    ("fashion_rag.person_import",),
     ("fashion_rag.bundle_import",),
+    ("fashion_rag.completer",),
     ("fashion_rag.pipeline",),
-    ("fashion_rag.evaluation", "fashion_rag.training"),
+    ("fashion_rag.evaluation", "fashion_rag.preparation", "fashion_rag.training"),
     ("fashion_rag.demo",),
     ("export",),
     ("serve",),
@@ -48,7 +50,11 @@ HOMES = {
     "tensorrt_rtx_bindings": "export",
 }
 # These modules use Ray Data and Ray Train, which is their purpose.
-GUESTS = {("fashion_rag.catalogue.on_ray", "ray"), ("fashion_rag.training.on_ray", "ray")}
+GUESTS = {
+    ("fashion_rag.catalogue.on_ray", "ray"),
+    ("fashion_rag.preparation.on_ray", "ray"),
+    ("fashion_rag.training.on_ray", "ray"),
+}
 # Distributions whose name differs from that of the package that they install.
 DISTRIBUTIONS = {
     "PIL": "pillow",

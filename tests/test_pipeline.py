@@ -15,8 +15,11 @@ from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted
 from fashion_rag.catalogue.garments import StoredPicture
 from fashion_rag.catalogue.retrieve import retrieve, retrieve_many
 from fashion_rag.catalogue.table import GarmentRow
+from fashion_rag.completer import Completer
 from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.data.finish import finish
+from fashion_rag.data.prepare import prepare
+from fashion_rag.data.window import whole
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
@@ -29,9 +32,8 @@ from fashion_rag.pipeline import (
     draw_noise,
     encode,
     invert,
-    prepare,
 )
-from fashion_rag.request import EditRequest, Template
+from fashion_rag.request import CompleteRequest, EditRequest, Template
 from tests.profiles import display_p3
 
 SAMPLER = NoiseSchedule(beta_schedule="scaled_linear")
@@ -62,6 +64,12 @@ def edit_request(size: tuple[int, int] = (64, 48), **changes: Any) -> EditReques
     return EditRequest(**options | changes)
 
 
+def complete_request(size: tuple[int, int] = (64, 48), **changes: Any) -> CompleteRequest:
+    """Return `edit_request` with its window for pictures of 64x48."""
+    ((request, _),) = Completer()(None, [edit_request(size, **changes)], (64, 48))
+    return request
+
+
 @pytest.mark.parametrize("num_garments", [0, 1, 2, 3])
 def test_edit_with_garments_from_none_to_three(pipeline: Pipeline, num_garments: int) -> None:
     request = edit_request(num_garments=num_garments)
@@ -73,7 +81,7 @@ def test_edit_with_garments_from_none_to_three(pipeline: Pipeline, num_garments:
     assert (result.image[repainted] != request.image[repainted]).mean() > 0.5
     assert len(set(result.garment_ids)) == num_garments
     assert result.seed == request.seed
-    assert list(result.timings_s) == ["retrieve", "condition", "encode", "denoise", "decode"]
+    assert list(result.timings_s) == ["find", "retrieve", "condition", "encode", "denoise", "decode"]
 
 
 def test_a_picture_depends_on_its_request_alone(pipeline: Pipeline) -> None:
@@ -162,14 +170,14 @@ def test_an_unknown_garment_is_refused(pipeline: Pipeline) -> None:
         pipeline(edit_request(garment_ids=("nowhere",)))
 
 
-def mixed_requests() -> list[EditRequest]:
+def mixed_requests() -> list[CompleteRequest]:
     """Return requests that differ in everything that a batch might mix up."""
     return [
-        edit_request(num_garments=2, seed=3),
-        edit_request((100, 90), num_garments=0, category="dresses", keypoints=None, seed=4),
-        edit_request((37, 211), garment_ids=("red-dress", "black-top", "blue-jeans"), seed=5),
-        edit_request(template=Template.CAPTION_AND_GARMENTS, prompt="a blue skirt", category="lower_body"),
-        edit_request(template=Template.CAPTION, num_garments=3, seed=3),
+        complete_request(num_garments=2, seed=3),
+        complete_request((100, 90), num_garments=0, category="dresses", keypoints=None, seed=4),
+        complete_request((37, 211), garment_ids=("red-dress", "black-top", "blue-jeans"), seed=5),
+        complete_request(template=Template.CAPTION_AND_GARMENTS, prompt="a blue skirt", category="lower_body"),
+        complete_request(template=Template.CAPTION, num_garments=3, seed=3),
     ]
 
 
@@ -301,7 +309,7 @@ def test_a_batch_is_one_call_of_each_model(tiny_bundle: Path) -> None:
 
 def test_prepare_brings_everything_to_the_bundle_s_size() -> None:
     manifest = Manifest("toy", image_size=(64, 48), pose_sigma=3.0)
-    inputs = prepare(edit_request((128, 192)), manifest)
+    inputs = prepare(replace(complete_request((128, 192)), window=whole((128, 192))), manifest)
     assert inputs.image.shape == (1, 3, 64, 48)
     assert inputs.image.is_contiguous()
     assert inputs.mask.shape == (1, 1, 64, 48)
@@ -369,7 +377,7 @@ def test_the_caller_may_stop_after_any_step() -> None:
 
 
 def test_finish_keeps_the_photo_outside_the_mask() -> None:
-    request = edit_request((100, 90))
+    request = complete_request((100, 90))
     image = finish(request, np.full((64, 48, 3), 255, dtype=np.uint8))
     assert np.array_equal(image[request.mask == 0], request.image[request.mask == 0])
     assert (image[request.mask != 0] == 255).all()
@@ -377,7 +385,7 @@ def test_finish_keeps_the_photo_outside_the_mask() -> None:
 
 def test_the_model_sees_srgb_whatever_the_photos_profile(pipeline: Pipeline) -> None:
     size = pipeline.manifest.image_size
-    request = edit_request(size)
+    request = complete_request(size)
     tagged = dataclasses.replace(request, icc_profile=display_p3())
     srgb = np.asarray(to_srgb(Image.fromarray(request.image), display_p3()))
     untagged = dataclasses.replace(request, image=srgb)
@@ -394,7 +402,7 @@ def test_an_edited_photo_is_in_its_own_colours(pipeline: Pipeline) -> None:
 
 
 def test_what_is_pasted_has_the_colours_of_the_photos_profile() -> None:
-    request = edit_request((100, 90), icc_profile=display_p3())
+    request = complete_request((100, 90), icc_profile=display_p3())
     picture = np.full((64, 48, 3), (215, 93, 31), np.uint8)
     image = finish(request, picture)
     # The same colour in Display P3.

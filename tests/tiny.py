@@ -1,6 +1,7 @@
 """A whole bundle and a catalogue of toy size with random weights: what most tests run the real code on."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -17,6 +18,7 @@ from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.weights import write_state
+from tests.person import toy
 
 VOCAB_SIZE = 600
 TEXT_WIDTH = 16
@@ -108,10 +110,14 @@ def make_parts(folder: Path, seed: int = 0) -> BundleParts:
         )
 
 
-def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
-    """Return `folder`, now holding a complete bundle of random weights."""
+def make_tiny_bundle(folder: Path, seed: int = 0, person: bool = False) -> Path:
+    """Return `folder`, now holding a bundle of random weights. person: with a human parser and a pose estimator."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(folder, MANIFEST, make_parts(Path(scratch), seed))
+        parts = make_parts(Path(scratch), seed)
+        if person:
+            parser = toy.write_parser(Path(scratch) / "parser", seed=seed)
+            parts = replace(parts, parser=parser, pose=toy.write_pose_estimator(Path(scratch) / "pose", seed=seed))
+        write_bundle(folder, MANIFEST, parts)
     return folder
 
 

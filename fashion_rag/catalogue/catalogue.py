@@ -120,6 +120,11 @@ class Catalogue:
             return self
         return Catalogue(base, {**self._log, **new.changes}, {*self._refused, *new.refused})
 
+    @property
+    def encoder(self) -> RetrievalEncoder | None:
+        """Return the encoder that it was opened with."""
+        return self._base.encoder
+
     def __len__(self) -> int:
         return len(self._base.part.garments) - len(self._gone) + len(self._added)
 

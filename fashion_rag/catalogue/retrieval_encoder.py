@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_rag.artifacts import read_config, sha256
+from fashion_rag.data.image import bordered
 from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import StateFile, hollow, load_strict
 
@@ -30,6 +31,8 @@ class RetrievalEncoder:
     """An encoder of texts and pictures as unit vectors, whose dot product is how alike they are.
 
     fingerprint: SHA-256 of the weights file; an index fits only the encoder that built it. dim: length of a vector.
+    picture_size: the (height, width) in whose shape pictures are encoded; those of another shape get a border. With
+    None, OpenCLIP's transform stretches or cuts them, as an evaluation that compares with published figures needs it.
     """
 
     def __init__(
@@ -38,15 +41,19 @@ class RetrievalEncoder:
         tokenizer: Callable[[Sequence[str]], Tensor],
         preprocess: Callable[[Image.Image], Tensor],
         fingerprint: str,
+        picture_size: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.fingerprint = fingerprint
+        self.picture_size = picture_size
         self.dim: int = model.visual.output_dim
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "cpu") -> RetrievalEncoder:
+    def load(
+        cls, folder: Path, device: str | torch.device = "cpu", picture_size: tuple[int, int] | None = None
+    ) -> RetrievalEncoder:
         """Return the encoder in `folder`, which has OpenCLIP's own layout: a configuration and a safetensors file.
 
         If the configuration's `text_cfg` has `hf_tokenizer_name`, the tokenizer's files are in the folder, too;
@@ -66,7 +73,7 @@ class RetrievalEncoder:
         weights = folder / WEIGHTS_FILE
         load_strict(model, StateFile(weights), weights)
         tokenizer = _load_tokenizer(folder, model.vocab_size)
-        return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights))
+        return cls(model.eval().requires_grad_(False).to(device), tokenizer, preprocess, sha256(weights), picture_size)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the unit vectors [N, dim] of N texts; a text that is too long loses its end."""
@@ -77,6 +84,8 @@ class RetrievalEncoder:
         return self._encode(images, self._pixels, self.model.encode_image)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        if self.picture_size is not None:
+            images = [bordered(image, self.picture_size) for image in images]
         return torch.stack([self.preprocess(image) for image in images])
 
     @torch.inference_mode()

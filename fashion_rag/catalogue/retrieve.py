@@ -14,8 +14,8 @@ from fashion_rag.request import EditRequest, Template
 def retrieve(catalogue: Catalogue | None, request: EditRequest) -> list[Match]:
     """Return the garments to condition on, best first: those that the request names, else the nearest to its text.
 
-    Raises InvalidRequest for an unknown garment, for a search that no garment can meet, and for a request that needs a
-    catalogue where there is none.
+    The request's category must be known. Raises InvalidRequest for an unknown garment, for a search that no garment can
+    meet, and for a request that needs a catalogue where there is none.
     """
     return retrieve_many(catalogue, [request])[0]
 
@@ -35,6 +35,7 @@ def retrieve_many(catalogue: Catalogue | None, requests: Sequence[EditRequest]) 
         if request.garment_ids:
             matches[row] = [Match(catalogue.get(garment_id), None) for garment_id in request.garment_ids]
         else:
+            assert request.category is not None, "garments are searched in a known category"
             queries[row] = GarmentQuery(request.search_text, request.category, request.num_garments, request.attributes)
     if catalogue is not None and queries:
         for row, nearest in zip(queries, catalogue.search_many(list(queries.values())), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fashion_rag.cli import bundles, catalogues, demo, edits, serving, training
+from fashion_rag.cli import bundles, catalogues, demo, edits, evaluation, preparation, serving, training
 from fashion_rag.errors import FashionRAGError, InvalidRequest
 
 
@@ -55,5 +55,13 @@ app.add_typer(bundles.commands, name="bundle")
 app.add_typer(catalogues.commands, name="index")
 app.add_typer(demo.commands, name="demo")
 app.add_typer(bundles.export, name="export")
-for command in (catalogues.search, edits.edit, edits.evaluate, serving.serve, serving.bench, training.train):
+for command in (
+    catalogues.search,
+    edits.edit,
+    evaluation.evaluate,
+    serving.serve,
+    serving.bench,
+    preparation.prepare,
+    training.train,
+):
     app.command()(command)

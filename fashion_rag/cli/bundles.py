@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fashion_rag.cli.base import build_progress, progress
 from fashion_rag.cli.checks import MANIFEST_FILE, check_bundle, check_file, check_folder, check_out_folder
+from fashion_rag.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from fashion_rag.bundle import Bundle
+
+PARSER_HELP = "Human parser, a SegFormer: a folder, or an id on the Hugging Face hub."
+POSE_HELP = "Pose estimator, a ViTPose: a folder, or an id on the Hugging Face hub."
 
 commands = typer.Typer(no_args_is_help=True, help="Model bundles: the weights and settings of one model.")
 export = typer.Typer(no_args_is_help=True, help="A bundle's networks without PyTorch, for serving.")
@@ -28,6 +36,12 @@ def bundle_import(
     retrieval: Annotated[
         str, typer.Option(help="OpenCLIP model for retrieval: a folder, or MODEL/TAG.")
     ] = "ViT-L-14/laion2b_s32b_b82k",
+    parser: Annotated[str, typer.Option(help=PARSER_HELP)] = "mattmdjaga/segformer_b2_clothes",
+    no_parser: Annotated[
+        bool, typer.Option("--no-parser", help="Leave out the human parser, and with it the pose estimator.")
+    ] = False,
+    pose: Annotated[str, typer.Option(help=POSE_HELP)] = "usyd-community/vitpose-base-simple",
+    no_pose: Annotated[bool, typer.Option("--no-pose", help="Leave out the pose estimator.")] = False,
     name: Annotated[str, typer.Option(help="What the bundle calls itself.")] = "fashion-rag",
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How weights are stored.")] = "float32",
 ) -> None:
@@ -46,11 +60,35 @@ def bundle_import(
         adapter=adapter,
         vision=vision,
         retrieval=retrieval,
+        parser=None if no_parser else parser,
+        pose=None if no_parser or no_pose else pose,
         out=out,
         name=name,
         dtype=getattr(torch, dtype),
     )
-    typer.echo(f"{out}: {bundle.manifest.licence}")
+    _say_licence(out, bundle)
+
+
+@commands.command("add")
+def bundle_add(
+    path: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    parser: Annotated[str | None, typer.Option(help=PARSER_HELP)] = None,
+    pose: Annotated[str | None, typer.Option(help=POSE_HELP)] = None,
+) -> None:
+    """Add a human parser or a pose estimator to a bundle, or replace it; all other parts stay as they are."""
+    check_bundle(path)
+    if parser is None and pose is None:
+        raise InvalidRequest("parser", None, "must be given, or pose, or both")
+
+    from fashion_rag.person_import import add_parts
+
+    _say_licence(path, add_parts(path, parser, pose))
+
+
+def _say_licence(path: Path, bundle: Bundle) -> None:
+    """Print the lines of the licence of the bundle in the folder `path`."""
+    for line in bundle.manifest.licence.splitlines():
+        typer.echo(f"{path}: {line}")
 
 
 @commands.command("check")
@@ -63,13 +101,17 @@ def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bu
     bundle = Bundle.open(path)
     height, width = bundle.manifest.image_size
     typer.echo(f"{bundle.manifest.name}: {height}x{width}, {bundle.manifest.num_pseudo_words} pseudo-words a garment")
-    loaders = (
+    loaders: list[Callable[[], object]] = [
         bundle.load_unet,
         bundle.load_vae,
         bundle.load_prompt_encoder,
         bundle.load_garment_encoder,
         bundle.load_retrieval_encoder,
-    )
+    ]
+    if bundle.has_parser:
+        loaders.append(bundle.load_parser)
+    if bundle.has_pose_estimator:
+        loaders.append(bundle.load_pose_estimator)
     for load in loaders:
         load()
         typer.echo(f"  {load.__name__.removeprefix('load_')}: loaded")

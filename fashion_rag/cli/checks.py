@@ -88,6 +88,12 @@ def check_least(option: str, value: float | None, least: float) -> None:
         raise InvalidRequest(option, value, f"must be at least {least:g}")
 
 
+def check_between(option: str, value: float, least: float, most: float) -> None:
+    """Check that a number is at least `least` and at most `most`."""
+    if not least <= value <= most:
+        raise InvalidRequest(option, value, f"must be from {least:g} to {most:g}")
+
+
 def check_installed(option: str, value: object, package: str, extra: str) -> None:
     """Check that a package of one of the optional extras is installed."""
     if find_spec(package) is None:

@@ -50,6 +50,25 @@ def demo_world(
     typer.echo(f"{out}: {num_pairs} pairs of each of {', '.join(CATEGORIES)}")
 
 
+@commands.command("shop")
+def demo_shop(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    num_pairs: Annotated[int, typer.Option(help="Photos, and garments, of each category.")] = 8,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+) -> None:
+    """Draw what a shop has: photos of paper dolls in many shapes, in-shop pictures, and the pairs.csv of `prepare`."""
+    check_least("num-pairs", num_pairs, 1)
+    check_least("seed", seed, 0)
+    check_out_folder("out", out)
+
+    from fashion_rag.demo.world.shop import write_shop
+    from fashion_rag.request import CATEGORIES
+
+    with progress("drawing", num_pairs * len(CATEGORIES)) as advance:
+        write_shop(out, num_pairs, seed, progress=advance)
+    typer.echo(f"{out}: {num_pairs} pairs of each of {', '.join(CATEGORIES)}")
+
+
 @commands.command("train")
 def demo_train(
     work: Annotated[Path, typer.Option(help="Folder for cases and checkpoints; an earlier run in it goes on.")],
@@ -57,6 +76,10 @@ def demo_train(
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each stage.", show_default="the recipe's")] = None,
     seed: Annotated[int, typer.Option(help="Draws the cases and the first weights.")] = 0,
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Bundle that gets the parser and the pose estimator at the end; its other files stay."),
+    ] = None,
 ) -> None:
     """Train the demo model from nothing; hours on a CPU."""
     check_least("steps", steps, 1)
@@ -64,7 +87,7 @@ def demo_train(
     if out is not None:
         check_out_folder("out", out)
 
-    from fashion_rag.demo.model.train import STAGES, package, train
+    from fashion_rag.demo.model.train import STAGES, add_photo_parts, package, train
 
     if unknown := set(stage or ()) - set(STAGES):
         raise InvalidRequest("stage", sorted(unknown)[0], f"must be one of {', '.join(STAGES)}")
@@ -74,6 +97,9 @@ def demo_train(
     if out:
         package(work, out)
         typer.echo(f"{out}: written")
+    if add_to:
+        add_photo_parts(work, add_to)
+        typer.echo(f"{add_to}: parser and pose written")
 
 
 @commands.command("evaluate")

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from fashion_rag.data.colour import is_two_way, to_srgb
 from fashion_rag.data.uploaded_mask import marked
+from fashion_rag.data.window import has_shape
 from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -61,14 +62,34 @@ def binarise(mask: torch.Tensor) -> torch.Tensor:
     return (mask >= 0.5).to(mask.dtype)
 
 
+def bordered(garment: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return a garment picture in the shape of `size`. One of another shape gets a border, and is not stretched.
+
+    A picture that has the shape, by `window.has_shape`, is returned as it is. Others are resized to fit into `size`.
+    The border has the median colour of the outermost pixels.
+    """
+    width, height = garment.size
+    if has_shape((height, width), size):
+        return garment
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+    outermost = np.concatenate([np.asarray(garment.crop(edge)).reshape(-1, 3) for edge in edges])
+    red, green, blue = (int(level) for level in np.median(outermost, axis=0))
+    scale = min(size[0] / height, size[1] / width)
+    fitted = garment.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", (size[1], size[0]), (red, green, blue))
+    picture.paste(fitted, ((size[1] - fitted.width) // 2, (size[0] - fitted.height) // 2))
+    return picture
+
+
 def vision_crop(garment: Image.Image, picture_size: tuple[int, int], crop: int) -> NDArray[np.uint8]:
     """Return the part of a garment picture that the vision encoder sees, uint8 [crop, crop, 3].
 
-    The picture is resized to `picture_size`, then until its short side is `crop`, and cut to the centre. So the top and
-    bottom of a tall garment are cut off, as in the published evaluation.
+    The picture, with a border if it has another shape, is resized to `picture_size`, then until its short side is
+    `crop`, and cut to the centre. So the top and bottom of a tall garment are cut off, as in the published evaluation.
     """
     import torch
 
+    garment = bordered(garment, picture_size)
     # As in the published evaluation, pictures go through float32 and are truncated, not rounded, to bytes.
     truncated = ((to_tensor(garment, picture_size) + 1) / 2 * 255).to(torch.uint8)
     height, width = (int(crop * side / min(picture_size)) for side in picture_size)

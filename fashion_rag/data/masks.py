@@ -6,8 +6,6 @@ are comparable. Some of its widths are fixed numbers of pixels, chosen for 512x3
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,8 +14,8 @@ from torch.nn import functional
 
 from fashion_rag.data.pose import KEYPOINT_FRAME
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.request import MaskType
 
-MaskType = Literal["bounding_box", "mask"]
 BoolMap = NDArray[np.bool_]
 
 # The classes of a Dress Code label map: 0 background, 1 hat, 2 hair, 3 sunglasses, 4 upper garment, 5 skirt,

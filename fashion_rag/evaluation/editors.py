@@ -35,7 +35,7 @@ from fashion_rag.pipeline import (
     encode,
     pseudo_words,
 )
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CompleteRequest, EditRequest
 
 # A server that has no room says so and when to come back.
 BUSY = (429, 503)
@@ -62,7 +62,7 @@ class Editor(Protocol):
 
 @torch.inference_mode()
 def edit_together(
-    pipeline: Pipeline, requests: Sequence[EditRequest], words: Sequence[Tensor | None]
+    pipeline: Pipeline, requests: Sequence[CompleteRequest], words: Sequence[Tensor | None]
 ) -> NDArray[np.uint8]:
     """Return the decoded pictures [B, H, W, 3], uint8, of requests that share steps, guidance and shortcuts.
 
@@ -98,15 +98,16 @@ class PipelineEditor:
     def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
         """Return the edits as `Editor.edit`. Raises InvalidRequest for a request that cannot be edited."""
         pipeline = self.pipeline
+        complete = [completed.request for completed in pipeline.complete(requests, garments)]
         if garments is None:
             garments = []
-            for matches in retrieve_many(pipeline.catalogue, requests):
+            for matches in retrieve_many(pipeline.catalogue, complete):
                 garments.append([match.garment for match in matches])
         words = [pseudo_words(pipeline.garment_encoder, worn) for worn in garments]
-        pictures = edit_together(pipeline, requests, words)
+        pictures = edit_together(pipeline, complete, words)
         return [
             Edited(finish(request, picture), tuple(garment.id for garment in worn))
-            for request, picture, worn in zip(requests, pictures, garments, strict=True)
+            for request, picture, worn in zip(complete, pictures, garments, strict=True)
         ]
 
     def garment_picture(self, garment_id: str) -> Image.Image:
@@ -121,7 +122,8 @@ class ServerEditor:
     """Edits with a server that has this project's HTTP interface, all requests of a call at once.
 
     client: knows the server's URL and an API key. Garments that stand in for retrieval are sent by id, so the server's
-    catalogue must have them. The methods raise InvalidRequest if the server does not answer or refuses.
+    catalogue must have them. The methods raise InvalidRequest if the server does not answer or refuses; its field is
+    "image" if the server says that the photo is at fault, else "server".
     """
 
     client: httpx.Client
@@ -150,7 +152,11 @@ class ServerEditor:
         } | asdict(request.shortcuts)
         if request.keypoints is not None:
             fields["keypoints"] = json.dumps(request.keypoints.tolist())
-        files = {"image": _png(request.image), "mask": _png(request.mask * np.uint8(255))}
+        files = {"image": _png(request.image)}
+        if request.mask is None:
+            fields["mask_type"] = request.mask_type
+        else:
+            files["mask"] = _png(request.mask * np.uint8(255))
         reply = self._answer(partial(self.client.post, "/v1/images/edits", data=fields, files=files)).json()
         picture = open_image(base64.b64decode(reply["data"][0]["b64_json"]))
         return Edited(np.asarray(picture), tuple(garment["id"] for garment in reply["garments"]))
@@ -166,6 +172,8 @@ class ServerEditor:
             if reply.status_code not in BUSY:
                 break
             time.sleep(float(reply.headers.get("retry-after", 1)))
+        if reply.status_code == 400 and reply.json()["error"]["param"] == "image":
+            raise InvalidRequest("image", "a photo", reply.json()["error"]["message"])
         if reply.status_code != 200:
             raise InvalidRequest("server", url, f"must answer; it said {reply.status_code}: {reply.text[:300]}")
         return reply

@@ -26,15 +26,16 @@ from fashion_rag.atomic_files import write_whole
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.dresscode import DressCode, Order, Pair, Sample
 from fashion_rag.data.image import open_image
-from fashion_rag.data.masks import MaskType, repaint_mask_for
+from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.data.vitonhd import CATEGORY, VitonHD
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.evaluation.editors import Editor
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, Shortcuts, Template
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, PLAIN, EditRequest, MaskType, Shortcuts, Template
 
 Layout = Literal["dresscode", "vitonhd"]
+MaskSource = Literal["given", "parser"]
 SETTINGS_FILE = "settings.json"
 GARMENTS_KEY = "garments"
 
@@ -45,7 +46,8 @@ class EvaluationSettings:
 
     root: folder of the data set. model: identifies what edits; it must differ wherever the pictures could differ.
     catalogue: identifies in the same way what garments are retrieved from; None for no catalogue. retrieval: folder of
-    retrieval files to use in place of a catalogue; None for no such files.
+    retrieval files to use in place of a catalogue; None for no such files. mask_from: whether the edits have the masks
+    and key points of the data set, or those that the editor finds in the photos.
     Raises InvalidRequest for a value that is outside its range.
     """
 
@@ -57,6 +59,7 @@ class EvaluationSettings:
     num_retrieved: int = 1
     catalogue: str | None = None
     retrieval: str | None = None
+    mask_from: MaskSource = "given"
     mask_type: MaskType = "bounding_box"
     template: Template = Template.GARMENTS
     steps: int = 50
@@ -80,8 +83,9 @@ class EvaluationSettings:
 class EditedSample:
     """A sample with its edit.
 
-    mask: uint8 [H, W], 1 where the photo was repainted. picture: the edited photo, RGB. garments: the pictures of the
-    garments that were retrieved, RGB, best first.
+    mask: uint8 [H, W], 1 where the photo is to be repainted by the data set's label map. Edits with found masks are
+    measured in the same place, so that the figures can be compared. picture: the edited photo, RGB. garments: the
+    pictures of the garments that were retrieved, RGB, best first.
     """
 
     sample: Sample
@@ -115,12 +119,16 @@ class EditFolder:
             self.numbers += _numbers(self.data.pairs, category)[:limit]
         _write_settings(folder, settings)
 
-    def make(self, editor: Editor, batch_size: int, progress: Callable[[int, int], None]) -> None:
+    def make(self, editor: Editor, batch_size: int, progress: Callable[[int, int], None]) -> list[str]:
         """Edit the samples that have no picture yet, except those whose garment is not in the photo.
+
+        Return a line for each photo in which the editor found nothing to repaint, which has no picture either. There
+        are such photos only where masks are not given.
 
         progress: takes how many samples are done, and how many there are.
         Raises what the editor and the data set raise.
         """
+        not_found: list[str] = []
         made = set(self.made())
         missing = [number for number in self.numbers if number not in made]
         progress(len(made), len(self.numbers))
@@ -129,8 +137,9 @@ class EditFolder:
             masks = [self.mask(sample) for sample in samples]
             visible = [(sample, mask) for sample, mask in zip(samples, masks, strict=True) if mask.any()]
             if visible:
-                self._edit(visible, editor)
+                not_found += self._edit(visible, editor)
             progress(len(made) + start + len(samples), len(self.numbers))
+        return not_found
 
     def made(self) -> list[int]:
         """Return the numbers of the samples that have a picture."""
@@ -147,14 +156,19 @@ class EditFolder:
         return EditedSample(sample, self.mask(sample), picture, tuple(garments))
 
     def request(self, sample: Sample, mask: NDArray[np.uint8]) -> EditRequest:
-        """Return the request to edit a sample. Its seed depends only on the sample and on the seed of the settings."""
+        """Return the request to edit a sample, which has the mask unless masks are to be found.
+
+        Its seed depends only on the sample and on the seed of the settings.
+        """
         settings, size = self.settings, self.manifest.image_size
+        is_given = settings.mask_from == "given"
         return EditRequest(
             image=np.array(sample.image),
-            mask=mask,
+            mask=mask if is_given else None,
+            mask_type=settings.mask_type,
             prompt=sample.caption,
             category=sample.category,
-            keypoints=scale_keypoints(sample.keypoints, KEYPOINT_FRAME, size),
+            keypoints=scale_keypoints(sample.keypoints, KEYPOINT_FRAME, size) if is_given else None,
             num_garments=settings.num_retrieved,
             template=settings.template,
             seed=zlib.crc32(f"{settings.seed} {sample.category} {sample.person_id}".encode()),
@@ -174,8 +188,24 @@ class EditFolder:
             rule_size=self.manifest.mask_rule_size,
         )
 
-    def _edit(self, samples_and_masks: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> None:
-        """Edit the samples together, and write their pictures."""
+    def _edit(self, samples_and_masks: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> list[str]:
+        """Edit the samples together, and write their pictures. Return a line for each that nothing is found in."""
+        try:
+            self._edit_together(samples_and_masks, editor)
+        except InvalidRequest as error:
+            if error.field != "image" or self.settings.mask_from == "given":
+                raise
+            if len(samples_and_masks) == 1:
+                ((sample, _),) = samples_and_masks
+                return [f"{sample.category}/{sample.person_id}: {error}"]
+            # Which of the photos it is shows when they are edited alone.
+            not_found: list[str] = []
+            for pair in samples_and_masks:
+                not_found += self._edit([pair], editor)
+            return not_found
+        return []
+
+    def _edit_together(self, samples_and_masks: Sequence[tuple[Sample, NDArray[np.uint8]]], editor: Editor) -> None:
         samples = [sample for sample, _ in samples_and_masks]
         requests = [self.request(sample, mask) for sample, mask in samples_and_masks]
         garments = None
@@ -227,7 +257,8 @@ def _write_settings(folder: Path, settings: EvaluationSettings) -> None:
     """Write the settings to the folder. Raise InvalidRequest if it holds edits of other settings."""
     path, wanted = folder / SETTINGS_FILE, asdict(settings)
     if path.exists():
-        stored = read_config(path)
+        # Edits from before masks could be found have given ones.
+        stored = {"mask_from": "given"} | read_config(path)
         differing = [f"{key} is {stored.get(key)!r} there" for key in wanted if stored.get(key) != wanted[key]]
         if differing:
             raise InvalidRequest("out", str(folder), f"must hold edits of the same settings; {', '.join(differing)}")

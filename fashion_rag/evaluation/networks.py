@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from fashion_rag.bundle_import import read_pth
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.errors import ArtifactError
+from fashion_rag.published import read_pth
 from fashion_rag.weights import load_strict, read_state
 
 BATCH_SIZE = 16

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from fashion_rag.data.sheet import SheetRow, sheet
 from fashion_rag.evaluation.edits import EditedSample
 
 # The share of an in-shop picture's height or width that the garment fills.
 SHOP_FILL = 0.84
-CELL = (256, 192)
-GAP, TITLE_HEIGHT, CAPTION_HEIGHT = 12, 32, 28
-PAPER, INK = (255, 255, 255), (30, 30, 36)
 
 
 def cut_out(image: NDArray[np.uint8], area: NDArray[np.bool_]) -> Image.Image:
@@ -43,26 +41,14 @@ def contact_sheet(edited_samples: Sequence[EditedSample]) -> Image.Image:
     num_garments = max(len(edited.garments) for edited in edited_samples)
     retrieved = [f"retrieved {number}" for number in range(1, num_garments + 1)]
     titles = ["photo", "mask", *retrieved, "result", "garment meant"]
-    height, width = CELL
-    row_height = height + CAPTION_HEIGHT + GAP
-    sheet_size = GAP + len(titles) * (width + GAP), TITLE_HEIGHT + len(edited_samples) * row_height
-    sheet = Image.new("RGB", sheet_size, PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for column, title in enumerate(titles):
-        draw.text((GAP + column * (width + GAP), GAP), title, INK, font)
-    for number, edited in enumerate(edited_samples):
-        top = TITLE_HEIGHT + number * row_height
-        for column, picture in enumerate(_pictures(edited, num_garments)):
-            cell = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(cell, (GAP + column * (width + GAP), top))
-        draw.text((GAP, top + height + 6), edited.sample.caption, INK, font)
-    return sheet
+    rows = [SheetRow(_pictures(edited, num_garments), edited.sample.caption) for edited in edited_samples]
+    return sheet(titles, rows)
 
 
-def _pictures(edited: EditedSample, num_garments: int) -> list[Image.Image]:
-    """Return the pictures of a row, with blank ones for garments that the sample lacks."""
+def _pictures(edited: EditedSample, num_garments: int) -> list[Image.Image | None]:
+    """Return the pictures of a row, with None for garments that the sample lacks."""
     sample = edited.sample
-    blank = [Image.new("RGB", (1, 1), PAPER)] * (num_garments - len(edited.garments))
+    missing = [None] * (num_garments - len(edited.garments))
     mask = Image.fromarray(edited.mask * np.uint8(255))
     with Image.open(sample.garment_path) as pair_garment:
-        return [sample.image, mask, *edited.garments, *blank, edited.picture, pair_garment.convert("RGB")]
+        return [sample.image, mask, *edited.garments, *missing, edited.picture, pair_garment.convert("RGB")]

@@ -69,20 +69,32 @@ def evaluate(
         EditFolder(out / settings.name, settings, manifest, plan.categories, plan.limit) for settings in plan.settings
     ]
     rows: list[TableRow] = []
+    not_found: dict[str, list[str]] = {}
     for edits in folders:
         name = edits.settings.name
-        edits.make(editor, plan.batch_size, partial(progress, f"editing {name}"))
+        not_found[name] = edits.make(editor, plan.batch_size, partial(progress, f"editing {name}"))
         rows += _measured(edits, editor, networks, metrics, judge, plan, partial(progress, f"measuring {name}"))
+    note = " ".join(filter(None, [note, _about_masks(not_found, plan.settings)]))
     table = markdown(rows, note)
     (out / TABLE_FILE).write_text(table)
     content = {
         "from": provenance(),
         "settings": [asdict(settings) for settings in plan.settings],
         "note": note,
+        "not_found": not_found,
         "rows": [asdict(row) for row in rows],
     }
     write_result(out / RESULT_FILE, content)
     return table
+
+
+def _about_masks(not_found: Mapping[str, Sequence[str]], settings: Sequence[EvaluationSettings]) -> str:
+    """Return a sentence on found masks, empty where all masks are given."""
+    names = [entry.name for entry in settings if entry.mask_from == "parser"]
+    if not names:
+        return ""
+    counts = ", ".join(f"{len(not_found[name])} in {name}" for name in names)
+    return f"Masks and key points were found in the photos; without an edit, because nothing was found: {counts}."
 
 
 def _measured(

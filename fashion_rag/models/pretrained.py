@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 
 from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError
+from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, load_strict
 
 CONFIG_FILE = "config.json"
@@ -51,6 +52,22 @@ def read_vision_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Want
     )
     state = current_names(StateFile(folder / CLIP_FILE), only="vision_model.")
     return fill(model, state, folder / CLIP_FILE, dtype, wanted)
+
+
+def read_adapter(
+    folder: Path, vision_config: CLIPVisionConfig, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys
+) -> InversionAdapter:
+    """Return the inversion adapter in `folder`, for a vision encoder of this configuration.
+
+    dtype, wanted: as for `read_text_encoder`.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        with hollow():
+            adapter = InversionAdapter(vision_config, **read_config(path))
+    except TypeError as error:
+        raise ArtifactError(f"{path}: not the configuration of an inversion adapter: {error}") from error
+    return fill(adapter, StateFile(folder / CLIP_FILE), folder / CLIP_FILE, dtype, wanted)
 
 
 def read_unet(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> UNet2DConditionModel:

@@ -12,10 +12,10 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json
 from fashion_rag.atomic_files import written_aside
-from fashion_rag.bundle import WEIGHTS, Bundle, read_adapter
+from fashion_rag.bundle import WEIGHTS, Bundle
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
-from fashion_rag.models.pretrained import CONFIG_FILE, read_unet, read_vision_encoder
+from fashion_rag.models.pretrained import CONFIG_FILE, read_adapter, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
 from fashion_rag.weights import hollow, no_keys, write_state
 

@@ -28,13 +28,13 @@ from fashion_rag.artifacts import joint_sha256, read_json, write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL, DressCode, Sample
 from fashion_rag.data.image import open_image, to_tensor
-from fashion_rag.data.masks import MaskType, repaint_mask_for
+from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, heat_maps, scale_keypoints, to_latent
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.pretrained import CONFIG_FILE, PROCESSOR_FILE
-from fashion_rag.request import CATEGORIES, MAX_GARMENTS
+from fashion_rag.request import CATEGORIES, MAX_GARMENTS, MaskType
 from fashion_rag.training.objective import TrainingSet
 from fashion_rag.training.processes import Report, barrier, rank_and_world, silent
 

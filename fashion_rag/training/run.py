@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from fashion_rag.artifacts import read_config, write_json
-from fashion_rag.bundle import Bundle, read_adapter
+from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
-from fashion_rag.models.pretrained import read_vision_encoder
+from fashion_rag.models.pretrained import read_adapter, read_vision_encoder
 from fashion_rag.training.base import open_base, write_trained
 from fashion_rag.training.data import Source, cache_key, prepare
 from fashion_rag.training.fit import TrainingPlan, Watch, fit

@@ -372,7 +372,7 @@ def test_other_encoders_encode_everything_again(tiny_bundle: Path, tiny_catalogu
     # Only the inversion is another one, yet the vectors are not taken over either.
     config = Path(shutil.copytree(tiny_bundle, tmp_path / "other")) / "manifest.json"
     manifest = json.loads(config.read_text())
-    write_json(config, manifest | {"image_size": [96, 64]})
+    write_json(config, manifest | {"image_size": [96, 72]})
     other_bundle = Bundle.open(config.parent)
     assert other_bundle.fingerprints()[RETRIEVAL] == bundle.fingerprints()[RETRIEVAL]
     built = other_bundle.build_catalogue(copy, [], work=tmp_path / "work")

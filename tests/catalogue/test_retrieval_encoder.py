@@ -12,6 +12,7 @@ from PIL import Image
 
 from fashion_rag.artifacts import write_json
 from fashion_rag.catalogue.retrieval_encoder import BATCH_SIZE, CONFIG_FILE, WEIGHTS_FILE, RetrievalEncoder
+from fashion_rag.data.image import bordered
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import read_state, write_state
@@ -58,6 +59,15 @@ def test_vectors_have_unit_length_and_do_not_depend_on_their_batch(folder: Path)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(vectors[-1], encoder.encode_images(images[-1:])[0], atol=1e-6)
     assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, encoder.dim)
+
+
+def test_a_picture_of_another_shape_than_the_bundles_gets_a_border(folder: Path) -> None:
+    plain, ours = RetrievalEncoder.load(folder), RetrievalEncoder.load(folder, picture_size=(64, 48))
+    shaped, square = picture((48, 64)), picture((60, 60))
+    np.testing.assert_array_equal(ours.encode_images([shaped]), plain.encode_images([shaped]))
+    wanted = plain.encode_images([bordered(square, (64, 48))])
+    np.testing.assert_array_equal(ours.encode_images([square]), wanted)
+    assert not np.allclose(plain.encode_images([square]), wanted, atol=1e-4)
 
 
 def test_token_ids_begin_end_and_pad_as_clip(folder: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fashion_rag.data.image import (
     binarise,
+    bordered,
     open_image,
     open_mask,
     open_photo,
@@ -23,6 +24,7 @@ from fashion_rag.data.image import (
     vision_crop,
     vision_pixels,
 )
+from fashion_rag.data.window import box_of, has_shape
 from fashion_rag.errors import InvalidRequest
 from tests.golden.golden import named, strided
 from tests.profiles import display_p3, linear_grey, one_way_rgb, press
@@ -111,6 +113,49 @@ def test_binarise_counts_one_half_as_set_and_leaves_its_argument():
     before = mask.clone()
     assert binarise(mask).tolist() == [0, 0, 1, 1]
     assert torch.equal(mask, before)
+
+
+def test_a_garment_picture_of_the_models_shape_gets_no_border():
+    for width, height in ((384, 512), (48, 64), (757, 1000)):
+        garment = Image.fromarray(noise(height, width))
+        assert bordered(garment, (512, 384)) is garment
+
+
+@given(st.integers(16, 120), st.integers(16, 120))
+def test_a_garment_picture_of_another_shape_keeps_its_shape(height, width):
+    garment = Image.new("RGB", (width, height), (200, 210, 220))
+    garment.paste("red", (1, 1, width - 1, height - 1))
+    picture = np.asarray(bordered(garment, (64, 48))).astype(int)
+    if has_shape((height, width), (64, 48)):
+        return
+    assert picture.shape == (64, 48, 3)
+    red = (picture[..., 1] < 105) & (picture[..., 0] > 200)
+    top, left, bottom, right = box_of(red)
+    scale = min(64 / height, 48 / width)
+    assert abs((bottom - top) - scale * (height - 2)) <= 2 and abs((right - left) - scale * (width - 2)) <= 2
+    assert abs((top + bottom) - 64) <= 2 and abs((left + right) - 48) <= 2
+    assert (picture[[0, -1]] == (200, 210, 220)).all() or (picture[:, [0, -1]] == (200, 210, 220)).all()
+
+
+def test_a_border_has_the_commonest_colour_of_the_edge():
+    garment = np.full((40, 40, 3), (250, 248, 246), np.uint8)
+    garment[:, 15:25] = (10, 20, 30)  # a garment that reaches from edge to edge
+    picture = np.asarray(bordered(Image.fromarray(garment), (64, 48)))
+    assert (picture[:8] == (250, 248, 246)).all() and (picture[-8:] == (250, 248, 246)).all()
+
+
+def test_the_vision_encoder_sees_a_square_garment_with_its_border():
+    square = np.full((300, 300, 3), 255, np.uint8)
+    square[100:200, 100:200] = 0
+    seen = vision_crop(Image.fromarray(square), (512, 384), 224)
+    top, left, bottom, right = box_of(seen.max(axis=2) < 128)
+    assert abs((bottom - top) - (right - left)) <= 1
+    # In a picture of the model's width, 224 columns are all of it.
+    assert abs((right - left) - 224 / 3) <= 2
+
+
+def test_a_huge_garment_picture_gets_its_border_at_the_models_size():
+    assert bordered(Image.new("RGB", (60_000, 20)), (64, 48)).size == (48, 64)
 
 
 def test_vision_crop_cuts_top_and_bottom_of_a_tall_garment():

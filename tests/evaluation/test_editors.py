@@ -1,8 +1,10 @@
 """The pipeline and a server as editors: the edits of a batch equal the same edits made alone."""
 
 import base64
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -131,3 +133,29 @@ def test_a_server_that_is_not_there_is_named(requests: list[EditRequest]) -> Non
     client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(refuse))
     with client, pytest.raises(InvalidRequest, match=r"server: .*must answer: ConnectError"):
         ServerEditor(client).edit(requests[:1], None)
+
+
+def test_a_server_finds_the_mask_that_is_not_sent(pipeline: Pipeline, requests: list[EditRequest]) -> None:
+    sent: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        edited = png_base64(np.zeros((64, 48, 3), np.uint8))
+        return httpx.Response(200, json={"data": [{"b64_json": edited}], "garments": []})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    without = replace(requests[0], mask=None, keypoints=None, mask_type="mask")
+    with client:
+        ServerEditor(client).edit([without], None)
+        ServerEditor(client).edit(requests[:1], None)
+    names = [set(re.findall(rb' name="([a-z_]+)"', content)) for content in sent]
+    assert names[0] - names[1] == {b"mask_type"} and names[1] - names[0] == {b"mask", b"keypoints"}
+
+
+def test_a_photo_that_a_server_finds_nothing_in_is_at_fault(requests: list[EditRequest]) -> None:
+    error = {"message": "image: got 'a photo with hair'; must show", "param": "image"}
+    transport = httpx.MockTransport(lambda request: httpx.Response(400, json={"error": error}))
+    client = httpx.Client(base_url="http://server", transport=transport)
+    with client, pytest.raises(InvalidRequest, match="a photo with hair") as refused:
+        ServerEditor(client).edit(requests[:1], None)
+    assert refused.value.field == "image"

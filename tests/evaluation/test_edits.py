@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fashion_rag.catalogue.garments import Garment
 from fashion_rag.data.dresscode import RETRIEVAL_MODEL
 from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.evaluation.editors import Edited
 from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import Template
+from fashion_rag.request import EditRequest, Template
 from tests.evaluation.conftest import Painter
 
 
@@ -176,3 +179,57 @@ def test_settings_that_do_not_fit_are_refused(settings: EvaluationSettings, tmp_
         replace(settings, template=Template.CAPTION)
     with pytest.raises(InvalidRequest, match=r"categories: .* must be upper_body in the layout vitonhd"):
         EditFolder(tmp_path / "out", replace(settings, layout="vitonhd"), manifest)
+
+
+class Finder(Painter):
+    """A painter that finds its masks, which it does in all photos but those of one sum of levels."""
+
+    def __init__(self, blind: int) -> None:
+        super().__init__()
+        self.blind = blind
+
+    def edit(self, requests: Sequence[EditRequest], garments: Sequence[Sequence[Garment]] | None) -> list[Edited]:
+        assert all(request.mask is None and request.keypoints is None for request in requests)
+        if any(int(request.image.sum()) == self.blind for request in requests):
+            raise InvalidRequest("image", "a photo with hair", "must show the part to dress")
+        everywhere = np.ones(requests[0].image.shape[:2], np.uint8)
+        return super().edit([replace(request, mask=everywhere) for request in requests], garments)
+
+
+def test_masks_may_be_found_and_photos_without_one_are_told(
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
+) -> None:
+    edits = EditFolder(tmp_path / "out", replace(settings, mask_from="parser", mask_type="mask"), manifest, ["dresses"])
+    finder = Finder(blind=int(np.asarray(edits.data[1].image).sum()))
+    not_found = edits.make(finder, 3, lambda done, total: None)
+    assert not_found == ["dresses/000001: image: got 'a photo with hair'; must show the part to dress"]
+    assert edits.made() == [0, 2]
+    assert {request.mask_type for request in finder.asked} == {"mask"}
+    assert [request.category for request in finder.asked] == ["dresses"] * 2
+    # What is measured lies where the data set says, so that figures of found and given masks can be compared.
+    np.testing.assert_array_equal(edits.edited_sample(0, finder).mask, edits.mask(edits.data[0]))
+
+
+def test_a_fault_of_the_photo_is_raised_where_masks_are_given(
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(requests: object, garments: object) -> list[Edited]:
+        raise InvalidRequest("image", "a photo", "must be whole")
+
+    painter = Painter()
+    monkeypatch.setattr(painter, "edit", refuse)
+    with pytest.raises(InvalidRequest, match="must be whole"):
+        make(EditFolder(tmp_path / "out", settings, manifest), painter)
+
+
+def test_edits_from_before_masks_could_be_found_go_on(
+    tmp_path: Path, settings: EvaluationSettings, manifest: Manifest
+) -> None:
+    make(EditFolder(tmp_path / "out", settings, manifest), Painter())
+    path = tmp_path / "out" / "settings.json"
+    stored = json.loads(path.read_text())
+    del stored["mask_from"]
+    path.write_text(json.dumps(stored))
+    assert len(EditFolder(tmp_path / "out", settings, manifest).made()) == 9
+    with pytest.raises(InvalidRequest, match="mask_from is 'given' there"):
+        EditFolder(tmp_path / "out", replace(settings, mask_from="parser"), manifest)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fashion_rag.data.sheet import CELL, GAP, PAPER, TITLE_HEIGHT
 from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
-from fashion_rag.evaluation.pictures import CELL, GAP, PAPER, TITLE_HEIGHT, contact_sheet
+from fashion_rag.evaluation.pictures import contact_sheet
 from fashion_rag.manifest import Manifest
 from tests.evaluation.conftest import Painter
 

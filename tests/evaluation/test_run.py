@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.evaluation.edits import EditedSample, EvaluationSettings
+from fashion_rag.evaluation.editors import Edited
+from fashion_rag.evaluation.edits import EditedSample, EditFolder, EvaluationSettings
 from fashion_rag.evaluation.networks import Networks
 from fashion_rag.evaluation.run import EvaluationPlan, evaluate
 from fashion_rag.evaluation.table import TableRow, markdown
 from fashion_rag.manifest import Manifest
+from fashion_rag.request import EditRequest
 from tests.evaluation.conftest import Painter
 
 
@@ -122,3 +125,30 @@ def test_a_table_has_a_dash_where_there_is_no_figure() -> None:
         "| unpaired | 1 | 3 | all | 4 | - | 0.250 |",
     ]
     assert markdown(rows, "A note.").endswith("|\n\nA note.\n")
+
+
+def test_the_report_says_that_masks_were_found(
+    tmp_path: Path,
+    settings: EvaluationSettings,
+    manifest: Manifest,
+    networks: Networks,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parser = replace(settings, mask_from="parser")
+    painter = Painter()
+    paint, blind = painter.edit, int(np.asarray(EditFolder(tmp_path / "any", parser, manifest).data[0].image).sum())
+
+    def find(requests: Sequence[EditRequest], garments: object) -> list[Edited]:
+        if int(requests[0].image.sum()) == blind:
+            raise InvalidRequest("image", "a photo in which nobody was seen", "must show a person")
+        everywhere = np.ones(requests[0].image.shape[:2], np.uint8)
+        return paint([replace(request, mask=everywhere) for request in requests], None)
+
+    monkeypatch.setattr(painter, "edit", find)
+    plan = EvaluationPlan([parser], ["dresses"], batch_size=1)
+    table = evaluate(tmp_path, plan, manifest, painter, networks)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "| all | 2 |" in table and f"nothing was found: 1 in {parser.name}." in table
+    (line,) = result["not_found"][parser.name]
+    assert line.startswith("dresses/000000: image: got 'a photo in which nobody was seen'")
+    assert result["settings"][0]["mask_from"] == "parser"

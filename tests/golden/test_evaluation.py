@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from fashion_rag.completer import Completer
+from fashion_rag.data.prepare import prepare
 from fashion_rag.evaluation.edits import EditFolder, EvaluationSettings
 from fashion_rag.manifest import Manifest
-from fashion_rag.pipeline import condition, encode_person, invert, prepare
+from fashion_rag.pipeline import condition, encode_person, invert
 from tests.evaluation.conftest import Painter
 from tests.golden.golden import Golden, difference
 
@@ -27,7 +29,8 @@ def test_requests_garments_and_masks_are_the_published_ones(golden: Golden, tmp_
     persons = [pair.person_id for pair in edits.data.pairs]
     for row, name in enumerate(about["samples"]):
         number = persons.index(name.removesuffix("_0.jpg"))
-        request, garments = painter.asked[number], painter.garments[number]
+        ((request, _),) = Completer()(None, [painter.asked[number]], manifest.image_size)
+        garments = painter.garments[number]
         assert request.prompt == about["captions"][row]
         words = invert(golden.garment_encoder, [garment.image() for garment in garments])
         (conditioning,) = condition(golden.prompt_encoder, [request], [words])

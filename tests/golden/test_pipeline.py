@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fashion_rag.completer import Completer
 from fashion_rag.data.dresscode import DressCode, Sample
 from fashion_rag.data.image import open_image
 from fashion_rag.data.masks import repaint_mask
+from fashion_rag.data.prepare import prepare
+from fashion_rag.data.window import whole
 from fashion_rag.denoising.noise_schedule import timesteps
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.prompt import insert_pseudo_words, prompt_text
@@ -26,7 +29,6 @@ from fashion_rag.pipeline import (
     draw_noise,
     encode_person,
     invert,
-    prepare,
 )
 from fashion_rag.request import EditRequest, Template
 from tests.golden.golden import Golden, difference, first_rows, named, strided
@@ -169,13 +171,15 @@ def check_evaluation(golden: Golden, row: int, sample: Sample) -> None:
     case, about = golden.tensors("case8_evaluation"), golden.case("8_evaluation")
     rows = slice(row, row + 1)
     manifest = Manifest("golden", image_size=golden.picture_size, num_pseudo_words=golden.num_pseudo_words)
-    request = EditRequest(
+    asked = EditRequest(
         image=np.array(sample.image),
         mask=repaint_mask(sample.label_map, sample.keypoints, sample.category, about["mask_type"].split()[0]),
         prompt=sample.caption,
         category=sample.category,
         keypoints=sample.keypoints,
     )
+    ((request, _),) = Completer()(None, [asked], golden.picture_size)
+    assert request.window == whole(golden.picture_size)
     assert request.prompt == about["captions"][row]
 
     pictures = [open_image(path) for path in sample.retrieved_paths]

@@ -13,10 +13,11 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.data.image import to_tensor
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.data.prepare import prepare as prepare_edit
+from fashion_rag.data.window import whole
 from fashion_rag.errors import ArtifactError
 from fashion_rag.pipeline import encode_person
-from fashion_rag.pipeline import prepare as prepare_edit
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CompleteRequest
 from fashion_rag.training import data
 from fashion_rag.training.data import Source, prepare
 from fashion_rag.training.objective import TrainingSet
@@ -54,10 +55,15 @@ def test_a_sample_is_what_an_edit_sees(prepared: TrainingSet, source: Source, ti
         mask = repaint_mask_for(person.label_map, person.keypoints, person.category, "bounding_box", size, (512, 384))
         points = scale_keypoints(person.keypoints, KEYPOINT_FRAME, (512, 384))
         everywhere = np.ones(image.shape[:2], np.uint8)
-        photo = prepare_edit(
-            EditRequest(image=image, mask=everywhere, prompt="x", category=person.category, keypoints=points),
-            bundle.manifest,
+        request = CompleteRequest(
+            image=image,
+            mask=everywhere,
+            window=whole(everywhere.shape),
+            prompt="x",
+            category=person.category,
+            keypoints=points,
         )
+        photo = prepare_edit(request, bundle.manifest)
         hole = torch.from_numpy(mask)[None, None].float()
         with torch.inference_mode():
             seen = encode_person(vae, photo.image, hole, photo.pose_map, torch.zeros(1))

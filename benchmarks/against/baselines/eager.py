@@ -31,15 +31,17 @@ from torch.nn import functional
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.retrieve import retrieve_many
+from fashion_rag.completer import Completer
 from fashion_rag.data.finish import finish
 from fashion_rag.data.image import to_uint8
 from fashion_rag.data.pose import to_latent
+from fashion_rag.data.prepare import prepare
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.pretrained import read_unet, read_vae
 from fashion_rag.models.prompt import PromptEncoder
-from fashion_rag.pipeline import condition, prepare, pseudo_words
-from fashion_rag.request import EditRequest
+from fashion_rag.pipeline import condition, pseudo_words
+from fashion_rag.request import CompleteRequest, EditRequest
 from serve.config import IngressSettings
 from serve.edits import EditedPhoto
 from serve.http.edit_requests import edit_requests
@@ -89,12 +91,15 @@ class Editor:
         Raises InvalidRequest if one of them cannot be edited.
         """
         started = time.perf_counter()
-        matches = retrieve_many(self.catalogue, requests)
+        # Without a parser, it takes what the requests give.
+        completed = Completer()(self.catalogue, requests, self.manifest.image_size)
+        complete = [request for request, _ in completed]
+        matches = retrieve_many(self.catalogue, complete)
         words = []
         for of_request in matches:
             words.append(pseudo_words(self.garment_encoder, [match.garment for match in of_request]))
-        prompts = condition(self.prompt_encoder, requests, words)
-        latents, seen = self._encode(requests)
+        prompts = condition(self.prompt_encoder, complete, words)
+        latents, seen = self._encode(complete)
         uncond = torch.cat([prompt.negative_prompt_embeds for prompt in prompts])
         cond = torch.cat([prompt.prompt_embeds for prompt in prompts])
         latents = self._denoise(
@@ -103,11 +108,11 @@ class Editor:
         pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
         timings_s = {"edit": time.perf_counter() - started}
         return [
-            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), timings_s)
-            for request, picture, of_request in zip(requests, pictures, matches, strict=True)
+            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), found, timings_s)
+            for (request, found), picture, of_request in zip(completed, pictures, matches, strict=True)
         ]
 
-    def _encode(self, requests: Sequence[EditRequest]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _encode(self, requests: Sequence[CompleteRequest]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return the initial latents, and mask, masked-image latents and pose at their size, a row for each request."""
         photos = [prepare(request, self.manifest) for request in requests]
         image, mask, pose_map = (torch.cat(rows) for rows in zip(*photos, strict=True))
@@ -163,7 +168,9 @@ async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequenc
     pictures = [photo.image for photo in edited]
     seeds = [request.seed for request in requests]
     first, profile = edited[0], requests[0].icc_profile
-    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, first.garments, first.timings_s, profile)
+    body = await asyncio.to_thread(
+        edit_reply, form, pictures, seeds, first.garments, first.found, first.timings_s, profile
+    )
     return JSONResponse(body.model_dump())
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.data.masks import MaskType, repaint_mask_for
+from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import (
     KINDS,
@@ -33,7 +33,7 @@ from fashion_rag.demo.world.attributes import (
     sample_person,
 )
 from fashion_rag.demo.world.draw import render, render_garment
-from fashion_rag.request import CATEGORIES
+from fashion_rag.request import CATEGORIES, MaskType
 
 CHUNK = 500
 MASK_RULE_SIZE = (512, 384)

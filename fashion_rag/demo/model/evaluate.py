@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.data.image import paste_outside
 from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.data.window import whole
 from fashion_rag.demo.model.cases import sample_split
 from fashion_rag.demo.world.agreement import read_edit
 from fashion_rag.demo.world.attributes import DollGarment, DollPerson, chunks, dressed, kind_caption, sample_person
@@ -28,7 +28,7 @@ from fashion_rag.demo.world.draw import render, render_garment
 from fashion_rag.evaluation.editors import edit_together
 from fashion_rag.models.unet import LATENT_CHANNELS
 from fashion_rag.pipeline import Pipeline, decode, invert
-from fashion_rag.request import CATEGORIES, EditRequest
+from fashion_rag.request import CATEGORIES, CompleteRequest
 
 BATCH = 25
 # Each case is painted with no garment, with its target, with the target of another case, and with three garments.
@@ -43,7 +43,7 @@ class HeldOutCase:
 
     person: DollPerson
     target: DollGarment
-    request: EditRequest
+    request: CompleteRequest
 
     @property
     def truth(self) -> NDArray[np.uint8]:
@@ -122,9 +122,10 @@ def make_cases(
             size=size,
             rule_size=KEYPOINT_FRAME,
         )
-        request = EditRequest(
+        request = CompleteRequest(
             image=drawn.image,
             mask=mask,
+            window=whole(size),
             prompt=kind_caption(target),
             category=category,
             keypoints=drawn.keypoints,
@@ -152,7 +153,7 @@ def evaluate(
     progress: called once for each painted picture. Raises ArtifactError for a bundle that does not load.
     """
     pipeline = Pipeline.load(bundle_path, device=device, dtype=dtype)
-    encoder = Bundle.open(bundle_path).load_retrieval_encoder(device)
+    encoder = RetrievalEncoder.load(bundle_path / "retrieval", device)
     manifest = pipeline.manifest
     steps = steps or manifest.num_inference_steps
     guidance_scale = manifest.guidance_scale if guidance_scale is None else guidance_scale

@@ -7,7 +7,17 @@ from typing import Any
 import open_clip
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+)
 
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
@@ -20,6 +30,36 @@ VISION_IMAGE = 64
 CLIP_MEAN = (0.5, 0.5, 0.5)
 CLIP_STD = (0.5, 0.5, 0.5)
 LATENT_CHANNELS = 4
+# The (height, width) of the inputs of the human parser and the pose estimator, and of the latter's heat maps. Training
+# shows the parser smaller pictures at first.
+PARSER_SIZE = (192, 144)
+SMALL_PARSER_SIZE = (96, 72)
+POSE_SIZE = (128, 96)
+POSE_MAP_SIZE = (64, 48)
+PHOTO_MEAN = (0.5, 0.5, 0.5)
+PHOTO_STD = (0.5, 0.5, 0.5)
+NUM_COCO_POINTS = 17
+# Dress Code's classes in the order of their numbers.
+CLASSES = (
+    "background",
+    "hat",
+    "hair",
+    "sunglasses",
+    "upper-clothes",
+    "skirt",
+    "pants",
+    "dress",
+    "belt",
+    "left-shoe",
+    "right-shoe",
+    "head",
+    "left-leg",
+    "right-leg",
+    "left-arm",
+    "right-arm",
+    "bag",
+    "scarf",
+)
 
 MANIFEST = Manifest(
     name="fashion-rag-demo",
@@ -152,6 +192,42 @@ def text_config() -> CLIPTextConfig:
         bos_token_id=VOCAB_SIZE - 2,
         eos_token_id=VOCAB_SIZE - 1,
     )
+
+
+def make_parser() -> SegformerForSemanticSegmentation:
+    """Return the untrained human parser. Its logits have half the height and width of its input."""
+    config = SegformerConfig(
+        depths=[1, 2, 2, 2],
+        hidden_sizes=[16, 32, 64, 96],
+        num_attention_heads=[1, 2, 4, 6],
+        mlp_ratios=[2, 2, 4, 4],
+        strides=[2, 2, 2, 2],
+        decoder_hidden_size=48,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: number for number, name in enumerate(CLASSES)},
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+def make_pose() -> VitPoseForPoseEstimation:
+    """Return the untrained pose estimator. Its heat maps have half the height and width of its input."""
+    backbone = VitPoseBackboneConfig(
+        image_size=list(POSE_SIZE),
+        patch_size=[8, 8],
+        hidden_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        out_indices=[4],
+    )
+    config = VitPoseConfig(
+        backbone_config=backbone,
+        scale_factor=4,
+        use_simple_decoder=True,
+        num_labels=NUM_COCO_POINTS,
+    )
+    return VitPoseForPoseEstimation(config)
 
 
 def _block(state: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:

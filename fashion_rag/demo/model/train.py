@@ -12,7 +12,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo.model import recipe
 from fashion_rag.demo.model.cases import TrainingCases, draw_cases
+from fashion_rag.demo.model.photo_cases import PhotoCase, draw_photo_cases
+from fashion_rag.demo.model.photo_parts import write_photo_parts
+from fashion_rag.demo.model.photo_stages import ParserStage, PoseStage
 from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
@@ -43,15 +46,23 @@ from fashion_rag.training.run import even_share
 from fashion_rag.training.watch import Reporting
 from fashion_rag.weights import write_state
 
-STAGES = ("vae", "clip", "adapter", "unet")
+EDIT_STAGES = ("vae", "clip", "adapter", "unet")
+# These learn from drawn photos, and need no stage of editing. The parser begins with the weights of the small parser,
+# which learns from pictures of half the size.
+PHOTO_STAGES = ("small_parser", "parser", "pose")
+STAGES = EDIT_STAGES + PHOTO_STAGES
 PLANS = {
     "vae": TrainingPlan(num_steps=3200, batch_size=16, learning_rate=2e-3),
     "clip": TrainingPlan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
     "adapter": TrainingPlan(num_steps=500, batch_size=64, learning_rate=1e-3),
     "unet": TrainingPlan(num_steps=14_000, batch_size=16, learning_rate=7e-4),
+    "small_parser": TrainingPlan(num_steps=2500, batch_size=16, learning_rate=2e-3, ema_decay=0.998),
+    "parser": TrainingPlan(num_steps=2000, batch_size=16, learning_rate=1.5e-3, ema_decay=0.998),
+    "pose": TrainingPlan(num_steps=3500, batch_size=16, learning_rate=1.5e-3, ema_decay=0.998),
 }
 MIX = SampleMix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)
 NUM_CASES = 12_000
+NUM_PHOTOS = 4000
 BATCH = 64
 
 
@@ -60,6 +71,7 @@ def train(
     stages: Sequence[str] = STAGES,
     num_steps: Mapping[str, int] | None = None,
     num_cases: int = NUM_CASES,
+    num_photos: int = NUM_PHOTOS,
     num_processes: int | None = None,
     seed: int = 0,
     report: Report = silent,
@@ -77,26 +89,34 @@ def train(
     num_cpus = os.cpu_count() or 1
     if not num_processes:
         num_processes = 1 if torch.cuda.is_available() else even_share(PLANS["unet"], num_cpus)
-    draw_cases(
-        work,
-        num_cases,
-        recipe.MANIFEST.image_size,
-        seed,
-        num_workers=num_cpus,
-        progress=lambda done, total: report("cases", done, total, 0.0),
-    )
+    if not set(stages).isdisjoint(EDIT_STAGES):
+        draw_cases(
+            work,
+            num_cases,
+            recipe.MANIFEST.image_size,
+            seed,
+            num_workers=num_cpus,
+            progress=lambda done, total: report("cases", done, total, 0.0),
+        )
+    if not set(stages).isdisjoint(PHOTO_STAGES):
+        draw_photo_cases(
+            work,
+            num_photos,
+            seed,
+            num_workers=num_cpus,
+            progress=lambda done, total: report("photos", done, total, 0.0),
+        )
     plans = {name: PLANS[name] for name in stages}
     for name, count in (num_steps or {}).items():
         if name in plans:
             plans[name] = dataclasses.replace(plans[name], num_steps=count)
-    run_processes(partial(_run, work, plans, num_cases, seed), num_processes, work, report)
+    run_processes(partial(_run, work, plans, (num_cases, num_photos), seed), num_processes, work, report)
 
 
-def _run(work: Path, plans: Mapping[str, TrainingPlan], num_cases: int, seed: int, report: Report) -> None:
-    """Train the stages of the plans in one of the processes."""
+def _run(work: Path, plans: Mapping[str, TrainingPlan], num_drawn: tuple[int, int], seed: int, report: Report) -> None:
+    """Train the stages of the plans in one of the processes. num_drawn: how many cases and photos are drawn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = draw_cases(work, num_cases, recipe.MANIFEST.image_size, seed)
-    trainer = _Trainer(work, cases, device)
+    trainer = _Trainer(work, num_drawn, seed, device)
     for name, plan in plans.items():
         torch.manual_seed(seed)
         fit(trainer.stage(name), plan, work, seed, Reporting(report))
@@ -105,9 +125,19 @@ def _run(work: Path, plans: Mapping[str, TrainingPlan], num_cases: int, seed: in
 class _Trainer:
     """A builder of stages from the results of the earlier ones in `work`."""
 
-    def __init__(self, work: Path, cases: TrainingCases, device: torch.device) -> None:
-        self.work, self.cases, self.device = work, cases, device
+    def __init__(self, work: Path, num_drawn: tuple[int, int], seed: int, device: torch.device) -> None:
+        self.work, self.num_drawn, self.seed, self.device = work, num_drawn, seed, device
         self.rank, self.world = rank_and_world()
+
+    @cached_property
+    def cases(self) -> TrainingCases:
+        """Return the cases of the stages of editing."""
+        return draw_cases(self.work, self.num_drawn[0], recipe.MANIFEST.image_size, self.seed)
+
+    @cached_property
+    def photos(self) -> list[PhotoCase]:
+        """Return the cases of the parser and the pose estimator."""
+        return draw_photo_cases(self.work, self.num_drawn[1], self.seed)
 
     def stage(self, name: str) -> Any:
         """Return the stage `name`, ready to be trained."""
@@ -118,6 +148,14 @@ class _Trainer:
                 return self._clip()
             case "adapter":
                 return self._adapter(self._trained(self._clip()))
+            case "small_parser":
+                return ParserStage(self.photos, self.device, name, recipe.SMALL_PARSER_SIZE)
+            case "parser":
+                parser = ParserStage(self.photos, self.device, name, recipe.PARSER_SIZE)
+                parser.network.load_state_dict(_average(self.work, "small_parser"))
+                return parser
+            case "pose":
+                return PoseStage(self.photos, self.device)
         clip = self._trained(self._clip())
         adapter_stage = self._trained(self._adapter(clip))
         return EditStage(
@@ -270,7 +308,21 @@ def package(work: Path, out: Path) -> Bundle:
             scheduler=recipe.SCHEDULER,
             retrieval=towers,
         )
-        return write_bundle(out, recipe.MANIFEST, parts, dtype=torch.float16)
+        bundle = write_bundle(out, recipe.MANIFEST, parts, dtype=torch.float16)
+    add_photo_parts(work, out)
+    return bundle
+
+
+def add_photo_parts(work: Path, bundle: Path) -> None:
+    """Write the parser and the pose estimator trained in `work` into an existing bundle, with float16 weights.
+
+    All other files of the bundle stay as they are.
+    """
+    Bundle.open(bundle)
+    parser, pose = recipe.make_parser(), recipe.make_pose()
+    parser.load_state_dict(_average(work, "parser"))
+    pose.load_state_dict(_average(work, "pose"))
+    write_photo_parts(bundle, parser.eval(), pose.eval())
 
 
 def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from fashion_rag.demo.world.figure import (
     FLOOR_Y,
     HEIGHT,
     NEUTRAL_POSE,
+    SKIRT,
     WIDTH,
     Cloth,
     Layer,
@@ -60,6 +61,70 @@ def render(person: DollPerson, size: tuple[int, int] = DEFAULT_SIZE) -> Renderin
     scale = size[0] / HEIGHT
     canvas = _paint(_background(skeleton, person) + layers, size)
     return Rendering(canvas, _label_map(layers, size), keypoints(skeleton) * scale)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a person stands in a picture of any shape.
+
+    scale: the pixels of the picture for a 96th of the height of the person's own picture. left, top: the pixel of the
+    picture at which the upper left corner of the person's own picture lies.
+    """
+
+    scale: float
+    left: float
+    top: float
+
+
+@dataclass(frozen=True, eq=False)
+class PersonTruth:
+    """What is known of a person in a picture of any shape.
+
+    label_map: Dress Code's classes of this person alone, with 5 for a skirt, uint8 [H, W]. keypoints: (x, y) in pixels,
+    inside the picture or not, float64 [18, 2].
+    """
+
+    label_map: NDArray[np.uint8]
+    keypoints: Points
+
+
+def render_into(
+    background: NDArray[np.uint8], person: DollPerson, place: Placement, has_shadow: bool = False
+) -> tuple[NDArray[np.uint8], PersonTruth]:
+    """Return a picture, uint8 [H, W, 3], with a person painted on it, and the truth about them.
+
+    has_shadow: paint the shadow under the feet, in the colour that the person's own floor gives it.
+    """
+    height, width = background.shape[:2]
+    factor = _supersampling((height, width))
+    skeleton = Skeleton(person.body, person.pose)
+    layers = _person_layers(skeleton, person)
+    offset = np.array([place.left, place.top]) / place.scale
+    shadow = _background(skeleton, person)[2:] if has_shadow else []
+    canvas = Image.fromarray(background).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    _paint_layers(canvas, _transformed(shadow + layers, 1.0, offset), place.scale * factor)
+    points = keypoints(skeleton) * place.scale + np.array([place.left, place.top])
+    true_layers = _transformed([_with_true_class(layer) for layer in layers], 1.0, offset)
+    label_map = _centre_labels(true_layers, (height, width), place.scale)
+    return np.array(canvas.reduce(factor)), PersonTruth(label_map, points)
+
+
+def _with_true_class(layer: Layer) -> Layer:
+    """Return the layer with Dress Code's class for a skirt, if it shows one."""
+    if layer.cloth is None or "skirt" not in layer.cloth.garment.kind:
+        return layer
+    return replace(layer, label=SKIRT)
+
+
+def _centre_labels(layers: Sequence[Layer], size: tuple[int, int], scale: float) -> NDArray[np.uint8]:
+    """Return the classes at the pixels' centres, uint8 [H, W]. scale: pixels for a unit.
+
+    Pillow paints every pixel that a polygon touches. On a map of three times the size, the pixel in the middle of nine
+    is painted only if the polygon comes within a sixth of a pixel of the centre.
+    """
+    labels = Image.new("L", (3 * size[1], 3 * size[0]))
+    _paint_labels(labels, layers, 3 * scale)
+    return np.array(labels)[1::3, 1::3]
 
 
 def render_garment(garment: DollGarment, size: tuple[int, int] = DEFAULT_SIZE) -> NDArray[np.uint8]:
@@ -142,7 +207,13 @@ def _shop_layers(garment: DollGarment) -> list[Layer]:
     scale = float(SHOP_FILL * min((WIDTH, HEIGHT) / (high - low)))
     offset = np.array([WIDTH, HEIGHT]) / 2 - scale * (low + high) / 2
 
-    def moved(layer: Layer) -> Layer:
+    return [Layer((_rectangle(0, HEIGHT),), WHITE), *_transformed(layers, scale, offset)]
+
+
+def _transformed(layers: Sequence[Layer], scale: float, offset: Points) -> list[Layer]:
+    """Return layers enlarged by `scale` about the upper left corner and then moved by `offset`, float64 [2]."""
+    transformed = []
+    for layer in layers:
         cloth = layer.cloth
         if cloth is not None:
             cloth = Cloth(
@@ -150,11 +221,11 @@ def _shop_layers(garment: DollGarment) -> list[Layer]:
                 centre=offset[0] + scale * cloth.centre,
                 top=offset[1] + scale * cloth.top,
                 middle=offset[1] + scale * cloth.middle,
-                scale=scale,
+                scale=scale * cloth.scale,
             )
-        return replace(layer, polygons=tuple(offset + scale * polygon for polygon in layer.polygons), cloth=cloth)
-
-    return [Layer((_rectangle(0, HEIGHT),), WHITE), *map(moved, layers)]
+        polygons = tuple(offset + scale * polygon for polygon in layer.polygons)
+        transformed.append(replace(layer, polygons=polygons, cloth=cloth))
+    return transformed
 
 
 def _supersampling(size: tuple[int, int]) -> int:
@@ -176,8 +247,13 @@ def _draw_outline(draw: ImageDraw.ImageDraw, layer: Layer, ink: Colour | int, sc
 def _paint(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the picture, uint8 [H, W, 3], of layers given from back to front."""
     factor = _supersampling(size)
-    scale = size[0] / HEIGHT * factor
     canvas = Image.new("RGB", (size[1] * factor, size[0] * factor))
+    _paint_layers(canvas, layers, size[0] / HEIGHT * factor)
+    return np.array(canvas.reduce(factor))
+
+
+def _paint_layers(canvas: Image.Image, layers: Sequence[Layer], scale: float) -> None:
+    """Paint layers on the canvas, from back to front. scale: the pixels of the canvas for a unit."""
     draw = ImageDraw.Draw(canvas)
     for layer in layers:
         if layer.outline is not None:
@@ -186,7 +262,6 @@ def _paint(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
             draw.polygon(_flat(polygon, scale), fill=layer.fill)
         if layer.cloth is not None and layer.cloth.garment.second_colour is not None:
             _paint_pattern(canvas, layer.polygons, layer.cloth, scale)
-    return np.array(canvas.reduce(factor))
 
 
 def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth, scale: float) -> None:
@@ -195,6 +270,8 @@ def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth
     points = np.concatenate(polygons) * scale
     left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - 1, 0)
     right, bottom = np.minimum(np.ceil(points.max(axis=0)).astype(int) + 2, canvas.size)
+    if left >= right or top >= bottom:
+        return
     mask = Image.new("L", (int(right - left), int(bottom - top)))
     draw = ImageDraw.Draw(mask)
     for polygon in polygons:
@@ -233,9 +310,14 @@ def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], s
 def _label_map(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the label map, uint8 [H, W], of layers given from back to front."""
     labels = Image.new("L", (size[1], size[0]))
+    _paint_labels(labels, layers, size[0] / HEIGHT)
+    return np.array(labels)
+
+
+def _paint_labels(labels: Image.Image, layers: Sequence[Layer], scale: float) -> None:
+    """Paint the classes of layers on a label map, from back to front. scale: the pixels of the map for a unit."""
     draw = ImageDraw.Draw(labels)
     for layer in layers:
         if layer.label is not None:
             for polygon in layer.polygons:
-                draw.polygon(_flat(polygon, size[0] / HEIGHT), fill=layer.label)
-    return np.array(labels)
+                draw.polygon(_flat(polygon, scale), fill=layer.label)

@@ -16,8 +16,9 @@ Points = NDArray[np.float64]  # [n, 2]
 
 HEIGHT, WIDTH = 96.0, 72.0
 # Dress Code's classes. A skirt gets class 6 (trousers) in place of 5, because the repaint mask of lower_body covers
-# class 6 and the legs: it would leave out a garment of class 5.
+# class 6 and the legs: it would leave out a garment of class 5. `draw.render_into` gives a skirt class 5.
 LABELS = {"hair": 2, "upper_body": 4, "lower_body": 6, "dresses": 7, "head": 11}
+SKIRT = 5
 LEFT_SHOE, RIGHT_SHOE, LEFT_LEG, RIGHT_LEG, LEFT_ARM, RIGHT_ARM = 9, 10, 12, 13, 14, 15
 FLOOR_Y = 90.0
 # The factor on all widths of the body.

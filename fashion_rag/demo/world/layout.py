@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion_rag.data.dresscode import Phase
+from fashion_rag.data.dresscode_files import keypoints_json, pairs_lines
 from fashion_rag.data.pose import KEYPOINT_FRAME
 from fashion_rag.demo.world.attributes import DollGarment, chunks, num_garments, sample_garment, sample_person
 from fashion_rag.demo.world.draw import DEFAULT_SIZE, Rendering, render, render_garment
@@ -69,10 +70,10 @@ def write_dresscode(
             if progress is not None:
                 progress()
         if phase == "train":
-            _write_pairs(folder / "train_pairs.txt", names, names)
+            (folder / "train_pairs.txt").write_text(pairs_lines(names, names))
         else:
-            _write_pairs(folder / "test_pairs_paired.txt", names, names)
-            _write_pairs(folder / "test_pairs_unpaired.txt", names, names[1:] + names[:1])
+            (folder / "test_pairs_paired.txt").write_text(pairs_lines(names, names))
+            (folder / "test_pairs_unpaired.txt").write_text(pairs_lines(names, names[1:] + names[:1]))
     (root / "fine_captions.json").write_text(json.dumps(captions, indent=0))
     (root / "coarse_captions.json").write_text(json.dumps({}))
     (root / ATTRIBUTES_FILE).write_text(json.dumps(attributes, indent=0))
@@ -93,18 +94,11 @@ def _write_person(folder: Path, person_id: str, rendering: Rendering) -> None:
     """Write the picture, the label map and the key points of a person."""
     _write_jpeg(folder / "images" / f"{person_id}_0.jpg", rendering.image)
     Image.fromarray(rendering.label_map).save(folder / "label_maps" / f"{person_id}_4.png")
-    # Dress Code keeps key points in a frame of fixed size, whatever the size of the picture. Each has a score and an
-    # index after its coordinates.
+    # Dress Code keeps key points in a frame of fixed size, whatever the size of the picture.
     points = rendering.keypoints * KEYPOINT_FRAME[0] / rendering.image.shape[0]
-    rows = [[round(float(x), 3), round(float(y), 3), 1.0, float(index)] for index, (x, y) in enumerate(points)]
-    (folder / "keypoints" / f"{person_id}_2.json").write_text(json.dumps({"keypoints": rows}))
+    (folder / "keypoints" / f"{person_id}_2.json").write_text(keypoints_json(points))
 
 
 def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
     # Chroma subsampling would blur the colours of narrow stripes into each other.
     Image.fromarray(image).save(path, quality=95, subsampling=0)
-
-
-def _write_pairs(path: Path, persons: Sequence[str], garments: Sequence[str]) -> None:
-    lines = [f"{person}_0.jpg {garment}_1.jpg\n" for person, garment in zip(persons, garments, strict=True)]
-    path.write_text("".join(lines))

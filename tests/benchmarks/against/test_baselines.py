@@ -40,7 +40,15 @@ def editor(tiny_bundle: Path, tiny_catalogue: Path) -> Editor:
 
 def request(**changes: Any) -> EditRequest:
     keypoints = np.random.default_rng(0).uniform(5, 55, (18, 2))
-    plain = EditRequest(photo(), mask(), "red dress", "dresses", keypoints, seed=5, num_inference_steps=4)
+    plain = EditRequest(
+        image=photo(),
+        mask=mask(),
+        prompt="red dress",
+        category="dresses",
+        keypoints=keypoints,
+        seed=5,
+        num_inference_steps=4,
+    )
     return replace(plain, **changes)
 
 

@@ -16,7 +16,7 @@ from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.models.autoencoder import fit_preview
 from fashion_rag.pipeline import Pipeline
 
-MAX_BYTES = 16e6
+MAX_BYTES = 18e6
 
 
 def test_every_part_loads() -> None:

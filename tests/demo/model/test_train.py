@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.demo.model import cases, train
+from fashion_rag.demo.model import cases, photo_cases, train
 from fashion_rag.demo.model.evaluate import NUM_PAINTED, evaluate
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
@@ -15,6 +16,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "CHUNK", 6)
+        patch.setattr(photo_cases, "CHUNK", 6)
         plans = {name: train.dataclasses.replace(plan, batch_size=6) for name, plan in train.PLANS.items()}
         patch.setattr(train, "PLANS", plans)
         reported: list[str] = []
@@ -22,10 +24,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder,
             num_steps=dict.fromkeys(train.STAGES, 2),
             num_cases=12,
+            num_photos=6,
             num_processes=1,
             report=lambda stage, step, num_steps, loss: reported.append(stage),
         )
-    assert "cases" in reported
+    assert {"cases", "photos", *train.STAGES} <= set(reported)
     return folder
 
 
@@ -33,7 +36,9 @@ def test_a_trained_folder_becomes_a_bundle_that_loads(work: Path, tmp_path: Path
     bundle = train.package(work, tmp_path / "bundle")
     assert Bundle.open(tmp_path / "bundle").manifest == bundle.manifest
     size = sum(path.stat().st_size for path in bundle.path.rglob("*.safetensors"))
-    assert size <= 16e6
+    assert size <= 18e6
+    for part in ("parser", "pose"):
+        assert (bundle.path / part / "model.safetensors").is_file()
     vae = bundle.load_vae()
     assert vae.scaling_factor > 0
 
@@ -54,6 +59,23 @@ def test_the_table_of_an_untrained_bundle(work: Path, tmp_path: Path) -> None:
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="stage: got 'gan'"):
         train.train(tmp_path, stages=["gan"])
+
+
+def test_the_parser_begins_with_the_weights_of_the_small_one(work: Path) -> None:
+    trainer = train._Trainer(work, (12, 6), 0, torch.device("cpu"))
+    begun = trainer.stage("parser").network.state_dict()
+    small = torch.load(work / "small_parser.pt", weights_only=True)["average"]
+    for name, weight in small.items():
+        torch.testing.assert_close(begun[name], weight, rtol=0, atol=0)
+
+
+def test_the_stages_of_photos_need_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_cases, "CHUNK", 2)
+    monkeypatch.setattr(train, "draw_cases", None)
+    plans = {name: train.dataclasses.replace(plan, batch_size=2) for name, plan in train.PLANS.items()}
+    monkeypatch.setattr(train, "PLANS", plans)
+    train.train(tmp_path, train.PHOTO_STAGES, dict.fromkeys(train.PHOTO_STAGES, 1), num_photos=2, num_processes=1)
+    assert {path.stem for path in tmp_path.glob("*.pt")} == set(train.PHOTO_STAGES)
 
 
 def test_packaging_without_weights_names_the_stage(tmp_path: Path) -> None:
