@@ -50,6 +50,7 @@ ACTIVITIES = {
         "fashion_rag/",
         "export/",
         "/serve/vae",
+        "/serve/parser",
         "/serve/denoiser",
         "/serve/ingress",
         "/serve/conditioner",

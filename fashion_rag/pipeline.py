@@ -85,7 +85,8 @@ def condition(
     """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt.
 
     The text encoder is called once for all. requests: their categories must be known, but masks may be missing.
-    pseudo_words: for each request [n, P, D] of its n garments in order, or None for no garment. Raises InvalidRequest if a prompt has no room for its pseudo-words.
+    pseudo_words: for each request [n, P, D] of its n garments in order, or None for no garment. Raises InvalidRequest
+    if a prompt has no room for its pseudo-words.
     """
     texts = [""]
     inserted: list[Tensor | None] = [None]

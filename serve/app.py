@@ -223,7 +223,9 @@ def start(
     if listener:
         listener.allow(config.allow_origins)
     # What cannot be opened is found here at once, while a replica would try to start again and again.
-    Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
+    bundle = Bundle.open(Path(config.bundle))
+    bundle.manifest.check_trained(bundle.path, config.untrained)
+    bundle.open_catalogue(config.catalogue)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
     # The networks are exported here, where progress can be shown. The replicas find them in the cache.

@@ -181,7 +181,7 @@ class ServeConfig(Config):
     `/readyz` names them.
 
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
-    default.
+    default. untrained: whether a bundle may be served that is marked as untrained.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
@@ -203,6 +203,7 @@ class ServeConfig(Config):
     drain_s: float = 300.0
     wait_s: float = 0.0
     allow_origins: tuple[str, ...] = ()
+    untrained: bool = False
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0

@@ -97,6 +97,7 @@ class Ingress:
         self.config = config
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Manifest.read(Path(config.bundle) / MANIFEST_FILE)
+        self.manifest.check_trained(Path(config.bundle), config.untrained)
         self._load_keys()
         self.keys_error = ""
         self.warned = False
