@@ -55,6 +55,10 @@ class Parser:
     async def ping(self) -> None:
         """Return when the replica answers."""
 
+    async def num_read(self) -> int:
+        """Return how many photos were read since the replica started."""
+        return self.readings.num_read
+
     async def find(self, request: EditRequest, choice: CategoryChoice) -> FoundInPhoto:
         """Return what completes the request, as it follows from its photo.
 

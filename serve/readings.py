@@ -16,12 +16,13 @@ from serve.batching import Cache
 class Readings:
     """Has each photo read once, however many requests come with it, one after the other or at the same time.
 
-    `kept` has the readings within its bound in bytes.
+    `kept` has the readings within its bound in bytes. `num_read` counts the photos that were read.
     """
 
     def __init__(self, read: Callable[[EditRequest], Awaitable[PhotoReading]]) -> None:
         """Take what reads the photo of a request."""
         self.kept: Cache[PhotoReading] = Cache(0, _num_bytes)
+        self.num_read = 0
         self._read = read
         self._under_way: dict[str, asyncio.Task[PhotoReading]] = {}
 
@@ -45,6 +46,7 @@ class Readings:
     async def _read_and_keep(self, digest: str, request: EditRequest) -> PhotoReading:
         try:
             reading = await self._read(request)
+            self.num_read += 1
             self.kept.put(digest, reading)
             return reading
         finally:
