@@ -33,12 +33,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.judging import SEED, changes
+from benchmarks.judging import judge as agreement
 from export.runtime import Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
-from fashion_rag.demo.model.evaluate import HeldOutCase, make_cases, paint
-from fashion_rag.demo.world.agreement import read_edit
-from fashion_rag.demo.world.draw import render_garment
+from fashion_rag.demo.model.evaluate import make_cases, paint
 from fashion_rag.denoising.plan import plan
 from fashion_rag.denoising.runner import Inputs
 from fashion_rag.evaluation.metrics import clip_distance
@@ -49,10 +49,8 @@ from fashion_rag.provenance import provenance, write_figure, write_result
 from fashion_rag.request import PLAIN, Shortcuts, Solver
 from serve.config import IngressSettings
 
-SEED = 7
 TIMED_ROWS = 8  # in each call that is timed
 NUM_TIMED = 15  # calls that are timed
-RESAMPLES = 2000
 Record = dict[str, Any]
 
 
@@ -106,24 +104,10 @@ def judge(steps: int, shortcuts: Shortcuts, num_cases: int) -> Record:
         for case in make_cases(num_cases, manifest.image_size, SEED, steps, manifest.guidance_scale)
     ]
     pictures = paint(pipeline, cases, [[case.target] for case in cases], lambda: None)
-    edits = [
-        read_edit(picture, case.request.mask, case.person, case.target)
-        for picture, case in zip(pictures, cases, strict=True)
-    ]
-    shop = [Image.fromarray(render_garment(case.target, manifest.image_size)) for case in cases]
-    likeness = (encoder.encode_images([edit.cut_out for edit in edits]) * encoder.encode_images(shop)).sum(axis=1)
-    return {
-        "colour": [edit.has_colour for edit in edits],
-        "pattern": [edit.reading.pattern == case.target.pattern for edit, case in zip(edits, cases, strict=True)],
-        "clip_i": likeness.tolist(),
+    return agreement(pictures, cases, encoder) | {
         "vectors": _vectors(encoder, pictures),
         "truth": _vectors(encoder, [case.truth for case in cases]),
-        "patterned": _patterned(cases),
     }
-
-
-def _patterned(cases: Sequence[HeldOutCase]) -> list[bool]:
-    return [case.target.pattern != "plain" for case in cases]
 
 
 def _vectors(encoder: Any, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
@@ -158,18 +142,9 @@ def summary(way: DenoisingWay, judged: Record, plain: Record, seconds: tuple[flo
     pipeline, _ = _loaded()
     steps = plan(pipeline.sampler, way.steps, pipeline.manifest.guidance_scale, way.shortcuts)
     rows = [sum(kind) for kind in zip(*(step.rows for step in steps), strict=True)]
-    patterned = np.array(judged["patterned"])
     record: Record = {"name": way.name, "family": way.family, "deep_rows": rows[0], "shallow_rows": rows[1]}
     record["seconds"] = rows[0] * seconds[0] + rows[1] * seconds[1]
-    rng = np.random.default_rng(SEED)
-    for name in ("colour", "pattern", "clip_i"):
-        # The pattern of plain garments says little.
-        chosen = patterned if name == "pattern" else np.ones_like(patterned)
-        own = np.array(judged[name], dtype=float)[chosen]
-        differences = own - np.array(plain[name], dtype=float)[chosen]
-        means = rng.choice(differences, (RESAMPLES, len(differences))).mean(axis=1)
-        interval = [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
-        record[name] = {"mean": float(own.mean()), "change": float(differences.mean()), "interval": interval}
+    record |= changes(judged, plain)
     record["cmmd"] = clip_distance(judged["truth"], judged["vectors"])
     return record
 

@@ -67,7 +67,7 @@ class Bare:
         """Return the reply to a form, as the server would send it."""
         parts = self.parts
         (request,) = edit_requests(form, parts.manifest, IngressSettings(), "bare", time.time())
-        ((request, _),) = parts.complete([request])
+        ((request, found),) = parts.complete([request])
         (match,) = retrieve(parts.catalogue, request)
         if match.garment.id not in self.words:
             self.words[match.garment.id] = pipeline.invert(parts.garment_encoder, [match.garment.image()])
@@ -79,7 +79,7 @@ class Bare:
         while not isinstance(event := self.engine.step()[-1], Finished):
             pass
         picture = finish(request, pipeline.decode(parts.vae, event.latents)[0])
-        reply = edit_reply(form, [picture], [request.seed], [], {})
+        reply = edit_reply(form, [picture], [request.seed], [], found, {})
         return reply.model_dump()
 
 

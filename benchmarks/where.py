@@ -50,6 +50,7 @@ ACTIVITIES = {
         "fashion_rag/",
         "export/",
         "/serve/vae",
+        "/serve/parser",
         "/serve/denoiser",
         "/serve/ingress",
         "/serve/conditioner",
@@ -59,7 +60,7 @@ ACTIVITIES = {
 }
 ELSE, BESIDE = "else in Python", "beside Python: networks, codecs"
 SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE", "Proxy")
+PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE", "Proxy")
 
 
 def main(

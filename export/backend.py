@@ -29,6 +29,8 @@ from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.pipeline import Pipeline
 
 
@@ -133,6 +135,18 @@ class Parts:
         garment_encoder = self.bundle.load_garment_encoder(networks=False)
         garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
         return garment_encoder
+
+    def load_parser(self) -> HumanParser:
+        """Return the human parser, which the bundle must have."""
+        parser = self.bundle.load_parser(networks=False)
+        parser.network = self._between_cpu(self._load("parser"))
+        return parser
+
+    def load_pose_estimator(self) -> PoseEstimator:
+        """Return the pose estimator, which the bundle must have."""
+        pose_estimator = self.bundle.load_pose_estimator(networks=False)
+        pose_estimator.network = self._between_cpu(self._load("pose"))
+        return pose_estimator
 
     def _load(self, name: str) -> nn.Module:
         """Return the network of this name, with weights that it shares with no other network."""

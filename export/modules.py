@@ -1,6 +1,7 @@
-"""The six networks of a bundle that are compiled, and the inputs and outputs of each.
+"""The networks of a bundle that are compiled, and the inputs and outputs of each.
 
-The exports to ONNX and TensorRT, and the modules that run the exported files, share this description.
+There are six, and two more where the bundle has a human parser and a pose estimator. The exports to ONNX and TensorRT,
+and the modules that run the exported files, share this description.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.pretrained import CONFIG_FILE
 from fashion_rag.models.prompt import MAX_TOKENS
 from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS, ShallowUNet, WholeUNet, feature_channels
+from fashion_rag.person.files import PARSER, POSE, check_parser, check_pose_estimator, heat_map_size, logits_size
+from fashion_rag.person.labels import NUM_COCO_POINTS
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,35 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
             ("vision_encoder", "inversion_adapter"),
         ),
     )
-    return {spec.name: spec for spec in specs}
+    return {spec.name: spec for spec in (*specs, *_person_specs(bundle))}
+
+
+def _person_specs(bundle: Bundle) -> list[ModuleSpec]:
+    """Return the human parser and the pose estimator of `bundle`, where it has them."""
+    specs = []
+    if bundle.has_parser:
+        segformer, picture = check_parser(bundle.path / PARSER)
+        specs.append(
+            ModuleSpec(
+                "parser",
+                {"pixels": TensorSpec((3, *picture.size))},
+                {"logits": TensorSpec((segformer.num_labels, *logits_size(segformer, picture.size)))},
+                lambda bundle, dtype: bundle.load_parser(dtype=dtype).network,
+                (PARSER,),
+            )
+        )
+    if bundle.has_pose_estimator:
+        vitpose, picture = check_pose_estimator(bundle.path / POSE)
+        specs.append(
+            ModuleSpec(
+                "pose",
+                {"pixels": TensorSpec((3, *picture.size))},
+                {"heat_maps": TensorSpec((NUM_COCO_POINTS, *heat_map_size(vitpose)))},
+                lambda bundle, dtype: bundle.load_pose_estimator(dtype=dtype).network,
+                (POSE,),
+            )
+        )
+    return specs
 
 
 def blank_inputs(spec: ModuleSpec, num_rows: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fashion_rag.artifacts import MANIFEST_FILE
+from fashion_rag.manifest import has_parser
 
 if TYPE_CHECKING:
     from export.backend import Parts
@@ -57,6 +58,11 @@ class Runtime:
     def missing_bundle(self) -> list[str]:
         """Return the bundle's manifest in a list, or an empty list if it is there."""
         return _missing(Path(self.bundle) / MANIFEST_FILE)
+
+    @property
+    def has_parser(self) -> bool:
+        """Return whether the bundle, which is there, has a human parser."""
+        return has_parser(Path(self.bundle))
 
     def open(self, progress: Callable[[], None] | None = None) -> Parts:
         """Return the parts of the bundle, ready to be loaded. Argument and errors as `backend.open_parts`."""

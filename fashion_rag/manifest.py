@@ -28,6 +28,7 @@ class Manifest:
     image_size: (height, width) that the UNet was trained at. num_pseudo_words: how many each garment has.
     pose_sigma: width of a heat map in pixels of `image_size`.
     mask_rule_size: (height, width) at which the mask rule is applied, because its widths are in pixels.
+    untrained: whether UNet and inversion adapter have not been trained together yet, so that edits are noise.
     preview: the map from latents to colours that `models.autoencoder.fit_preview` makes; None = no previews.
     """
 
@@ -39,6 +40,7 @@ class Manifest:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     licence: str = ""
+    untrained: bool = False
     preview: tuple[tuple[float, float, float], ...] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -66,6 +68,14 @@ class Manifest:
         if "name" not in raw:
             raise ArtifactError(f"{path}: the key 'name' is missing")
         return cls(**{key: _as_tuples(value) for key, value in raw.items()})
+
+    def check_trained(self, bundle: Path, untrained: bool) -> None:
+        """Raise ArtifactError if the bundle in this folder is untrained, unless `untrained` allows for that."""
+        if self.untrained and not untrained:
+            raise ArtifactError(
+                f"{bundle}: is untrained, so its edits would be noise; train it with `fashion-rag train`, or use it as "
+                f"it is with --untrained (in a Serve config file: untrained: true)"
+            )
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON."""

@@ -80,16 +80,18 @@ def pseudo_words(garment_encoder: GarmentEncoder, garments: Sequence[Garment]) -
 
 
 def condition(
-    prompt_encoder: PromptEncoder, requests: Sequence[CompleteRequest], pseudo_words: Sequence[Tensor | None]
+    prompt_encoder: PromptEncoder, requests: Sequence[EditRequest], pseudo_words: Sequence[Tensor | None]
 ) -> list[Conditioning]:
     """Return each request's prompt, with its garments' pseudo-words in it, and the empty prompt.
 
-    The text encoder is called once for all. pseudo_words: for each request [n, P, D] of its n garments in order, or
-    None for no garment. Raises InvalidRequest if a prompt has no room for its pseudo-words.
+    The text encoder is called once for all. requests: their categories must be known, but masks may be missing.
+    pseudo_words: for each request [n, P, D] of its n garments in order, or None for no garment. Raises InvalidRequest
+    if a prompt has no room for its pseudo-words.
     """
     texts = [""]
     inserted: list[Tensor | None] = [None]
     for request, words in zip(requests, pseudo_words, strict=True):
+        assert request.category is not None, "the prompt names the category"
         num_garments, num_words = (0, 0) if words is None else words.shape[:2]
         texts.append(prompt_text(request.template, request.category, request.prompt, num_garments, num_words))
         inserted.append(None if words is None else words.flatten(0, 1))  # garment after garment

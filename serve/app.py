@@ -3,11 +3,14 @@
     serve run serve.app:app bundle=/models/bundle catalogue=/models/catalogue     # on a Ray cluster
     grep REQUEST_ID /tmp/ray/session_latest/logs/serve/*.log                      # what the replicas say of one edit
 
-    ingress ──► denoiser ──► conditioner ──► retriever
+    ingress ──► denoiser ──► retriever.choose         where the caller names no category
+       │            ├──────► conditioner ──► retriever
+       │            ├──────► parser                   where the photo is to be read
        │            └──────► VAE.encode
-       └──────────► VAE.decode
+       ├──────────► VAE.decode
+       └──────────► parser                            for a mask alone
 
-An arrow points to the stage that is called. The denoiser calls once it has taken an edit on.
+An arrow points to the stage that is called. The denoiser calls once it has taken an edit on (`preparation.py`).
 """
 
 import itertools
@@ -47,6 +50,7 @@ from serve.config_file import APP_NAME, Graph, read_graph
 from serve.denoiser import Denoiser
 from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.ingress import Ingress
+from serve.parser import Parser
 from serve.ports import local_url
 from serve.retriever import Retriever
 from serve.startup_listener import StartupListener
@@ -58,13 +62,14 @@ LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
 MAX_CALLS = 1000
 # Stages other than the denoiser get another replica for more calls in flight than this, which is about a batch.
 TARGET_CALLS = 8
-# The share of a GPU for each of the three replicas that run networks on it, so that one GPU holds the graph.
-GPU_SHARE = 0.3
+# The share of a GPU for each of the four replicas that run networks on it, so that one GPU holds the graph.
+GPU_SHARE = 0.25
 
 # What each deployment loads before it is ready.
 LOADS = {
     "Ingress": "the routes",
     "Retriever": "the catalogue and its text encoder",
+    "Parser": "the human parser and the pose estimator",
     "Conditioner": "the prompt and garment encoders",
     "VAE": "the VAE",
     "Denoiser": "the UNet",
@@ -98,13 +103,13 @@ def build(config: ServeConfig) -> ray_serve.Application:
     by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
     retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
     on_gpu = {"num_gpus": config.replica_gpus}
+    # It is part of the graph whatever the bundle has, because a graph may be built where its bundle is not.
+    parser = Parser.options(**_options(config, config.parser, on_gpu)).bind(runtime)
     conditioner = Conditioner.options(**_options(config, config.conditioner, on_gpu)).bind(runtime, retriever)
     vae = VAE.options(**_options(config, config.vae, on_gpu)).bind(runtime)
-    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_load)).bind(
-        runtime, conditioner, vae
-    )
-    stages = {"retriever": retriever, "conditioner": conditioner, "denoiser": denoiser, "vae": vae}
-    return Ingress.options(**_options(config, config.ingress)).bind(config, stages)
+    stages = {"retriever": retriever, "parser": parser, "conditioner": conditioner, "vae": vae}
+    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_load)).bind(runtime, stages)
+    return Ingress.options(**_options(config, config.ingress)).bind(config, stages | {"denoiser": denoiser})
 
 
 def _options(
@@ -218,7 +223,9 @@ def start(
     if listener:
         listener.allow(config.allow_origins)
     # What cannot be opened is found here at once, while a replica would try to start again and again.
-    Bundle.open(Path(config.bundle)).open_catalogue(config.catalogue)
+    bundle = Bundle.open(Path(config.bundle))
+    bundle.manifest.check_trained(bundle.path, config.untrained)
+    bundle.open_catalogue(config.catalogue)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
     # The networks are exported here, where progress can be shown. The replicas find them in the cache.

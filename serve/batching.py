@@ -1,13 +1,12 @@
-"""What the stages share that work on batches: an error stays with its own item, and tensors are kept by key."""
+"""What the stages share that work on batches: an error stays with its own item, and values are kept by key."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 def outcomes_of(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | Exception]:
@@ -39,34 +38,38 @@ def set_max_batch(size: int, *methods: Any) -> None:
         method.set_max_batch_size(size)
 
 
-class TensorCache:
-    """Keeps tensors by key, at most `max_bytes` of them. The tensor used longest ago goes first."""
+class Cache(Generic[V]):
+    """Keeps values by key, at most `max_bytes` of them. The value used longest ago goes first.
 
-    def __init__(self, max_bytes: int) -> None:
+    bytes_of: returns how many bytes a value takes.
+    """
+
+    def __init__(self, max_bytes: int, bytes_of: Callable[[V], int]) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._bytes_of = bytes_of
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._values)
 
-    def get(self, key: Hashable) -> Tensor | None:
-        """Return the tensor of this key, or None if it is not kept."""
-        if key in self._tensors:
-            self._tensors.move_to_end(key)
-        return self._tensors.get(key)
+    def get(self, key: Hashable) -> V | None:
+        """Return the value of this key, or None if it is not kept."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
 
-    def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep `tensor`, which nobody may change any more.
+    def put(self, key: Hashable, value: V) -> None:
+        """Keep `value`, which nobody may change any more.
 
         It must own its memory: a view would keep more bytes than are counted.
         """
-        self._drop(self._tensors.pop(key, None))
-        self._tensors[key] = tensor
-        self.num_bytes += tensor.nbytes
+        self._drop(self._values.pop(key, None))
+        self._values[key] = value
+        self.num_bytes += self._bytes_of(value)
         while self.num_bytes > self.max_bytes:
-            self._drop(self._tensors.popitem(last=False)[1])
+            self._drop(self._values.popitem(last=False)[1])
 
-    def _drop(self, tensor: Tensor | None) -> None:
-        """Count the bytes of a tensor that has been taken out as free."""
-        self.num_bytes -= 0 if tensor is None else tensor.nbytes
+    def _drop(self, value: V | None) -> None:
+        """Count the bytes of a value that has been taken out as free."""
+        self.num_bytes -= 0 if value is None else self._bytes_of(value)

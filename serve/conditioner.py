@@ -6,6 +6,7 @@ which they are made here and then kept in a cache.
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,16 @@ from torch import Tensor
 from export.runtime import Runtime
 from fashion_rag import pipeline
 from fashion_rag.data.image import open_image
+from fashion_rag.person.completion import CategoryChoice
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import TensorCache, checked, outcomes_of, set_max_batch
+from serve.batching import Cache, checked, outcomes_of, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
 from serve.logs import leave_out_expected_errors
 from serve.messages import Conditioned, Job, RetrievedGarments
+from serve.preparation import with_category
 
 # A request, and the pseudo-words [n, P, D] of its n garments; None where it has none.
 RequestAndWords = tuple[EditRequest, Tensor | None]
@@ -43,7 +46,7 @@ class Conditioner:
         self.prompt_encoder = parts.load_prompt_encoder()
         self.garment_encoder = parts.load_garment_encoder()
         self.retriever = retriever
-        self.pseudo_words = TensorCache(0)
+        self.pseudo_words: Cache[Tensor] = Cache(0, attrgetter("nbytes"))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new ConditionerSettings."""
@@ -54,17 +57,17 @@ class Conditioner:
     async def ping(self) -> None:
         """Return when the replica answers."""
 
-    async def condition(self, request: EditRequest, job: Job) -> Conditioned:
-        """Return what the UNet reads of the prompt and the garments.
+    async def condition(self, request: EditRequest, choice: CategoryChoice, job: Job) -> Conditioned:
+        """Return what the UNet reads of the prompt and the garments, in the category that was chosen.
 
         Raises InvalidRequest where they do not fit together.
         """
         retrieved: RetrievedGarments = await answer(
-            "retrieve", lambda: self.retriever.retrieve.remote(job.request), job.deadline_unix_s
+            "retrieve", lambda: self.retriever.retrieve.remote(job.request, choice), job.deadline_unix_s
         )
         with metrics.timed("condition") as timings_s:
             words = await self._words(retrieved)
-            conditioning: Conditioning = checked(await self._condition((request, words)))
+            conditioning: Conditioning = checked(await self._condition((with_category(request, choice), words)))
         return Conditioned(conditioning, retrieved.garments, retrieved.version, retrieved.timings_s | timings_s)
 
     async def invert(self, content: bytes) -> NDArray[np.float32]:

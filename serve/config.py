@@ -141,6 +141,17 @@ class ConditionerSettings(BatchSettings):
 
 
 @dataclass(frozen=True)
+class ParserSettings(BatchSettings):
+    """The settings of the parser. cache_bytes: bytes of what was read in photos that are kept; 192 KiB a photo."""
+
+    cache_bytes: int = 64 * 1024**2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "cache_bytes")
+
+
+@dataclass(frozen=True)
 class DenoiserSettings(Limits, Config):
     """The settings of the denoiser, most of which `Limits` describes. margin_s: is left for decoding and the way back.
 
@@ -161,7 +172,7 @@ class ServeConfig(Config):
 
     bundle: a folder, at the same path on every node. catalogue: such a folder, or a URL of fsspec. backend, precision,
     compiled: what runs the networks, as in `Runtime`. num_threads: threads of a replica. replica_cpus: cores that Ray
-    reserves for each replica; with the default all five fit two cores. replica_gpus: the share of a GPU that Ray
+    reserves for each replica; with the default all six fit two cores. replica_gpus: the share of a GPU that Ray
     reserves for each replica that runs networks; with 0 they see no GPU. api_keys: a file with a key a line; without it
     and without FASHION_RAG_API_KEYS in the environment of the ingress, everyone may use the server. catalogue_keys: the
     same, with FASHION_RAG_CATALOGUE_KEYS, for those who may change the catalogue; without keys, nobody may. drain_s:
@@ -170,7 +181,7 @@ class ServeConfig(Config):
     `/readyz` names them.
 
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
-    default.
+    default. untrained: whether a bundle may be served that is marked as untrained.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
@@ -192,6 +203,7 @@ class ServeConfig(Config):
     drain_s: float = 300.0
     wait_s: float = 0.0
     allow_origins: tuple[str, ...] = ()
+    untrained: bool = False
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0
@@ -200,6 +212,7 @@ class ServeConfig(Config):
     denoiser: DenoiserSettings = DenoiserSettings()
     conditioner: ConditionerSettings = ConditionerSettings()
     retriever: RetrieverSettings = RetrieverSettings()
+    parser: ParserSettings = ParserSettings()
     vae: BatchSettings = BatchSettings()
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """The deployment of the UNet: one engine, whose steps all the edits of a replica share.
 
 Bookkeeping is done on the event loop and the UNet calls in one thread beside it, so an edit is taken on, refused or
-cancelled at once, while a step runs. The replica asks the conditioner and the VAE for what an edit needs only once it
-has taken the edit on, so an edit that is refused costs them nothing.
+cancelled at once, while a step runs. The replica asks the other stages for what an edit needs only once it has taken
+the edit on, so an edit that is refused costs them nothing.
 """
 
 import asyncio
@@ -11,11 +11,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import Any
 
 import torch
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
+from torch import Tensor
 
 from export.runtime import Runtime
 from fashion_rag import pipeline
@@ -26,11 +28,11 @@ from fashion_rag.errors import DeadlineExceeded, Overloaded
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.autoscaling import LOAD, WorkMeter
-from serve.batching import TensorCache
-from serve.calls import answer
+from serve.batching import Cache
 from serve.config import DenoiserSettings
 from serve.logs import leave_out_expected_errors
-from serve.messages import Admitted, Conditioned, Denoised, EncodedPerson, Job, Partial, Prepared
+from serve.messages import Admitted, Denoised, Job, Partial, Prepared
+from serve.preparation import Preparation, Preparer
 
 # After so many UNet calls that failed one after the other, Serve is told to replace the replica.
 MAX_FAILED_CALLS = 3
@@ -42,7 +44,8 @@ DenoiserMessage = Admitted | Prepared | Partial | Denoised
 class Denoiser:
     """Denoises edits step by step, as many together as its settings allow."""
 
-    def __init__(self, runtime: Runtime, conditioner: DeploymentHandle, vae: DeploymentHandle) -> None:
+    def __init__(self, runtime: Runtime, stages: dict[str, DeploymentHandle]) -> None:
+        """Take the stages that prepare edits, as `Preparer` names them."""
         leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
         parts = runtime.open()
@@ -50,11 +53,10 @@ class Denoiser:
         self.device = parts.device
         self.sampler = bundle.sampler
         self.latent_size = bundle.latent_size
-        self.conditioner = conditioner
-        self.vae = vae
+        self.preparer = Preparer(**stages, shape=bundle.manifest.image_size)
         preview = Preview.of(bundle.manifest.preview) if bundle.manifest.preview else None
         self.engine = Engine(parts.load_unet(), DenoiserSettings(), preview)
-        self.results = TensorCache(0)
+        self.results: Cache[Tensor] = Cache(0, attrgetter("nbytes"))
         self.meter = WorkMeter()
         self.num_steps_done = 0
         self._events: dict[str, asyncio.Queue[Event]] = {}
@@ -107,16 +109,16 @@ class Denoiser:
         events = self._events[edit_id] = asyncio.Queue()
         try:
             yield Admitted()
-            conditioned, encoded = await self._prepare(job)
-            yield Prepared()
-            timings_s = conditioned.timings_s | encoded.timings_s
-            key = await self._result_key(job, conditioned)
+            prepared = await self.preparer.prepare(job)
+            yield Prepared(prepared.found)
+            timings_s = prepared.timings_s
+            key = await self._result_key(job, prepared)
             latents = None if key is None else self.results.get(key)
             if latents is not None:
                 metrics.repeats().inc()
             else:
                 with metrics.timed("denoise") as denoise_s:
-                    self._provide(edit_id, conditioned, encoded)
+                    self._provide(edit_id, prepared)
                     started = time.perf_counter()
                     while not isinstance(event := await events.get(), Finished):
                         if isinstance(event, Failed):
@@ -129,7 +131,7 @@ class Denoiser:
                 latents = event.latents.cpu()
                 if key is not None:
                     self.results.put(key, latents)
-            yield Denoised(latents.numpy(), conditioned.garments, timings_s)
+            yield Denoised(latents.numpy(), prepared.conditioned.garments, timings_s)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.cancellations().inc(tags={"stage": "denoise"})
             raise
@@ -161,34 +163,23 @@ class Denoiser:
             raise
         self.meter.add(self.engine.work_s(edit))
 
-    async def _prepare(self, job: Job) -> tuple[Conditioned, EncodedPerson]:
-        """Return what the conditioner and the VAE make of the request. Both are asked at the same time."""
-        condition = answer(
-            "condition", lambda: self.conditioner.condition.remote(job.request, job), job.deadline_unix_s
-        )
-        encode = answer("encode", lambda: self.vae.encode.remote(job.request), job.deadline_unix_s)
-        calls = [asyncio.create_task(condition), asyncio.create_task(encode)]
-        try:
-            conditioned, encoded = await asyncio.gather(*calls)
-            return conditioned, encoded
-        finally:
-            for call in calls:
-                call.cancel()
-
-    async def _result_key(self, job: Job, conditioned: Conditioned) -> Hashable | None:
+    async def _result_key(self, job: Job, prepared: Preparation) -> Hashable | None:
         """Return what tells the edit's latents from all others in `results`, or None where no results are kept.
 
-        The garments belong to it, because the garments of one request may change with the catalogue.
+        The garments and the category belong to it, because those of one request may change with the catalogue.
         """
         if self.results.max_bytes == 0:
             return None
         request: EditRequest = await job.request
         digest = await asyncio.to_thread(request.digest)
-        return digest, conditioned.version, tuple(garment.id for garment in conditioned.garments)
+        conditioned = prepared.conditioned
+        garment_ids = tuple(garment.id for garment in conditioned.garments)
+        return digest, prepared.found.choice.category, conditioned.version, garment_ids
 
-    def _provide(self, edit_id: str, conditioned: Conditioned, encoded: EncodedPerson) -> None:
+    def _provide(self, edit_id: str, prepared: Preparation) -> None:
         """Give the engine the tensors of an edit, and have it step."""
-        inputs = pipeline.denoising_inputs(encoded.latents, encoded.person, conditioned.conditioning)
+        encoded, conditioning = prepared.encoded, prepared.conditioned.conditioning
+        inputs = pipeline.denoising_inputs(encoded.latents, encoded.person, conditioning)
         self.engine.provide(edit_id, inputs.to(self.device))
         if self._stepping is None:
             # In a context of its own, or its log lines would bear the id of this request for ever.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
 from fashion_rag.data.finish import finish
-from fashion_rag.request import EditRequest
+from fashion_rag.person.completion import CategoryChoice, Found, complete, find, wants_reading
+from fashion_rag.request import CompleteRequest, EditRequest
 from serve import metrics
 from serve.calls import answer, stream
 from serve.http.errors import error_reply, explained
@@ -31,50 +32,62 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
+class Accepted:
+    """An edit that the stages have accepted: its request, and what completed it."""
+
+    request: CompleteRequest
+    found: Found
+
+
+@dataclass(frozen=True, eq=False)
 class EditedPhoto:
-    """A finished edit: the photo, uint8 [H, W, 3] in the request's size, its garments, and the time in each stage."""
+    """A finished edit: the photo, uint8 [H, W, 3] in the request's size, its garments, and the time in each stage.
+
+    found: what completed the request.
+    """
 
     image: NDArray[np.uint8]
     garments: tuple[GarmentUsed, ...]
+    found: Found
     timings_s: Timings
 
 
-# What `EditRunner.edit` yields, in this order: one Prepared, any number of Partial, one EditedPhoto.
-EditNews = Prepared | Partial | EditedPhoto
+# What `EditRunner.edit` yields, in this order: one Accepted, any number of Partial, one EditedPhoto.
+EditNews = Accepted | Partial | EditedPhoto
 
 
 class EditRunner:
     """Takes edits through the denoiser, whose handle streams, and the VAE."""
 
-    def __init__(self, denoiser: DeploymentHandle, vae: DeploymentHandle) -> None:
+    def __init__(
+        self, denoiser: DeploymentHandle, vae: DeploymentHandle, shape: tuple[int, int], has_parser: bool
+    ) -> None:
+        """Take the handles of the stages.
+
+        shape: the (height, width) of the model's pictures. has_parser: whether photos can be read.
+        """
         self.denoiser = denoiser
         self.vae = vae
+        self.shape = shape
+        self.has_parser = has_parser
 
     async def edit(self, request: EditRequest, preview_steps: frozenset[int]) -> AsyncGenerator[EditNews, None]:
-        """Yield once that the edit is prepared, then its previews, then the edited photo.
+        """Yield once that the edit is accepted, then its previews, then the edited photo.
 
         preview_steps: after which steps, counted from 1, a preview is wanted. Raises what the stages raise, and what
         `calls.stream` raises.
         """
-        # The request goes into shared memory once, and the stages read it from there.
-        shared = await asyncio.to_thread(ray.put, request)
-        job = Job(
-            request=shared,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            shortcuts=request.shortcuts,
-            deadline_unix_s=request.deadline_unix_s,
-            preview_steps=preview_steps,
-        )
-        prepared, last_step = False, 0
+        job = await asyncio.to_thread(self._job, request, preview_steps)
+        accepted: Accepted | None = None
+        last_step = 0
         calls = stream("denoise", lambda: self.denoiser.denoise.remote(job), request.deadline_unix_s)
         async with aclosing(calls) as items:
             # A replica that takes the place of a dead one yields everything again, from Admitted on.
             async for item in items:
                 match item:
-                    case Prepared() if not prepared:
-                        prepared = True
-                        yield item
+                    case Prepared() if accepted is None:
+                        accepted = Accepted(await asyncio.to_thread(complete, request, item.found), item.found)
+                        yield accepted
                     case Partial() if item.step > last_step:
                         last_step = item.step
                         yield item
@@ -83,10 +96,33 @@ class EditRunner:
                         denoised = item
                     case Admitted() | Prepared() | Partial():
                         pass
-        yield await self._finished(request, denoised)
+        assert accepted is not None
+        yield await self._finished(accepted, denoised)
 
-    async def _finished(self, request: EditRequest, denoised: Denoised) -> EditedPhoto:
+    def _job(self, request: EditRequest, preview_steps: frozenset[int]) -> Job:
+        """Return the job of a request. What needs neither the parser nor the retriever is found here.
+
+        Raises InvalidRequest as `find`.
+        """
+        choice = None if request.category is None else CategoryChoice(request.category)
+        is_read = self.has_parser and wants_reading(request)
+        found = None if choice is None or is_read else find(request, choice, self.shape, None)
+        return Job(
+            # The request goes into shared memory once, and the stages read it from there.
+            request=ray.put(request),
+            choice=choice,
+            is_read=is_read,
+            found=found,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            shortcuts=request.shortcuts,
+            deadline_unix_s=request.deadline_unix_s,
+            preview_steps=preview_steps,
+        )
+
+    async def _finished(self, accepted: Accepted, denoised: Denoised) -> EditedPhoto:
         """Return the photo with what the VAE makes of the latents in it."""
+        request = accepted.request
         decoded: Decoded = await answer(
             "decode", lambda: self.vae.decode.remote(denoised.latents), request.deadline_unix_s
         )
@@ -94,7 +130,7 @@ class EditRunner:
         image = await asyncio.to_thread(finish, request, decoded.picture)
         timings_s = denoised.timings_s | decoded.timings_s
         timings_s["decode"] += time.perf_counter() - started
-        return EditedPhoto(image, denoised.garments, timings_s)
+        return EditedPhoto(image, denoised.garments, accepted.found, timings_s)
 
     async def edit_all(self, requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         """Return the finished edits. Where one fails, its error is raised and the others are cancelled."""
@@ -119,24 +155,27 @@ class EditRunner:
         arrived: when the request came, in Unix time. held: is closed when the edit is done, whether or not its events
         have been fetched. Raises what the edit raises before it is accepted; a later error is the last event.
         """
-        accepted, index = False, 0
+        accepted: Accepted | None = None
+        index = 0
         edit = self.edit(request, preview_steps(form.partial_images, request.num_inference_steps))
         try:
             async with aclosing(newest(_while_held(held, edit), may_skip=_is_preview)) as items:
                 async for item in items:
-                    if isinstance(item, Prepared):
-                        accepted = True
+                    if isinstance(item, Accepted):
+                        accepted = item
                         yield b""
-                    elif isinstance(item, Partial):
+                        continue
+                    assert accepted is not None
+                    if isinstance(item, Partial):
                         if index == 0:
                             metrics.first_preview_seconds().observe(time.time() - arrived)
-                        yield await asyncio.to_thread(partial_event, form, request, item, index)
+                        yield await asyncio.to_thread(partial_event, form, accepted.request, item, index)
                         index += 1
                     else:
-                        yield await asyncio.to_thread(completed_event, form, request, item)
+                        yield await asyncio.to_thread(completed_event, form, accepted.request, item)
         except Exception as error:
             # Once the status has been sent, any error can only be an event.
-            if not accepted:
+            if accepted is None:
                 raise
             yield sse("error", error_reply(error, explained(error)[1], request.request_id))
 
@@ -147,7 +186,7 @@ def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
     return frozenset(step for step in steps if 0 < step < num_steps)
 
 
-def partial_event(form: EditForm, request: EditRequest, partial: Partial, index: int) -> bytes:
+def partial_event(form: EditForm, request: CompleteRequest, partial: Partial, index: int) -> bytes:
     """Return the event for a preview, which is put into the photo; its index counts from 0.
 
     Pastes and encodes, so keep it off an event loop.
@@ -159,12 +198,13 @@ def partial_event(form: EditForm, request: EditRequest, partial: Partial, index:
     return sse("image_edit.partial_image", event)
 
 
-def completed_event(form: EditForm, request: EditRequest, edited: EditedPhoto) -> bytes:
+def completed_event(form: EditForm, request: CompleteRequest, edited: EditedPhoto) -> bytes:
     """Return the event for the edited photo. Encodes it, so keep it off an event loop."""
     event = edit_completed(
         form,
         edited.image,
         garments=edited.garments,
+        found=edited.found,
         seed=request.seed,
         timings_s=edited.timings_s,
         icc_profile=request.icc_profile,

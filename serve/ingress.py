@@ -12,8 +12,8 @@ import logging
 import mimetypes
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -27,7 +27,7 @@ from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.garments import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, NotFound
-from fashion_rag.manifest import Manifest
+from fashion_rag.manifest import Manifest, has_parser
 from serve import metrics
 from serve.calls import answer
 from serve.config import IngressSettings, ServeConfig
@@ -44,13 +44,24 @@ from serve.http.documents import (
     errors,
     form_document,
 )
-from serve.http.edit_requests import edit_requests, garment_picture
-from serve.http.errors import add_handlers, explained
-from serve.http.forms import EditForm, GarmentForm, PictureForm
+from serve.http.edit_requests import edit_requests, garment_picture, mask_request
+from serve.http.errors import add_handlers
+from serve.http.forms import EditForm, GarmentForm, MaskForm, PictureForm
+from serve.http.mask_reply import MaskReply
 from serve.http.multipart import Form, read_form
+from serve.http.outcomes import counted, edit_counted, not_found_unless_known
 from serve.http.queries import SearchQuery, SimilarQuery
-from serve.http.replies import EditReply, GarmentFound, GarmentList, Model, ModelList, Readiness, edit_reply
+from serve.http.replies import (
+    EditReply,
+    GarmentFound,
+    GarmentList,
+    Model,
+    ModelList,
+    Readiness,
+    edit_reply,
+)
 from serve.http.streaming import PacedResponse
+from serve.masks import MaskFinder
 from serve.memory import give_back_large_blocks
 from serve.proxy.cors import ORIGINS_HEADER
 from serve.proxy.replay import MAX_BODY_BYTES
@@ -76,27 +87,6 @@ def _get(path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
     return route
 
 
-@contextmanager
-def _not_found_unless_known(garment_id: str) -> Iterator[None]:
-    """Raise NotFound where the block raises InvalidRequest for an id that the catalogue does not have."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise NotFound("garment_id", f"no garment in the catalogue has the id {garment_id!r}") from error
-
-
-@contextmanager
-def _counted(arrived: float) -> Iterator[None]:
-    """Count how the edit in the block ends."""
-    try:
-        yield
-    except BaseException as error:
-        metrics.edits().inc(tags={"status": str(explained(error)[1])})
-        raise
-    metrics.edits().inc(tags={"status": "200"})
-    metrics.edit_seconds().observe(time.time() - arrived)
-
-
 @ray_serve.deployment
 @ray_serve.ingress(api)
 class Ingress:
@@ -107,13 +97,16 @@ class Ingress:
         self.config = config
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Manifest.read(Path(config.bundle) / MANIFEST_FILE)
+        self.manifest.check_trained(Path(config.bundle), config.untrained)
         self._load_keys()
         self.keys_error = ""
         self.warned = False
         self.admission = Admission(config.ingress)
         self.stages = stages
         self.retriever, self.conditioner = stages["retriever"], stages["conditioner"]
-        self.edits = EditRunner(stages["denoiser"].options(stream=True), stages["vae"])
+        self.finds_masks, shape = has_parser(Path(config.bundle)), self.manifest.image_size
+        self.edits = EditRunner(stages["denoiser"].options(stream=True), stages["vae"], shape, self.finds_masks)
+        self.masks = MaskFinder(stages["parser"], stages["retriever"], shape)
         self.created = int(time.time())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -164,7 +157,7 @@ class Ingress:
         arrived = time.time()
         key_name = self._key_name(http)
         with ExitStack() as held:
-            held.enter_context(_counted(arrived))
+            held.enter_context(edit_counted(arrived))
             form = await self._form(http, EditForm, key_name)
             settings, request_id = self.admission.settings, http.headers["x-request-id"]
             max_pictures = min(settings.max_edits, settings.max_edits_per_key)
@@ -173,7 +166,9 @@ class Ingress:
                 rule = f"must be at most {max_pictures} on this server"
                 raise InvalidRequest("n", form.n, rule, "unsupported_value")
             held.enter_context(self.admission.hold(key_name, form.n))
-            requests = await asyncio.to_thread(edit_requests, form, self.manifest, settings, request_id, arrived)
+            requests = await asyncio.to_thread(
+                edit_requests, form, self.manifest, settings, request_id, arrived, self.finds_masks
+            )
             user = form.safety_identifier or form.user
             logger.info("edit from key %s for user %r: seed %d", key_name, user, requests[0].seed)
             if form.stream:
@@ -188,10 +183,26 @@ class Ingress:
                 pictures=[photo.image for photo in photos],
                 seeds=[request.seed for request in requests],
                 garments=photos[0].garments,
+                found=photos[0].found,
                 timings_s=photos[0].timings_s,
                 icc_profile=requests[0].icc_profile,
             )
             return JSONResponse(reply.model_dump())
+
+    @api.post("/v1/images/masks", responses=errors(*READING), openapi_extra=form_document(MaskForm))
+    async def mask(self, http: Request) -> MaskReply:
+        """Return the mask that an edit of a photo would have, and what is seen in the photo."""
+        arrived = time.time()
+        key_name = self._key_name(http)
+        with counted(metrics.masks()):
+            if not self.finds_masks:
+                rule = "cannot be read here: the bundle that is served has no human parser"
+                raise InvalidRequest("image", "a photo", rule, "unsupported_value")
+            form = await self._form(http, MaskForm, key_name)
+            with self.admission.hold(key_name, 1):
+                settings, request_id = self.admission.settings, http.headers["x-request-id"]
+                request = await asyncio.to_thread(mask_request, form, settings, request_id, arrived)
+                return await self.masks.reply(request, has_words=form.prompt is not None)
 
     @_get("/v1/garments/search", responses=errors(400, *ASKING))
     async def search(self, http: Request, query: Annotated[SearchQuery, Query()]) -> GarmentList:
@@ -227,21 +238,21 @@ class Ingress:
     async def delete_garment(self, http: Request, garment_id: str) -> None:
         """Take a garment out of the catalogue. Needs a key of the catalogue."""
         self._editor_name(http)
-        with _not_found_unless_known(garment_id):
+        with not_found_unless_known(garment_id):
             await self._ask("delete", garment_id)
 
     @_get("/v1/garments/{garment_id}", responses=errors(404, *ASKING))
     async def garment(self, http: Request, garment_id: str) -> GarmentFound:
         """Return a garment of the catalogue."""
         self._key_name(http)
-        with _not_found_unless_known(garment_id):
+        with not_found_unless_known(garment_id):
             return await self._ask("garment", garment_id)
 
     @_get("/v1/garments/{garment_id}/image", response_class=Response, responses=PICTURE_RESPONSES)
     async def garment_image(self, http: Request, garment_id: str) -> Response:
         """Return the picture of a garment in the catalogue."""
         self._key_name(http)
-        with _not_found_unless_known(garment_id):
+        with not_found_unless_known(garment_id):
             name, content = await self._ask("picture_file", garment_id)
         return Response(content, media_type=mimetypes.guess_type(name)[0])
 
@@ -250,7 +261,7 @@ class Ingress:
         """Return the garments that are most like a garment of the catalogue, best first."""
         self._key_name(http)
         wanted = query.filter()
-        with _not_found_unless_known(garment_id):
+        with not_found_unless_known(garment_id):
             await self._ask("garment", garment_id)
         return GarmentList(data=await self._ask("similar", garment_id, query.limit, wanted))
 

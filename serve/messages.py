@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import ObjectRef
 
+from fashion_rag.person.completion import CategoryChoice, Found
 from fashion_rag.request import EditRequest, Shortcuts
 from serve.http.replies import GarmentUsed
 
@@ -27,16 +28,37 @@ Timings = dict[str, float]
 class Job:
     """An edit as the denoiser needs it. The request itself, pictures included, lies once in shared memory.
 
+    choice: the category; None if it is to be chosen. is_read: whether the parser is to read the photo.
+    found: what completes the request; None if other stages are to find it.
     deadline_unix_s: the edit's deadline in Unix time. preview_steps: after which steps, counted from 1, the caller
     wants a preview.
     """
 
     request: ObjectRef[EditRequest]
+    choice: CategoryChoice | None
+    is_read: bool
+    found: Found | None
     num_inference_steps: int
     guidance_scale: float
     shortcuts: Shortcuts
     deadline_unix_s: float
     preview_steps: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The category that was chosen for an edit."""
+
+    choice: CategoryChoice
+    timings_s: Timings
+
+
+@dataclass(frozen=True, eq=False)
+class FoundInPhoto:
+    """What completes a request, as it follows from its photo."""
+
+    found: Found
+    timings_s: Timings
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +102,14 @@ class Admitted:
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """The stages before the denoiser have accepted the edit: if it fails from here on, it is not the caller's fault."""
+    """The stages before the denoiser have accepted the edit: if it fails from here on, it is not the caller's fault.
+
+    found: what completes the request.
+    """
+
+    found: Found
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,6 +108,21 @@ def cache_lookups() -> Counter:
     return Counter("fashion_rag_cache_lookups", "Garments looked up in the cache", ("outcome",))
 
 
+@cache
+def photo_lookups() -> Counter:
+    """Return the counter of photos of which the parser looked up what it had read in them, by outcome.
+
+    outcome: a `hit` or a `miss` in the cache, or `joined` where the photo was being read for another request.
+    """
+    return Counter("fashion_rag_photo_lookups", "Photos looked up among those that were read", ("outcome",))
+
+
+@cache
+def masks() -> Counter:
+    """Return the counter of answered requests for a mask, by HTTP status as in `edits`."""
+    return Counter("fashion_rag_masks", "Requests for masks answered", ("status",))
+
+
 def count_lookups(**outcomes: int) -> None:
     """Count garments in `cache_lookups` by their outcomes."""
     for outcome, number in outcomes.items():

@@ -1,4 +1,4 @@
-"""The deployment that finds garments. No other one opens the catalogue, or writes to it.
+"""The deployment that finds garments, and categories of edits. No other one opens the catalogue, or writes to it.
 
 It looks for new versions and changes all the time, and takes them on between two batches. An edit sees one state of the
 catalogue from search to inversion, because its garments come with all that it needs of them.
@@ -25,6 +25,7 @@ from fashion_rag.artifacts import wait_for
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.attributes import Filter
 from fashion_rag.catalogue.catalogue import Catalogue, Match
+from fashion_rag.catalogue.category import CategoryChooser
 from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted, append, put_image
 from fashion_rag.catalogue.garments import INVERSION
 from fashion_rag.catalogue.retrieve import retrieve_many
@@ -33,13 +34,15 @@ from fashion_rag.catalogue.table import GarmentRow
 from fashion_rag.catalogue.versions import missing_catalogue
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError
+from fashion_rag.person.completion import CategoryChoice
 from fashion_rag.request import EditRequest
 from serve import metrics
 from serve.batching import checked, outcomes_of, set_max_batch
 from serve.config import RetrieverSettings
 from serve.http.replies import GarmentFound, GarmentUsed
 from serve.logs import leave_out_expected_errors
-from serve.messages import RetrievedGarments
+from serve.messages import Chosen, RetrievedGarments
+from serve.preparation import with_category
 
 # Matches, the pseudo-words or picture file of each, and the version of the catalogue that has them.
 MatchesAndWords = tuple[list[Match], tuple[Tensor | bytes, ...], str]
@@ -49,7 +52,7 @@ logger = logging.getLogger("ray.serve")
 
 @ray_serve.deployment
 class Retriever:
-    """Finds the garments of prompts, several in one call of the text encoder."""
+    """Finds the garments and the categories of prompts, several in one call of the text encoder."""
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
         leave_out_expected_errors()
@@ -59,7 +62,8 @@ class Retriever:
         self.root = Root.at(catalogue)
         self.fingerprints = bundle.fingerprints()
         self.encoder = bundle.load_retrieval_encoder()
-        self.encoder.encode_texts(["warm up"])
+        self.chooser = CategoryChooser(self.encoder)
+        self.chooser.likeness(["warm up"])
         self.catalogue = Catalogue.open(catalogue, self.encoder, self.fingerprints[INVERSION])
         self.settings = RetrieverSettings()
         self._watching: asyncio.Task[None] | None = None
@@ -68,7 +72,7 @@ class Retriever:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new RetrieverSettings."""
         self.settings = RetrieverSettings.from_args(user_config)
-        set_max_batch(self.settings.max_batch, self._retrieve)
+        set_max_batch(self.settings.max_batch, self._choose, self._retrieve)
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), context=contextvars.Context())
 
@@ -100,13 +104,23 @@ class Retriever:
     async def ping(self) -> None:
         """Return when the replica answers."""
 
-    async def retrieve(self, request: EditRequest) -> RetrievedGarments:
-        """Return the garments that the request names, or else the nearest to its prompt.
+    async def choose(self, request: EditRequest) -> Chosen:
+        """Return the category of a request that has none. Raises InvalidRequest as `CategoryChooser.choose`."""
+        with metrics.timed("category") as timings_s:
+            choice = checked(await self._choose(request))
+        return Chosen(choice, timings_s)
+
+    @ray_serve.batch(batch_wait_timeout_s=0)
+    async def _choose(self, requests: list[EditRequest]) -> list[CategoryChoice | Exception]:
+        return await asyncio.to_thread(outcomes_of, partial(self.chooser.choose, self.catalogue), requests)
+
+    async def retrieve(self, request: EditRequest, choice: CategoryChoice) -> RetrievedGarments:
+        """Return the garments that the request names, or else the nearest to its prompt in the category.
 
         Raises InvalidRequest for an id that is not in the catalogue.
         """
         with metrics.timed("retrieve") as timings_s:
-            matches, words, version = checked(await self._retrieve(request))
+            matches, words, version = checked(await self._retrieve(with_category(request, choice)))
         garments = tuple(
             GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption) for match in matches
         )

@@ -1,5 +1,7 @@
 """What `make demo` runs: serves the demo bundle here, sends edits to it over HTTP, and draws a sheet of the pictures.
 
+An edit is a photo and a sentence. Category, mask and key points are found by the server, and the sheet shows the mask.
+
 The prompts name colour and pattern, but the default template leaves the prompt out of the text, so only retrieval reads
 it. Colour and pattern in a picture therefore come from the garment. Beside each picture stands the same edit by words
 alone.
@@ -26,7 +28,8 @@ from fashion_rag.data.masks import repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.world.attributes import DollGarment, kind_caption
 from fashion_rag.demo.world.catalogue import ensure_demo_world
-from fashion_rag.manifest import DEMO_BUNDLE
+from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE, has_parser
 from fashion_rag.request import Template
 from serve import app
 from serve.ports import free_port
@@ -36,7 +39,7 @@ CASES = (("upper_body", 6), ("dresses", 5), ("lower_body", 5), ("upper_body", 3)
 EDIT_SEED = 1
 EDIT_TIMEOUT_S = 300.0
 
-TITLES = ("photo", "to repaint", "garment found", "words alone", "with the garment")
+TITLES = ("photo", "mask found", "garment found", "words alone", "with the garment")
 CELL = (320, 240)
 GAP, TITLE_HEIGHT, CAPTION_HEIGHT = 16, 44, 52
 INK, PAPER, FAINT = (32, 32, 36), (255, 255, 255), (120, 120, 128)
@@ -44,8 +47,9 @@ INK, PAPER, FAINT = (32, 32, 36), (255, 255, 255), (120, 120, 128)
 
 @dataclass(frozen=True)
 class SheetCase:
-    """An edit of the sheet: a person, the mask over what they wear (white = repaint), and what they are to wear.
+    """An edit of the sheet: a person, and what they are to wear.
 
+    mask, keypoints, category: what the data set has of the person. The sheet does without; benchmarks send it.
     prompt: with colour and pattern. kind: without them.
     """
 
@@ -67,23 +71,25 @@ class SheetRow:
 
 
 def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEMO_BUNDLE) -> None:
-    """Write the sheet to `out`, and a photo and its mask beside it; with `keep`, serve on until Ctrl-C.
+    """Write the sheet to `out`, and a photo and its found mask beside it; with `keep`, serve on until Ctrl-C.
 
-    Raises ArtifactError for a bundle that cannot be served.
+    Raises ArtifactError for a bundle that cannot be served, or has no human parser.
     """
+    if not has_parser(bundle):
+        raise ArtifactError(f"{bundle}: has no human parser, which the demo needs: it sends photos without masks")
     console = Console()
     console.print("Drawing a catalogue of paper dolls' garments ...")
     world = out.parent / "world"
     catalogue = ensure_demo_world(world, bundle)
     cases = read_cases(world, bundle)
-    console.print("Starting Ray Serve with five replicas; this takes half a minute on two cores ...")
+    console.print("Starting Ray Serve with six replicas; this takes half a minute on two cores ...")
     url = f"http://127.0.0.1:{(port := free_port())}"
     app.start(app.local_config(bundle, catalogue), "127.0.0.1", port)
     try:
-        rows, timings = _edit_all(url, cases, console)
+        rows, masks, timings = _edit_all(url, cases, console)
         draw_sheet(rows).save(out)
         cases[0].person.save(out.with_name("person.png"))
-        cases[0].mask.save(out.with_name("mask.png"))
+        masks[0].save(out.with_name("mask.png"))
         _report(console, out, timings, cases[0])
         if keep:
             console.print(f"Still serving on {url}; Ctrl-C ends it.")
@@ -120,8 +126,11 @@ def read_cases(world: Path, bundle: Path) -> list[SheetCase]:
     return cases
 
 
-def _edit_all(url: str, cases: list[SheetCase], console: Console) -> tuple[list[SheetRow], list[dict[str, float]]]:
-    rows, timings = [], []
+def _edit_all(
+    url: str, cases: list[SheetCase], console: Console
+) -> tuple[list[SheetRow], list[Image.Image], list[dict[str, float]]]:
+    """Return a row of the sheet, the found mask and the time in each stage, for each case."""
+    rows, masks, timings = [], [], []
     with httpx.Client(base_url=url, timeout=EDIT_TIMEOUT_S) as client:
         for number, case in enumerate(cases, 1):
             console.print(f"Edit {number} of {len(cases)}: {case.prompt}")
@@ -129,21 +138,27 @@ def _edit_all(url: str, cases: list[SheetCase], console: Console) -> tuple[list[
             edited = _edit(client, case, prompt=case.prompt, num_garments=1)
             garment = edited["garments"][0]
             in_shop = client.get(f"/v1/garments/{garment['id']}/image").raise_for_status().content
-            pictures = (case.person, _veiled(case), _open(in_shop), _picture(words), _picture(edited))
+            mask = _mask(client, case, edited["category"])
+            pictures = (case.person, _veiled(case.person, mask), _open(in_shop), _picture(words), _picture(edited))
             remark = f"found: {garment['caption']} (cosine {garment['score']:.2f}); words alone: {case.kind}"
             rows.append(SheetRow(pictures, case.prompt, remark))
+            masks.append(mask)
             timings.append(edited["timings_ms"])
-    return rows, timings
+    return rows, masks, timings
 
 
 def _edit(client: httpx.Client, case: SheetCase, **fields: Any) -> dict[str, Any]:
     """Return the reply to one edit."""
-    files = {"image": png(case.person), "mask": png(case.mask)}
-    fixed = {"category": case.category, "keypoints": json.dumps(case.keypoints), "seed": EDIT_SEED}
-    reply = client.post("/v1/images/edits", files=files, data=fixed | fields)
+    reply = client.post("/v1/images/edits", files={"image": png(case.person)}, data={"seed": EDIT_SEED} | fields)
     reply.raise_for_status()
     body: dict[str, Any] = reply.json()
     return body
+
+
+def _mask(client: httpx.Client, case: SheetCase, category: str) -> Image.Image:
+    """Return the mask that an edit of the case has, white where to repaint."""
+    reply = client.post("/v1/images/masks", files={"image": png(case.person)}, data={"category": category})
+    return _open(base64.b64decode(reply.raise_for_status().json()["b64_json"]))
 
 
 def draw_sheet(rows: list[SheetRow]) -> Image.Image:
@@ -172,18 +187,17 @@ def _report(console: Console, out: Path, timings: list[dict[str, float]], case: 
         table.add_row(stage, f"{statistics.median(timing[stage] for timing in timings):.0f}")
     console.print(table)
     console.print(f"The pictures are in [bold]{out}[/bold]. Next, `make serve`, and from another terminal:")
-    fields = {"image": f"@{out.with_name('person.png')}", "mask": f"@{out.with_name('mask.png')}"}
-    fields |= {"category": case.category, "prompt": case.prompt}
+    fields = {"image": f"@{out.with_name('person.png')}", "prompt": case.prompt}
     options = " ".join(f'-F {name}="{value}"' for name, value in fields.items())
     picture = "jq -r '.data[0].b64_json' | base64 -d > edited.png"
     command = f"  curl {options} http://127.0.0.1:8000/v1/images/edits | {picture}"
     console.print(command, markup=False, soft_wrap=True, highlight=False)
 
 
-def _veiled(case: SheetCase) -> Image.Image:
+def _veiled(photo: Image.Image, mask: Image.Image) -> Image.Image:
     """Return the photo with what is to be repainted under a grey veil."""
-    veil = Image.new("RGB", case.person.size, (128, 128, 128))
-    return Image.composite(Image.blend(case.person, veil, 0.8), case.person, case.mask)
+    veil = Image.new("RGB", photo.size, (128, 128, 128))
+    return Image.composite(Image.blend(photo, veil, 0.8), photo, mask)
 
 
 def _picture(reply: dict[str, Any]) -> Image.Image:

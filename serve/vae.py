@@ -12,8 +12,9 @@ from torch import Tensor
 
 from export.runtime import Runtime
 from fashion_rag import pipeline
+from fashion_rag.person.completion import Found, complete
 from fashion_rag.pipeline import Person
-from fashion_rag.request import EditRequest
+from fashion_rag.request import CompleteRequest, EditRequest
 from serve import metrics
 from serve.batching import checked, outcomes_of, set_max_batch
 from serve.config import BatchSettings
@@ -41,18 +42,22 @@ class VAE:
     async def ping(self) -> None:
         """Return when the replica answers."""
 
-    async def encode(self, request: EditRequest) -> EncodedPerson:
-        """Return what the UNet sees of the person, and the noise that it starts from."""
+    async def encode(self, request: EditRequest, found: Found) -> EncodedPerson:
+        """Return what the UNet sees of the person, and the noise that it starts from.
+
+        found: what completes the request.
+        """
         with metrics.timed("encode") as timings_s:
-            latents, person = checked(await self._encode(request))
+            completed = await asyncio.to_thread(complete, request, found)
+            latents, person = checked(await self._encode(completed))
         return EncodedPerson(person, latents, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _encode(self, requests: list[EditRequest]) -> list[tuple[Tensor, Person] | Exception]:
+    async def _encode(self, requests: list[CompleteRequest]) -> list[tuple[Tensor, Person] | Exception]:
         return await asyncio.to_thread(outcomes_of, self._encode_all, requests)
 
     @torch.inference_mode()
-    def _encode_all(self, requests: Sequence[EditRequest]) -> list[tuple[Tensor, Person]]:
+    def _encode_all(self, requests: Sequence[CompleteRequest]) -> list[tuple[Tensor, Person]]:
         return pipeline.encode(self.vae, requests, self.manifest)
 
     async def decode(self, latents: NDArray[np.float32]) -> Decoded:

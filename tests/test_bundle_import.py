@@ -12,7 +12,9 @@ from fashion_rag import bundle_import, published
 from fashion_rag.artifacts import write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.bundle_import import import_bundle
-from fashion_rag.errors import ArtifactError
+from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.manifest import Manifest
+from fashion_rag.models.pretrained import read_unet
 from fashion_rag.weights import read_state, write_state
 from tests import tiny
 from tests.golden.golden import Golden, difference
@@ -118,6 +120,74 @@ def test_the_imported_bundle_is_the_one_that_its_parts_make(
 def test_the_manifest_says_that_the_released_weights_are_not_for_commerce(released: dict[str, Any]) -> None:
     licence = import_bundle(**released, licence="Base: CreativeML Open RAIL++-M.").manifest.licence
     assert "CC BY-NC 4.0" in licence and licence.endswith("Base: CreativeML Open RAIL++-M.")
+
+
+@pytest.fixture
+def base_only(released: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an import of the base models alone, whose UNet is in the published layout, too."""
+    torch.manual_seed(2)
+    unet = tiny.make_unet(in_channels=9)
+    write_state(Path(released["base"]) / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict())
+    return released | {"unet": None, "adapter": None}
+
+
+def test_base_models_alone_become_a_bundle_that_is_marked_as_untrained(base_only: dict[str, Any]) -> None:
+    imported = import_bundle(**base_only)
+    assert imported.manifest.untrained and Manifest.read(imported.path / "manifest.json").untrained
+    assert "CC BY-NC" not in imported.manifest.licence
+    assert imported.manifest.num_pseudo_words == 16
+    for load in (imported.load_vae, imported.load_prompt_encoder, imported.load_retrieval_encoder):
+        assert load()
+    # The adapter's inner width is four times the vision tower's, as in the paper.
+    assert json.loads((imported.path / "inversion_adapter" / "config.json").read_text()) == {
+        "hidden_dim": 64,
+        "text_width": 16,
+        "num_pseudo_words": 16,
+        "dropout": 0.5,
+    }
+
+
+def test_the_widened_base_predicts_what_the_base_did_whatever_the_pose_is(base_only: dict[str, Any]) -> None:
+    widened = import_bundle(**base_only).load_unet()
+    base = read_unet(Path(base_only["base"]) / "unet")
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 27, 16, 12, generator=generator)
+    text, t = torch.randn(2, 77, 16, generator=generator), torch.tensor([3, 800])
+    with torch.inference_mode():
+        expected = base(sample[:, :9], t, encoder_hidden_states=text).sample
+        torch.testing.assert_close(widened(sample, t, text), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_adapter_is_drawn_from_the_seed(base_only: dict[str, Any], tmp_path: Path) -> None:
+    states = []
+    for number, seed in enumerate((3, 3, 4)):
+        imported = import_bundle(**base_only | {"out": tmp_path / str(number)}, seed=seed)
+        states.append(read_state(imported.path / "inversion_adapter" / "model.safetensors"))
+    first, same, other = states
+    assert all(torch.equal(same[key], tensor) for key, tensor in first.items())
+    # Biases and weights of normalisations begin at 0 and 1 whatever the seed is.
+    assert not torch.equal(other["layers.0.weight"], first["layers.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["unet", "adapter"])
+def test_one_released_file_needs_the_other(released: dict[str, Any], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name}: got None; must be given with"):
+        import_bundle(**released | {name: None})
+
+
+def test_the_base_s_own_unet_is_fetched_only_where_it_is_needed(
+    released: dict[str, Any], base_only: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fetched = []
+
+    def snapshot_download(source: str, allow_patterns: list[str]) -> str:
+        fetched.append(allow_patterns)
+        return str(released["base"])
+
+    monkeypatch.setattr(published, "snapshot_download", snapshot_download)
+    import_bundle(**released | {"base": "some/base"})
+    import_bundle(**base_only | {"base": "some/base", "out": tmp_path / "untrained"})
+    assert ["unet/diffusion_pytorch_model.safetensors" in patterns for patterns in fetched] == [False, True]
 
 
 def test_a_parser_and_a_pose_estimator_come_along_with_their_licences(released: dict[str, Any], tmp_path: Path) -> None:

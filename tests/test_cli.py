@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 from fashion_rag.request import EditRequest, EditResult, Window
 from fashion_rag.weights import StateFile
+from serve.app import local_config, start
 from tests.person import toy
 from tests.profiles import display_p3
 
@@ -190,6 +192,34 @@ def test_bundle_check_finds_a_damaged_part(tiny_bundle: Path, tmp_path: Path) ->
     assert "vae" in result.stderr
 
 
+@pytest.fixture
+def untrained(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Return a copy of the bundle that is marked as untrained."""
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "untrained"))
+    replace(Manifest.read(bundle / "manifest.json"), untrained=True).write(bundle / "manifest.json")
+    return bundle
+
+
+def test_an_untrained_bundle_edits_only_where_that_is_wanted(
+    untrained: Path, photo: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "edited.png"
+    options = ("--category", "dresses", "--num-garments", 0, "--bundle", untrained)
+    refused = edit(photo, out, *options)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"error: {untrained}: is untrained") and refused.stderr.count("\n") == 1
+    assert not out.exists()
+    assert edit(photo, out, *options, "--untrained").exit_code == 0
+    assert out.exists()
+
+
+def test_an_untrained_bundle_is_not_served(untrained: Path, tiny_catalogue: Path) -> None:
+    config = local_config(untrained, tiny_catalogue)
+    with pytest.raises(ArtifactError, match=r"is untrained.*--untrained"):
+        start(config, "127.0.0.1", 0)
+    assert local_config(untrained, tiny_catalogue, untrained=True).untrained
+
+
 def test_search_finds_garments_of_a_built_catalogue(tiny_bundle: Path, world: Path, tmp_path: Path) -> None:
     catalogue = tmp_path / "catalogue"
     built = run("index", "build", world, "--out", catalogue, "--bundle", tiny_bundle)
@@ -257,17 +287,9 @@ def test_what_was_found_is_told(
 
     monkeypatch.setattr("fashion_rag.pipeline.Pipeline.__call__", edited)
     monkeypatch.setattr("fashion_rag.cli.edits.has_parser", lambda bundle: True)
-    arguments = (
-        "--image",
-        photo["image"],
-        "--prompt",
-        "blue jeans",
-        "--out",
-        tmp_path / "a.png",
-        "--mask-type",
-        "mask",
-    )
-    result = run("edit", *arguments, "--garment", photo["image"], "--bundle", tiny_bundle)
+    arguments = ("--image", photo["image"], "--prompt", "blue jeans", "--out", tmp_path / "a.png")
+    more = ("--mask-type", "mask", "--garment", photo["image"], "--bundle", tiny_bundle)
+    result = run("edit", *arguments, *more)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'a.png'}: category lower_body (83% sure), garments a, seed 3\n"
     assert "warning: There are two persons.\n" in result.stderr
@@ -550,7 +572,7 @@ def test_evaluate_says_what_cannot_be(world: Path, tiny_bundle: Path, tmp_path: 
         (("--server", "http://127.0.0.1:9", "--catalogue", "any"), "server: "),
         (("--num-chunks", "one"), "num_chunks: got 'one'"),
         (("--categories", "hats"), "categories: "),
-        (("--mask-from", "parser"), "mask-from: got 'parser'; must be given: the bundle has no human parser"),
+        (("--mask-from", "parser"), "mask-from: got 'parser'; must be 'given', because the bundle has no"),
     ):
         result = run("evaluate", world, *options, *wrong)
         assert result.exit_code == 2

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fashion_rag import completer
 from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.changes import GarmentAdded, GarmentDeleted
 from fashion_rag.catalogue.garments import StoredPicture
@@ -19,10 +20,11 @@ from fashion_rag.completer import Completer
 from fashion_rag.data.colour import from_srgb, to_srgb
 from fashion_rag.data.finish import finish
 from fashion_rag.data.prepare import prepare
-from fashion_rag.data.window import whole
+from fashion_rag.data.window import Box, box_of, box_round, whole
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
+from fashion_rag.person.reading import PhotoReading
 from fashion_rag.pipeline import (
     Conditioning,
     Person,
@@ -33,7 +35,7 @@ from fashion_rag.pipeline import (
     encode,
     invert,
 )
-from fashion_rag.request import CompleteRequest, EditRequest, Template
+from fashion_rag.request import CompleteRequest, EditRequest, Template, Window
 from tests.profiles import display_p3
 
 SAMPLER = NoiseSchedule(beta_schedule="scaled_linear")
@@ -123,6 +125,42 @@ def test_edits_side_by_side_do_not_touch_each_other(pipeline: Pipeline) -> None:
 )
 def test_what_a_request_asks_for_shows_in_the_picture(pipeline: Pipeline, changes: dict[str, Any]) -> None:
     assert not np.array_equal(pipeline(edit_request(**changes)).image, pipeline(edit_request()).image)
+
+
+def test_a_photo_and_a_sentence_are_enough(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    label_map = np.zeros((512, 384), np.uint8)
+    label_map[50:110, 160:220], label_map[120:300, 120:260] = 11, 4
+    reading = PhotoReading(Window(16, 40, 96, 72), label_map, np.zeros((18, 2)), num_persons=2)
+    monkeypatch.setattr(completer, "read_photos", lambda *arguments: [reading])
+    parts: Any = "parser", None, pipeline.completer.load_chooser
+    reads = replace(pipeline, completer=Completer(*parts))
+    # The garment decides on the category, because the words of tiny weights mean nothing.
+    options: dict[str, Any] = {"garment_ids": ("red-shirt",), "mask": None, "category": None, "keypoints": None}
+    request = edit_request((128, 200), **options)
+    result = reads(request)
+    assert (result.category, result.category_confidence, result.window) == ("upper_body", None, reading.window)
+    assert [warning.partition(" in ")[0] for warning in result.warnings] == ["There are 2 persons"]
+    box = box_of(result.mask != 0)
+    # The garment is in the rows 38 to 72 and the columns 62 to 89.
+    assert box is not None and box_round(box, Box(40, 64, 70, 87)) == box
+    assert np.array_equal(result.image[result.mask == 0], request.image[result.mask == 0])
+    assert (result.image[result.mask != 0] != request.image[result.mask != 0]).mean() > 0.5
+    with pytest.raises(InvalidRequest, match="mask: got None"):
+        pipeline(request)
+
+
+def test_a_window_is_edited_like_a_photo_of_its_own(pipeline: Pipeline) -> None:
+    photo = edit_request((128, 96))
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (170, 300, 3), dtype=np.uint8)
+    mask = np.zeros((170, 300), np.uint8)
+    image[30:158, 150:246], mask[30:158, 150:246] = photo.image, photo.mask
+    assert photo.keypoints is not None and photo.mask is not None
+    keypoints = np.where(photo.keypoints > 0, photo.keypoints + np.array([150, 30]), 0)
+    wide = edit_request((170, 300), image=image, mask=mask, keypoints=keypoints, window=Window(30, 150, 128, 96))
+    edited, alone = pipeline(wide).image, pipeline(photo).image
+    assert np.array_equal(edited[30:158, 150:246], alone)
+    assert np.array_equal(edited[mask == 0], image[mask == 0])
 
 
 @pytest.mark.parametrize("size", [(64, 48), (100, 100), (37, 211)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest, Shortcuts, Solver, Template
+from fashion_rag.request import MAX_PROMPT_CHARS, EditRequest, Shortcuts, Solver, Template, Window
 
 IMAGE = np.zeros((32, 24, 3), np.uint8)
 MASK = np.ones((32, 24), np.uint8)
@@ -31,6 +31,11 @@ def request(**changes: Any) -> EditRequest:
         ("keypoints", {"keypoints": np.full((18, 2), np.nan)}),
         ("keypoints", {"keypoints": np.full((18, 2), -np.inf)}),
         ("keypoints", {"keypoints": np.full((18, 2), 1e300)}),
+        ("window", {"window": Window(32, 0, 32, 24)}),
+        ("window", {"window": Window(0, -24, 32, 24)}),
+        ("window", {"window": Window(0, 0, 0, 24)}),
+        ("window", {"window": Window(0, 0, 32.5, 24)}),  # type: ignore[arg-type]
+        ("mask_type", {"mask_type": "circle"}),
         ("num_garments", {"num_garments": 4}),
         ("num_garments", {"num_garments": -1}),
         ("num_garments", {"num_garments": True}),
@@ -57,6 +62,7 @@ def test_what_breaks_a_rule_is_refused_by_name(field: str, changes: dict[str, An
 
 def test_the_edges_are_allowed() -> None:
     request(seed=0, num_inference_steps=1, guidance_scale=0.0, num_garments=0)
+    request(window=Window(-500, 23, 501, 900))
     request(seed=2**63 - 1, num_inference_steps=1000, guidance_scale=50.0, num_garments=3)
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
+from fashion_rag.person.completion import CategoryChoice, find
 from fashion_rag.provenance import provenance, write_result
 from serve.bench import drawn, measure, mix
 from serve.bench.load import EditOutcome
@@ -133,8 +134,9 @@ def own_work() -> tuple[list[float], list[float]]:
     for _ in range(20):
         start = time.perf_counter()
         (request,) = edit_requests(form, manifest(), IngressSettings(), "measured", time.time())
+        found = find(request, CategoryChoice(edit.category), manifest().image_size, None)
         middle = time.perf_counter()
-        edit_reply(form, [np.asarray(request.image)], [0], [], {}).model_dump()
+        edit_reply(form, [np.asarray(request.image)], [0], [], found, {}).model_dump()
         parse.append(middle - start)
         reply.append(time.perf_counter() - middle)
     return parse, reply

@@ -64,6 +64,9 @@ BundleOption = Annotated[
 CatalogueOption = Annotated[str, typer.Option("--catalogue", help="Folder or URL written by `index build`.")]
 DeviceOption = Annotated[str, typer.Option(help="Where PyTorch runs: cpu, cuda, cuda:1, ...")]
 CategoryOption = Annotated[str, typer.Option(help="dresses, upper_body or lower_body.")]
+UntrainedOption = Annotated[
+    bool, typer.Option("--untrained", help="Use a bundle that is marked as untrained, whose edits are noise.")
+]
 BackendOption = Annotated[
     Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
     typer.Option(

@@ -24,9 +24,16 @@ export = typer.Typer(no_args_is_help=True, help="A bundle's networks without PyT
 
 @commands.command("import")
 def bundle_import(
-    unet: Annotated[Path, typer.Option(help="Released UNet, unet_120000.pth.")],
-    adapter: Annotated[Path, typer.Option(help="Released inversion adapter, inversion_adapter_120000.pth.")],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    unet: Annotated[
+        Path | None, typer.Option(help="Released UNet, unet_120000.pth.", show_default="the base's, to be trained")
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Released inversion adapter, inversion_adapter_120000.pth.", show_default="a new one, to be trained"
+        ),
+    ] = None,
     base: Annotated[
         str, typer.Option(help="Stable Diffusion 2 inpainting: a folder, or an id on the Hugging Face hub.")
     ] = "sd2-community/stable-diffusion-2-inpainting",
@@ -43,9 +50,10 @@ def bundle_import(
     pose: Annotated[str, typer.Option(help=POSE_HELP)] = "usyd-community/vitpose-base-simple",
     no_pose: Annotated[bool, typer.Option("--no-pose", help="Leave out the pose estimator.")] = False,
     name: Annotated[str, typer.Option(help="What the bundle calls itself.")] = "fashion-rag",
+    seed: Annotated[int, typer.Option(help="Draws the weights of a new adapter.")] = 0,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="How weights are stored.")] = "float32",
 ) -> None:
-    """Make a bundle of the weights released with the paper; about 15 GB of memory."""
+    """Make a bundle of the weights released with the paper, or one to train; about 15 GB of memory."""
     check_file("unet", unet)
     check_file("adapter", adapter)
     check_out_folder("out", out)
@@ -64,6 +72,7 @@ def bundle_import(
         pose=None if no_parser or no_pose else pose,
         out=out,
         name=name,
+        seed=seed,
         dtype=getattr(torch, dtype),
     )
     _say_licence(out, bundle)

@@ -15,6 +15,7 @@ from fashion_rag.cli.base import (
     GuidanceStartOption,
     GuidedOption,
     SolverOption,
+    UntrainedOption,
     guided_part,
     progress,
 )
@@ -81,6 +82,7 @@ def edit(
     cache_interval: CacheIntervalOption = PLAIN.cache_interval,
     device: DeviceOption = "cpu",
     bundle: BundleOption = DEMO_BUNDLE,
+    untrained: UntrainedOption = False,
 ) -> None:
     """Edit one photo here, without a server. A photo and a prompt are enough if the bundle has a human parser."""
     garments = garment or []
@@ -99,6 +101,7 @@ def edit(
         "cache_interval": cache_interval,
     } | guided_part(guided, guidance_start, guidance_end)
     manifest = check_bundle(bundle)
+    manifest.check_trained(bundle, untrained)
     sampling = resolve_sampling(sampling_options, manifest)
     if num_garments is None:
         num_garments = 1 if catalogue else 0

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fashion_rag.cli.base import BackendOption, CompiledOption, load_progress, numbers, progress, start_progress
+from fashion_rag.cli.base import (
+    BackendOption,
+    CompiledOption,
+    UntrainedOption,
+    load_progress,
+    numbers,
+    progress,
+    start_progress,
+)
 from fashion_rag.cli.checks import (
     check_bundle,
     check_catalogue,
@@ -58,6 +66,7 @@ def serve(
     deadline_s: Annotated[
         float | None, typer.Option(help="Seconds that an edit may take at most.", show_default="300")
     ] = None,
+    untrained: UntrainedOption = False,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
     for option, path in (("config", config), ("api-keys", api_keys), ("catalogue-keys", catalogue_keys)):
@@ -73,6 +82,7 @@ def serve(
     given: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path}
     given |= {"allow_origins": allow_origin, "backend": backend, "precision": precision, "num_threads": threads}
     given |= {
+        "untrained": untrained or None,
         "denoiser": None if max_rows is None else {"max_rows": max_rows},
         "ingress": None if deadline_s is None else {"deadline_s": deadline_s},
     }

@@ -148,21 +148,14 @@ def open_image(data: bytes | Path, *, field: str = "image", max_pixels: int = MA
     return to_srgb(_on_white(image), icc_profile)
 
 
-def open_mask(
-    data: bytes | Path, size: tuple[int, int] | None = None, *, field: str = "mask", max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Return the uploaded mask as uint8 [H, W], 1 = repaint, resized to `size` if that is given.
+def open_mask(data: bytes | Path, *, field: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the uploaded mask as uint8 [H, W], 1 = repaint. It is judged at its own size, which is to be the photo's.
 
     The part to repaint is white or transparent; `uploaded_mask` has the rules. Raises InvalidRequest as `open_image`
-    does, and for a mask that marks nothing or is unclear.
+    does, and for a mask that marks nothing, is unclear, or is a picture in many levels of grey.
     """
     image, _ = _decode(data, field, max_pixels, has_colours=False)
-    mask = marked(image, field)
-    if size is not None:
-        mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-        if not mask.any():
-            raise InvalidRequest(field, "nothing marked", f"must still mark something at the size {size}")
-    return mask
+    return marked(image, field)
 
 
 def paste_outside(

@@ -15,6 +15,9 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from fashion_rag.data.image import vision_pixels
 
+# A new adapter's inner width as a multiple of the vision tower's; in the paper they are 5120 and 1280.
+HIDDEN_RATIO = 4
+
 
 class InversionAdapter(nn.Module):
     """The network from a garment's patch features to the token embeddings of its pseudo-words.
@@ -57,6 +60,23 @@ class InversionAdapter(nn.Module):
         words: Tensor = self.layers(self.post_layernorm(hidden[:, 0]))
         words = words.unflatten(1, (self.num_pseudo_words, -1))
         return words.float()
+
+
+def new_adapter_sizes(vision_config: CLIPVisionConfig, text_width: int, num_pseudo_words: int) -> dict[str, int]:
+    """Return the sizes of a new adapter, as arguments of InversionAdapter."""
+    hidden_dim = HIDDEN_RATIO * vision_config.hidden_size
+    return {"hidden_dim": hidden_dim, "text_width": text_width, "num_pseudo_words": num_pseudo_words}
+
+
+def new_adapter(vision_config: CLIPVisionConfig, text_width: int, num_pseudo_words: int, seed: int) -> InversionAdapter:
+    """Return an adapter that is not trained yet.
+
+    Every layer has the random weights that PyTorch gives it by default, drawn from `seed`. The state of PyTorch's own
+    generator is left as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return InversionAdapter(vision_config, **new_adapter_sizes(vision_config, text_width, num_pseudo_words))
 
 
 class GarmentNetwork(nn.Module):

@@ -50,8 +50,9 @@ def disc(shape: tuple[int, ...], centre: Point, radius: float) -> Area:
 
 
 def hull(shape: tuple[int, ...], points: list[Point]) -> Area:
-    """Return the smallest convex area with all the points in it. Four points are its use: it tries every triangle."""
+    """Return the smallest convex area that holds all the points, of which there should be few."""
     area = empty(shape)
+    # It is made of all the triangles that the points form.
     for corners in combinations(points, 3):
         stacked = np.stack(corners)
         part = _part(shape, stacked.min(axis=0), stacked.max(axis=0))

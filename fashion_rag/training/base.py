@@ -14,13 +14,10 @@ from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, writ
 from fashion_rag.atomic_files import written_aside
 from fashion_rag.bundle import WEIGHTS, Bundle
 from fashion_rag.manifest import Manifest
-from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.adapter import InversionAdapter, new_adapter, new_adapter_sizes
 from fashion_rag.models.pretrained import CONFIG_FILE, read_adapter, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
 from fashion_rag.weights import hollow, no_keys, write_state
-
-# The adapter's inner width as a multiple of the vision tower's; in the paper they are 5120 and 1280.
-HIDDEN_RATIO = 4
 
 
 def open_base(path: Path, work: Path, seed: int) -> Bundle:
@@ -61,29 +58,24 @@ def adapter_of(path: Path) -> InversionAdapter:
     if (path / "inversion_adapter").exists():
         return read_adapter(path / "inversion_adapter", vision_config, wanted=no_keys)
     with hollow():
-        return InversionAdapter(vision_config, **_new_adapter_sizes(path, vision_config))
+        return InversionAdapter(vision_config, **new_adapter_sizes(vision_config, *_text_sizes(path)))
 
 
 def _vision_config(path: Path) -> CLIPVisionConfig:
     return read_vision_encoder(path / "vision_encoder", wanted=no_keys).config
 
 
-def _new_adapter_sizes(path: Path, vision_config: CLIPVisionConfig) -> dict[str, int]:
-    return {
-        "hidden_dim": HIDDEN_RATIO * vision_config.hidden_size,
-        "text_width": read_config(path / "text_encoder" / CONFIG_FILE)["hidden_size"],
-        "num_pseudo_words": Manifest.read(path / MANIFEST_FILE).num_pseudo_words,
-    }
+def _text_sizes(path: Path) -> tuple[int, int]:
+    """Return the text width and the number of pseudo-words of the bundle in `path`."""
+    text_width: int = read_config(path / "text_encoder" / CONFIG_FILE)["hidden_size"]
+    return text_width, Manifest.read(path / MANIFEST_FILE).num_pseudo_words
 
 
 def _write_new_adapter(folder: Path, seed: int) -> None:
-    vision_config = _vision_config(folder)
-    sizes = _new_adapter_sizes(folder, vision_config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = InversionAdapter(vision_config, **sizes)
+    vision_config, text_sizes = _vision_config(folder), _text_sizes(folder)
+    adapter = new_adapter(vision_config, *text_sizes, seed)
     (folder / "inversion_adapter").mkdir()
-    write_json(folder / "inversion_adapter" / CONFIG_FILE, sizes)
+    write_json(folder / "inversion_adapter" / CONFIG_FILE, new_adapter_sizes(vision_config, *text_sizes))
     write_state(folder / "inversion_adapter" / WEIGHTS["inversion_adapter"], adapter.state_dict())
 
 
@@ -102,5 +94,5 @@ def write_trained(
             state = network.state_dict()
             trained = {full.removeprefix(key): tensor for full, tensor in state.items() if full.startswith(key)}
             write_state(new / part / WEIGHTS[part], trained, dtype)
-        dataclasses.replace(base.manifest, name=name).write(new / MANIFEST_FILE)
+        dataclasses.replace(base.manifest, name=name, untrained=False).write(new / MANIFEST_FILE)
     return Bundle.open(out)

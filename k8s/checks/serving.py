@@ -15,7 +15,7 @@ from serve.config_file import Graph
 # The longest name of a RayService.
 MAX_NAME = 47
 # The settings in ServeConfig that each deployment reads in its `reconfigure`.
-SETTINGS = {name: name.lower() for name in ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE")}
+SETTINGS = {name: name.lower() for name in ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE")}
 
 
 def check(overlay: Overlay) -> list[str]:

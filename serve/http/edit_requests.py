@@ -1,4 +1,4 @@
-"""Makes edits and garments, with decoded and checked pictures, of forms.
+"""Makes of forms what they ask for: edits, masks and garments, with decoded and checked pictures.
 
 The ingress calls it, and so do the servers that the benchmarks compare with.
 """
@@ -23,23 +23,31 @@ from fashion_rag.manifest import Manifest
 from fashion_rag.request import EditRequest
 from fashion_rag.sampling import NO_PRESET, SAMPLING_OPTIONS, Preset, resolve_sampling
 from serve.config import IngressSettings
-from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, OutputFormat
+from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, MaskForm, OutputFormat
 
 MAX_SIDE = 4096
 # The largest side of a picture that each file format can hold.
 MAX_FILE_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 SHAPE_TOLERANCE = 0.02
+# Stands for the words of a request that has none.
+NO_WORDS = "a garment"
 # Every JSON reader can hold a seed of this range as a whole number.
 RANDOM_SEEDS = 2**32
 
 
 def edit_requests(
-    form: EditForm, manifest: Manifest, settings: IngressSettings, request_id: str, arrived: float
+    form: EditForm,
+    manifest: Manifest,
+    settings: IngressSettings,
+    request_id: str,
+    arrived: float,
+    finds_masks: bool = False,
 ) -> list[EditRequest]:
     """Return the `n` edits that a form asks for, in the size that their pictures are to have.
 
     The edits share pictures, and their seeds follow each other. With several, request ids end in -0, -1, and so on.
-    arrived: when the request came, in Unix time; the deadline counts from then. Decodes pictures, so keep it off an
+    arrived: when the request came, in Unix time; the deadline counts from then. finds_masks: whether the server finds
+    the mask of a photo that comes without. Decodes pictures, so keep it off an
     event loop. Raises InvalidRequest, naming the form's field.
     """
     if form.model not in (None, manifest.name):
@@ -54,7 +62,8 @@ def edit_requests(
     seed = secrets.randbelow(RANDOM_SEEDS) if form.seed is None else form.seed
     edit = EditRequest(
         image=photo.pixels,
-        mask=_mask(form, photo, settings.max_pixels),
+        mask=_mask(form, photo, settings.max_pixels, finds_masks),
+        mask_type=form.mask_type,
         prompt=form.prompt,
         category=form.category,
         keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
@@ -102,12 +111,34 @@ def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
     return presets[name]
 
 
-def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int) -> NDArray[np.uint8]:
-    """Return the mask in the form, else the transparent part of the photo. Raises InvalidRequest without both."""
+def mask_request(form: MaskForm, settings: IngressSettings, request_id: str, arrived: float) -> EditRequest:
+    """Return the edit whose mask a form asks for. Its words are of no account where the form has none.
+
+    Arguments and errors are those of `edit_requests`.
+    """
+    photo = open_photo(form.image, max_pixels=settings.max_pixels)
+    size = (photo.pixels.shape[0], photo.pixels.shape[1])
+    return EditRequest(
+        image=photo.pixels,
+        prompt=form.prompt or NO_WORDS,
+        category=form.category,
+        keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, size),
+        mask_type=form.mask_type,
+        icc_profile=photo.icc_profile,
+        deadline_unix_s=arrived + settings.deadline_s,
+        request_id=request_id,
+    )
+
+
+def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int, finds_masks: bool) -> NDArray[np.uint8] | None:
+    """Return the mask in the form, else the transparent part of the photo, else None.
+
+    Raises InvalidRequest instead of returning None where the server finds no masks.
+    """
     if form.mask is not None:
         return open_mask(form.mask, max_pixels=max_pixels)
-    if photo.hole is None:
-        rule = "must be given, unless the photo is transparent where to repaint"
+    if photo.hole is None and not finds_masks:
+        rule = "must be given, unless the photo is transparent where to repaint: this server's model finds no masks"
         raise InvalidRequest("mask", None, rule, "missing_required_parameter")
     return photo.hole
 
@@ -142,6 +173,11 @@ def _resized(edit: EditRequest, size: tuple[int, int]) -> EditRequest:
     return replace(
         edit,
         image=np.asarray(Image.fromarray(edit.image).resize((width, height), Image.Resampling.LANCZOS)),
-        mask=np.asarray(Image.fromarray(edit.mask).resize((width, height), Image.Resampling.NEAREST)),
+        mask=None if edit.mask is None else _resized_mask(edit.mask, size),
         keypoints=None if edit.keypoints is None else scale_keypoints(edit.keypoints, from_size, size),
     )
+
+
+def _resized_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = size
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -18,6 +18,7 @@ from fashion_rag.request import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_STEPS,
+    MaskType,
     Solver,
     Template,
 )
@@ -59,7 +60,7 @@ class EditForm(BaseModel):
         None,
         repr=False,
         description="White where to repaint, or transparent; of the photo's size. Without it, the photo is repainted "
-        "where it is transparent.",
+        "where it is transparent, or else where the garment of the category is found.",
     )
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to wear.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures, of seeds that follow each other.")
@@ -87,7 +88,12 @@ class EditForm(BaseModel):
     user: str | None = Field(None, max_length=256, description="A name for the server's log.")
     safety_identifier: str | None = Field(None, max_length=256, description="The same, and comes before `user`.")
 
-    category: Category
+    category: Category | None = Field(
+        None, description="Of the garment; where left out, that of the named garments, or else the one of the prompt."
+    )
+    mask_type: MaskType = Field(
+        "bounding_box", description="Whether a mask that is found fills a box or follows the garment."
+    )
     garment_ids: list[Annotated[str, Field(min_length=1)]] = Field(
         [], max_length=MAX_GARMENTS, description="Garments to use instead of searching."
     )
@@ -99,7 +105,9 @@ class EditForm(BaseModel):
         None, ge=1, le=MAX_CHUNKS, description="Search with so many of the prompt's parts between commas."
     )
     keypoints: str | None = Field(
-        None, description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent."
+        None,
+        description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent; where left out, "
+        "they are found.",
     )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="The same seed gives the same picture; drawn if left out."
@@ -145,6 +153,24 @@ class EditForm(BaseModel):
             rule = f"must be {QUALITY_PRESETS[self.quality]!r}, or left out, with quality={self.quality}"
             raise InvalidRequest("preset", self.preset, rule)
         return self
+
+
+class MaskForm(BaseModel):
+    """The fields of POST /v1/images/masks. Any other field is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: bytes = Field(repr=False, description="The photo.")
+    prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARS, description="What to wear, by which the category is chosen."
+    )
+    category: Category | None = Field(
+        None, description="Of the garment to repaint; without prompt too, that of the largest garment that is worn."
+    )
+    mask_type: MaskType = Field("bounding_box", description="Whether the mask fills a box or follows the garment.")
+    keypoints: str | None = Field(
+        None, description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, to be used as they are."
+    )
 
 
 class GarmentForm(BaseModel):

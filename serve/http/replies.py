@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, computed_field
 
+from fashion_rag.person.completion import Found
 from serve.http.forms import EditForm, OutputFormat, Quality
 
 # The levels go to 9. Level 1 is two and a half times as fast as the usual 6, for a photo that is a sixth larger.
@@ -36,7 +37,19 @@ class GarmentUsed(BaseModel):
     caption: str
 
 
-class EditReply(BaseModel):
+class WhatWasFound(BaseModel):
+    """What was found for a request that left it open.
+
+    `category_confidence` is from 0 to 1, or null where the caller or a named garment decided. `warnings` are sentences
+    for the caller about the photo.
+    """
+
+    category: str
+    category_confidence: float | None
+    warnings: list[str]
+
+
+class EditReply(WhatWasFound):
     """The reply to an edit. `size` is WIDTHxHEIGHT, and `seed` is the seed of the first picture."""
 
     created: int
@@ -68,7 +81,7 @@ class PartialImage(StreamEvent):
     num_steps: int
 
 
-class EditCompleted(StreamEvent):
+class EditCompleted(StreamEvent, WhatWasFound):
     """The finished picture, which ends a stream."""
 
     type: Literal["image_edit.completed"] = "image_edit.completed"
@@ -150,6 +163,7 @@ def edit_reply(
     pictures: Sequence[NDArray[np.uint8]],
     seeds: Sequence[int],
     garments: Sequence[GarmentUsed],
+    found: Found,
     timings_s: dict[str, float],
     icc_profile: bytes | None = None,
 ) -> EditReply:
@@ -162,10 +176,11 @@ def edit_reply(
         created=int(time.time()),
         data=[ImageData(b64_json=text, seed=seed) for text, seed in zip(encoded, seeds, strict=True)],
         output_format=form.output_format,
-        size=_size(pictures[0]),
+        size=size_text(pictures[0]),
         garments=list(garments),
         seed=seeds[0],
         timings_ms=_milliseconds(timings_s),
+        **found_fields(found),
     )
 
 
@@ -187,14 +202,18 @@ def edit_completed(
     form: EditForm,
     pixels: NDArray[np.uint8],
     garments: Sequence[GarmentUsed],
+    found: Found,
     seed: int,
     timings_s: dict[str, float],
     icc_profile: bytes | None = None,
 ) -> EditCompleted:
     """Return the event for the finished picture, uint8 [H, W, 3]. Encodes it, so keep it off an event loop."""
-    timings_ms = _milliseconds(timings_s)
     return EditCompleted(
-        **_event_fields(form, pixels, icc_profile), garments=list(garments), seed=seed, timings_ms=timings_ms
+        **_event_fields(form, pixels, icc_profile),
+        garments=list(garments),
+        seed=seed,
+        timings_ms=_milliseconds(timings_s),
+        **found_fields(found),
     )
 
 
@@ -207,7 +226,7 @@ def sse(event: str, payload: BaseModel) -> bytes:
 def encode_picture(
     pixels: NDArray[np.uint8], output_format: OutputFormat, output_compression: int, icc_profile: bytes | None = None
 ) -> str:
-    """Return the picture, uint8 [H, W, 3], as a file of this format in base64.
+    """Return the picture, uint8 [H, W, 3] or [H, W], as a file of this format in base64.
 
     output_compression: 0 to 100, which is the best quality. icc_profile: is put into the file; None = sRGB.
     """
@@ -226,13 +245,20 @@ def _event_fields(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes 
     return {
         "b64_json": encode_picture(pixels, form.output_format, form.output_compression, icc_profile),
         "created_at": int(time.time()),
-        "size": _size(pixels),
+        "size": size_text(pixels),
         "quality": form.quality,
         "output_format": form.output_format,
     }
 
 
-def _size(pixels: NDArray[np.uint8]) -> str:
+def found_fields(found: Found) -> dict[str, Any]:
+    """Return the fields of WhatWasFound."""
+    choice = found.choice
+    confidence = None if choice.confidence is None else round(choice.confidence, 3)
+    return {"category": choice.category, "category_confidence": confidence, "warnings": list(found.warnings)}
+
+
+def size_text(pixels: NDArray[np.uint8]) -> str:
     """Return the size of a picture as WIDTHxHEIGHT."""
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 

@@ -134,7 +134,8 @@ def test_a_garment_picture_of_another_shape_keeps_its_shape(height, width):
     scale = min(64 / height, 48 / width)
     assert abs((bottom - top) - scale * (height - 2)) <= 2 and abs((right - left) - scale * (width - 2)) <= 2
     assert abs((top + bottom) - 64) <= 2 and abs((left + right) - 48) <= 2
-    assert (picture[[0, -1]] == (200, 210, 220)).all() or (picture[:, [0, -1]] == (200, 210, 220)).all()
+    above, beside = (64 - round(height * scale)) // 2, (48 - round(width * scale)) // 2
+    assert (picture[:above] == (200, 210, 220)).all() and (picture[:, :beside] == (200, 210, 220)).all()
 
 
 def test_a_border_has_the_commonest_colour_of_the_edge():
@@ -388,21 +389,9 @@ def test_a_mask_is_read_without_a_look_at_its_profile():
     np.testing.assert_array_equal(open_mask(encoded(Image.fromarray(drawn), icc_profile=linear_grey())), drawn == 200)
 
 
-def test_a_mask_is_scaled_without_grey():
-    drawn = np.zeros((20, 30), np.uint8)
-    drawn[:10] = 255
-    mask = open_mask(encoded(Image.fromarray(drawn)), (40, 90))
-    assert mask.shape == (40, 90) and mask.flags.writeable
-    assert (mask[:20] == 1).all() and (mask[20:] == 0).all()
-
-
 def test_a_mask_that_marks_nothing_is_refused():
     with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
         open_mask(encoded(Image.new("L", (20, 20))), field="selection")
-    spot = np.zeros((60, 60), np.uint8)
-    spot[0, 0] = 255
-    with pytest.raises(InvalidRequest, match="selection: got 'nothing marked'"):
-        open_mask(encoded(Image.fromarray(spot)), (20, 20), field="selection")
 
 
 # Pasting back

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +137,20 @@ def test_the_pose_of_a_window_has_the_points_that_are_in_it() -> None:
     peak = int(pose_map[1].flatten().argmax())
     assert (peak // 48, peak % 48) == (32, 24)
     assert not pose_map[2].any()
+
+
+def test_only_the_window_of_a_large_photo_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    from_array = Image.fromarray
+
+    def counting(pixels: Any, *arguments: Any) -> Image.Image:
+        copied.append(pixels.nbytes)
+        return from_array(pixels, *arguments)
+
+    asked = request((3000, 4000), Window(100, 200, 128, 96), image=np.zeros((3000, 4000, 3), np.uint8))
+    monkeypatch.setattr(Image, "fromarray", counting)
+    prepare(asked, MANIFEST)
+    assert max(copied) == 128 * 96 * 3
 
 
 def test_beyond_the_photo_photo_and_mask_are_continued() -> None:

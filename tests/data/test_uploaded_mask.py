@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
 
 from fashion_rag.data.image import open_mask
 from fashion_rag.errors import InvalidRequest
@@ -134,3 +136,66 @@ def test_a_mask_that_is_translucent_and_nowhere_transparent_marks_nothing(colour
     image.putalpha(Image.fromarray(alpha))
     with pytest.raises(InvalidRequest, match="nothing marked"):
         open_mask(encoded(image))
+
+
+# Masks of many levels
+
+
+@st.composite
+def drawn_masks(draw: st.DrawFn) -> Image.Image:
+    """Return a mask of one to three shapes that have at least a sixth of the sides, and perhaps a thin line."""
+    width, height = draw(st.integers(60, 700)), draw(st.integers(60, 700))
+    image = Image.new("L", (width, height))
+    canvas = ImageDraw.Draw(image)
+    for _ in range(draw(st.integers(1, 3))):
+        left, top = draw(st.integers(0, width * 5 // 6)), draw(st.integers(0, height * 5 // 6))
+        box = (left, top, left + draw(st.integers(width // 6, width)), top + draw(st.integers(height // 6, height)))
+        canvas.ellipse(box, 255) if draw(st.booleans()) else canvas.rectangle(box, 255)
+    if draw(st.booleans()):
+        canvas.line([(0, draw(st.integers(0, height))), (width, draw(st.integers(0, height)))], 255, 1)
+    return image.point(lambda level: 255 - level) if draw(st.booleans()) else image
+
+
+@settings(deadline=None)
+@given(drawn_masks(), st.floats(0, 0.03), st.sampled_from([None, 10, 40, 90]))
+def test_soft_edges_and_compression_are_cut_at_one_half(image: Image.Image, blur: float, quality: int | None) -> None:
+    soft = image.filter(ImageFilter.GaussianBlur(blur * min(image.size)))
+    data = encoded(soft) if quality is None else encoded(soft, "JPEG", quality=quality)
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = np.asarray(stored.convert("L")) >= 128
+    if expected.any():
+        np.testing.assert_array_equal(open_mask(data), expected)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(60, 500), st.integers(60, 500), st.floats(1, 40))
+def test_a_grey_picture_is_refused(seed: int, width: int, height: int, roughness: float) -> None:
+    size = (max(2, int(width / roughness)), max(2, int(height / roughness)))
+    coarse = np.random.default_rng(seed).integers(0, 256, size[::-1], dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    assume((np.asarray(picture) >= 128).any())
+    # So few coarse pixels may happen to look like a mask with very soft edges.
+    assume(coarse.size >= 100)
+    with pytest.raises(InvalidRequest, match=r"selection: got 'a picture in many levels of grey.*soft edges at most"):
+        open_mask(encoded(picture), field="selection")
+
+
+def test_a_photo_and_a_gradient_are_refused() -> None:
+    gradient = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
+    for pixels in (photo(), photo() // 2, 127 + photo() // 2, gradient):
+        for format in ("PNG", "JPEG"):
+            with pytest.raises(InvalidRequest, match="many levels of grey"):
+                open_mask(encoded(Image.fromarray(pixels), format))
+
+
+@pytest.mark.parametrize(("black", "white"), [(0, 255), (0, 160), (100, 200), (127, 128)])
+def test_any_two_levels_are_black_and_white(black: int, white: int) -> None:
+    mask = Image.fromarray(np.where(spot(), white, black).astype(np.uint8))
+    np.testing.assert_array_equal(open_mask(encoded(mask)), spot())
+
+
+def test_thin_lines_and_single_pixels_are_marked_in_large_masks() -> None:
+    pixels = np.zeros((3000, 2000), np.uint8)
+    pixels[::50] = 255
+    pixels[7, 7] = 255
+    np.testing.assert_array_equal(open_mask(encoded(Image.fromarray(pixels))), pixels == 255)

@@ -154,7 +154,7 @@ def test_null_and_left_out_are_alike() -> None:
 CAPACITY_FAULTS: dict[str, tuple[Break, str]] = {
     "more GPU than a pod has": (deployment("Denoiser", ray_actor_options={"num_gpus": 2}), "Denoiser: no worker group"),
     "more CPU": (deployment("VAE", ray_actor_options={"num_cpus": 7}), "VAE: no worker group has 7 CPUs"),
-    "more memory": (deployment("VAE", ray_actor_options={"memory": 25 * 1024**3}), "VAE: no worker group"),
+    "more memory": (deployment("VAE", ray_actor_options={"memory": 27 * 1024**3}), "VAE: no worker group"),
     "a label that no group has": (
         deployment("Retriever", ray_actor_options={"label_selector": {"pool": "big"}}),
         "Retriever: no worker group has 1 CPUs, 0 GPUs, 3.0 GiB and labels {'pool': 'big'}",

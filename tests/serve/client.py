@@ -100,7 +100,9 @@ def empty(num_edits: int, _: int) -> bool:
 def exported() -> str:
     """Return the metrics of this node, as Prometheus would read them."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
-    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+    return httpx.get(
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=PATIENCE_S
+    ).text
 
 
 def total(text: str, name: str, **tags: str) -> float:

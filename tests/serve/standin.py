@@ -1,4 +1,8 @@
-"""Serves the real routes and error table without Ray, in front of stages that answer at once."""
+"""Serves the real routes and error table without Ray, in front of stages that answer at once.
+
+The bundle has a human parser, which sees a dress in the upper half of every photo
+that is not all black.
+"""
 
 import asyncio
 import contextlib
@@ -16,17 +20,23 @@ import uvicorn
 from fashion_rag.catalogue.table import GarmentRow, check_id
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import CATEGORIES
+from fashion_rag.person.completion import CategoryChoice, find
+from fashion_rag.person.labels import CLASSES
+from fashion_rag.person.reading import PhotoReading
+from fashion_rag.request import CATEGORIES, EditRequest, Window
 from serve.config import IngressSettings, ServeConfig
 from serve.edits import EditRunner
 from serve.http.admission import Admission
 from serve.http.replies import GarmentFound, GarmentUsed
 from serve.ingress import Ingress, api
-from serve.messages import Admitted, Decoded, Denoised, Job, Partial, Prepared
+from serve.masks import MaskFinder
+from serve.messages import Admitted, Chosen, Decoded, Denoised, Job, Partial, Prepared
 from serve.ports import free_port
 from serve.proxy.replay import Replay
 
 MODEL = "tiny/model"
+IMAGE_SIZE = (64, 48)
+CHOICE = CategoryChoice("dresses", 0.75)
 
 
 class Answer:
@@ -72,6 +82,9 @@ class Retriever:
     async def ping(self) -> None:
         pass
 
+    async def choose(self, request: EditRequest) -> Chosen:
+        return Chosen(CHOICE, {})
+
     async def search(self, like: object, category: str, k: int, attributes: dict[str, list[str]]) -> list[GarmentFound]:
         if category not in CATEGORIES:
             raise InvalidRequest("category", category, f"must be one of {', '.join(CATEGORIES)}")
@@ -113,29 +126,44 @@ class Others:
 
     async def denoise(self, job: Job) -> AsyncGenerator[Any, None]:
         yield Admitted()
-        yield Prepared()
+        # What stands for shared memory is the request itself.
+        request: Any = job.request
+        found = job.found
+        if found is None:
+            reading = await self.read(request) if job.is_read else None
+            found = find(request, job.choice or CHOICE, IMAGE_SIZE, reading)
+        yield Prepared(found)
         for step in sorted(job.preview_steps):
             yield Partial(step, job.num_inference_steps, np.zeros((8, 6, 3), np.uint8))
         yield Denoised(torch.zeros(1, 4, 8, 6), (GarmentUsed(id="red-dress", score=0.5, caption=""),), {})
+
+    async def read(self, request: EditRequest) -> PhotoReading:
+        label_map = np.zeros((512, 384), np.uint8)
+        if request.image.any():
+            label_map[:256] = CLASSES.index("dress")
+        window = Window(0, 0, *request.image.shape[:2])
+        return PhotoReading(window, label_map, None, int(label_map.any()))
 
     async def decode(self, latents: torch.Tensor) -> Decoded:
         return Decoded(np.zeros((64, 48, 3), np.uint8), {"decode": 0.1})
 
 
 @contextlib.contextmanager
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def served(monkeypatch: pytest.MonkeyPatch, has_parser: bool = True) -> Iterator[str]:
     """Serve the routes on a free port while the block runs; yield the URL."""
     # Serve wraps the class, and this is the class itself.
     written = Ingress.func_or_class.__mro__[1]
     ingress: Any = object.__new__(written)
-    ingress.manifest = Manifest(MODEL, image_size=(64, 48), num_inference_steps=4)
+    ingress.manifest = Manifest(MODEL, image_size=IMAGE_SIZE, num_inference_steps=4)
     ingress.keys, ingress.editors = None, SimpleNamespace(check=lambda header: "editor")
     ingress.config = ServeConfig("bundle", "catalogue")
     ingress.admission = Admission(IngressSettings())
     others = Stage(Others())
     ingress.retriever = Stage(Retriever())
     ingress.conditioner = others
-    ingress.edits = EditRunner(others, others)
+    ingress.finds_masks = has_parser
+    ingress.edits = EditRunner(others, others, IMAGE_SIZE, has_parser)
+    ingress.masks = MaskFinder(others, ingress.retriever, IMAGE_SIZE)
     ingress.stages = {"retriever": ingress.retriever, "denoiser": others, "vae": others}
     ingress.warned = False
     ingress.created = int(time.time())

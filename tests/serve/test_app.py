@@ -31,8 +31,8 @@ MANY_STEPS = 900
 @contextmanager
 def another_ingress(url: str, config: ServeConfig) -> Iterator[str]:
     """Run an ingress with another configuration for the same stages during the block; yield its URL."""
-    names = {"retriever": "Retriever", "conditioner": "Conditioner", "denoiser": "Denoiser", "vae": "VAE"}
-    stages = {stage: ray_serve.get_deployment_handle(name, app.APP_NAME) for stage, name in names.items()}
+    names = [name for name in app.LOADS if name != "Ingress"]
+    stages = {name.lower(): ray_serve.get_deployment_handle(name, app.APP_NAME) for name in names}
     ingress = Ingress.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
     ray_serve.run(ingress.bind(config, stages), name="another", route_prefix="/another")
     try:
@@ -191,7 +191,7 @@ def test_health_and_readiness(url: str) -> None:
     ready = httpx.get(f"{url}/readyz", timeout=PATIENCE_S)
     assert ready.status_code == 200
     assert ready.json() == {
-        "stages": dict.fromkeys(("retriever", "conditioner", "denoiser", "vae"), True),
+        "stages": dict.fromkeys(("retriever", "parser", "conditioner", "denoiser", "vae"), True),
         "missing": [],
         "warnings": [],
     }

@@ -47,7 +47,7 @@ Deploy = Callable[[ServeConfig, Settings], None]
 Changes = dict[str, Any]
 Answer = tuple[float, httpx.Response]
 
-DEPLOYMENTS = ("Ingress", "Denoiser", "Conditioner", "Retriever", "VAE")
+DEPLOYMENTS = ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE")
 # Room for all that a test sends at once.
 ROOMY: Settings = {"Ingress": {"max_edits": 100, "max_edits_per_key": 100}, "Denoiser": {"max_waiting": 100}}
 # Long enough for a test to look in; the tiny bundle's schedule has room for a few more.

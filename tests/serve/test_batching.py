@@ -1,11 +1,12 @@
 """Tests that an error stays with its own item of a batch, and that the cache stays in its bounds."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import pytest
 import torch
 
-from serve.batching import TensorCache, checked, outcomes_of
+from serve.batching import Cache, checked, outcomes_of
 
 
 def halves(numbers: Sequence[int]) -> list[int]:
@@ -40,12 +41,16 @@ def test_one_alone_is_not_tried_again() -> None:
     assert calls == [[3]]
 
 
+def cache_of_words(max_bytes: int) -> Cache[torch.Tensor]:
+    return Cache(max_bytes, attrgetter("nbytes"))
+
+
 def words(number: float) -> torch.Tensor:
     return torch.full((4,), number, dtype=torch.float32)  # 16 bytes
 
 
 def test_the_cache_keeps_what_was_used_last() -> None:
-    cache = TensorCache(max_bytes=48)
+    cache = cache_of_words(48)
     for number in range(3):
         cache.put(number, words(number))
     assert cache.get(0) is not None
@@ -56,7 +61,7 @@ def test_the_cache_keeps_what_was_used_last() -> None:
 
 
 def test_the_same_key_is_kept_once() -> None:
-    cache = TensorCache(max_bytes=48)
+    cache = cache_of_words(48)
     for number in range(5):
         cache.put("key", words(number))
     assert torch.equal(cache.get("key"), words(4))
@@ -64,13 +69,13 @@ def test_the_same_key_is_kept_once() -> None:
 
 
 def test_what_is_larger_than_the_cache_is_not_kept() -> None:
-    cache = TensorCache(max_bytes=15)
+    cache = cache_of_words(15)
     cache.put("key", words(1))
     assert (cache.get("key"), len(cache), cache.num_bytes) == (None, 0, 0)
 
 
-def test_a_smaller_bound_holds_from_the_next_tensor_on() -> None:
-    cache = TensorCache(max_bytes=48)
+def test_a_smaller_bound_holds_from_the_next_value_on() -> None:
+    cache = cache_of_words(48)
     for number in range(3):
         cache.put(number, words(number))
     cache.max_bytes = 16

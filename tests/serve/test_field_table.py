@@ -1,4 +1,4 @@
-"""Holds the table of an edit's fields in serve/README.md to the form that the server reads."""
+"""Holds the tables of fields in serve/README.md to the forms that the server reads."""
 
 import re
 from enum import Enum
@@ -7,13 +7,20 @@ from typing import Any
 
 import annotated_types
 import pytest
+from pydantic import BaseModel
 
-from serve.http.forms import EditForm
+from serve.http.forms import EditForm, MaskForm
 
 PAGE = (Path(__file__).parents[2] / "serve/README.md").read_text()
-SECTION = PAGE.split("\n## Fields of an edit\n")[1].split("\n## ")[0]
-ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", SECTION, re.MULTILINE)
-TABLE = {name: (default, values) for name, default, values in ROWS}
+FORMS: dict[str, type[BaseModel]] = {"Fields of an edit": EditForm, "What is found in the photo": MaskForm}
+FIELDS = [(heading, name) for heading, form in FORMS.items() for name in form.model_fields]
+
+
+def table(heading: str) -> dict[str, tuple[str, str]]:
+    """Return the default and the range of each field in the table under a heading."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.MULTILINE)
+    return {name: (default, values) for name, default, values in rows}
 
 
 def shown(value: Any) -> str:
@@ -23,23 +30,24 @@ def shown(value: Any) -> str:
     return str(value.value if isinstance(value, Enum) else value).lower()
 
 
-def test_the_table_has_every_field_with_its_default() -> None:
+@pytest.mark.parametrize("heading", FORMS)
+def test_the_table_has_every_field_with_its_default(heading: str) -> None:
     defaults = {
         name: "required" if field.is_required() else shown(field.default)
-        for name, field in EditForm.model_fields.items()
+        for name, field in FORMS[heading].model_fields.items()
     }
-    assert {name: default for name, (default, _) in TABLE.items()} == defaults
+    assert {name: default for name, (default, _) in table(heading).items()} == defaults
 
 
-@pytest.mark.parametrize("name", EditForm.model_fields)
-def test_every_bound_is_in_the_table(name: str) -> None:
+@pytest.mark.parametrize(("heading", "name"), FIELDS)
+def test_every_bound_is_in_the_table(heading: str, name: str) -> None:
     bounds = []
-    for rule in EditForm.model_fields[name].metadata:
+    for rule in FORMS[heading].model_fields[name].metadata:
         if isinstance(rule, annotated_types.Ge):
             bounds.append(rule.ge)
         if isinstance(rule, annotated_types.Le):
             bounds.append(rule.le)
         if isinstance(rule, annotated_types.MaxLen):
             bounds.append(rule.max_length)
-    numbers = re.findall(r"[\d.]+", TABLE[name][1])
+    numbers = re.findall(r"[\d.]+", table(heading)[name][1])
     assert [str(bound) for bound in bounds if str(bound) not in numbers] == []

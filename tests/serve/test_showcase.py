@@ -9,6 +9,8 @@ from PIL import Image
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.demo.world.catalogue import NUM_PAIRS, ensure_demo_world
+from fashion_rag.errors import ArtifactError
+from fashion_rag.manifest import DEMO_BUNDLE
 from serve import showcase
 
 
@@ -41,12 +43,21 @@ def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Pat
         assert not any(colour in case.kind for colour in colours)
 
 
+def test_a_bundle_that_finds_no_masks_is_refused_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="has no human parser"):
+        showcase.run(tmp_path / "out" / "demo.png", bundle=tiny_bundle)
+
+
 @pytest.mark.slow
-def test_the_demo_runs(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out" / "demo.png"
-    showcase.run(out, bundle=tiny_bundle)
+    # Networks of random weights see nobody in a photo.
+    showcase.run(out, bundle=DEMO_BUNDLE)
     with Image.open(out) as sheet:
         assert sheet.width > len(showcase.TITLES) * showcase.CELL[1]
     printed = capsys.readouterr().out
     assert "denoise" in printed
-    assert all(str(out.with_name(name)) in printed for name in ("demo.png", "person.png", "mask.png"))
+    assert all(str(out.with_name(name)) in printed for name in ("demo.png", "person.png"))
+    with Image.open(out.with_name("person.png")) as person, Image.open(out.with_name("mask.png")) as mask:
+        assert mask.size == person.size
+        assert 0 < (np.asarray(mask) != 0).mean() < 1

@@ -49,6 +49,13 @@ def assert_same_training(first: TrainingSettings, second: TrainingSettings) -> N
     assert all(torch.equal(a[number][name], b[number][name]) for number in a for name in a[0])
 
 
+def test_a_trained_bundle_is_not_marked_as_untrained(settings: TrainingSettings, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(settings.base, tmp_path / "untrained"))
+    replace(Bundle.open(base).manifest, untrained=True).write(base / "manifest.json")
+    bundle = train(replace(settings, base=base, sheet_every=0), num_processes=1)
+    assert not bundle.manifest.untrained and Bundle.open(base).manifest.untrained
+
+
 def test_only_unet_and_adapter_change(settings: TrainingSettings, tiny_bundle: Path) -> None:
     bundle = train(settings, num_processes=1)
     assert bundle.path == settings.out and bundle.manifest == Bundle.open(tiny_bundle).manifest

@@ -108,8 +108,8 @@ class Editor:
         pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
         timings_s = {"edit": time.perf_counter() - started}
         return [
-            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), timings_s)
-            for request, picture, of_request in zip(complete, pictures, matches, strict=True)
+            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), found, timings_s)
+            for (request, found), picture, of_request in zip(completed, pictures, matches, strict=True)
         ]
 
     def _encode(self, requests: Sequence[CompleteRequest]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -168,7 +168,9 @@ async def reply(form: EditForm, requests: Sequence[EditRequest], edited: Sequenc
     pictures = [photo.image for photo in edited]
     seeds = [request.seed for request in requests]
     first, profile = edited[0], requests[0].icc_profile
-    body = await asyncio.to_thread(edit_reply, form, pictures, seeds, first.garments, first.timings_s, profile)
+    body = await asyncio.to_thread(
+        edit_reply, form, pictures, seeds, first.garments, first.found, first.timings_s, profile
+    )
     return JSONResponse(body.model_dump())
 
 

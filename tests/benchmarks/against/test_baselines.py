@@ -17,8 +17,9 @@ from PIL import Image
 
 from benchmarks.against.baselines.batched import edit_groups
 from benchmarks.against.baselines.eager import Editor, build
+from fashion_rag.person.completion import CategoryChoice, Found
 from fashion_rag.pipeline import Pipeline
-from fashion_rag.request import EditRequest
+from fashion_rag.request import EditRequest, Window
 from serve.edits import EditedPhoto
 from tests.serve.pictures import mask, photo, png
 
@@ -98,7 +99,8 @@ def test_a_batch_takes_a_loop_for_each_number_of_steps_and_guidance() -> None:
 
     def editor(requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         loops.append([request.seed for request in requests])
-        return [EditedPhoto(request.image, (), {"seed": request.seed}) for request in requests]
+        found = Found(CategoryChoice("dresses"), Window(0, 0, 64, 48), None, None)
+        return [EditedPhoto(request.image, (), found, {"seed": request.seed}) for request in requests]
 
     batch = [
         request(seed=0),

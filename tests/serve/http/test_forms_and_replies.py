@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fashion_rag.data.pose import parse_keypoints
 from fashion_rag.errors import InvalidRequest
-from fashion_rag.request import CATEGORIES, Template
+from fashion_rag.person.completion import CategoryChoice, Found
+from fashion_rag.request import CATEGORIES, Template, Window
 from serve.config import PresetInFile
 from serve.http.documents import form_document
 from serve.http.forms import EditForm
@@ -36,6 +37,12 @@ from tests.serve.pictures import photo
 
 NO_COORDINATES = ["9" * 400, "-" + "9" * 5000, "1e400", "NaN", "-Infinity", "100001", "true", '"1"', "null", "\u0661"]
 GARMENT = GarmentUsed(id="g1", score=0.5, caption="red dress")
+FOUND = Found(CategoryChoice("dresses", 0.87654), Window(0, 0, 80, 60), None, None, ("Two persons are in the photo.",))
+FOUND_FIELDS = {
+    "category": "dresses",
+    "category_confidence": 0.877,
+    "warnings": ["Two persons are in the photo."],
+}
 
 
 def form(**fields: Any) -> EditForm:
@@ -88,7 +95,7 @@ def test_pictures_stay_out_of_what_is_printed() -> None:
 def test_the_schema_of_the_form_describes_every_field_in_one_piece() -> None:
     schema = form_document(EditForm)["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(schema["properties"]) == set(EditForm.model_fields)
-    assert set(schema["required"]) == {"image", "prompt", "category"}
+    assert set(schema["required"]) == {"image", "prompt"}
     assert schema["additionalProperties"] is False
     assert "$ref" not in json.dumps(schema) and "null" not in json.dumps(schema)
     fields = schema["properties"]
@@ -160,11 +167,11 @@ def test_a_preset_outside_its_ranges_is_refused(preset: dict[str, Any], name: st
 
 def test_the_reply_has_the_shape_of_the_images_api() -> None:
     pictures = [photo(), 255 - photo()]
-    reply = json.loads(edit_reply(form(), pictures, [11, 12], [GARMENT], {"denoise": 1.25}).model_dump_json())
+    reply = json.loads(edit_reply(form(), pictures, [11, 12], [GARMENT], FOUND, {"denoise": 1.25}).model_dump_json())
     assert isinstance(reply.pop("created"), int)
     for data, picture in zip(reply["data"], pictures, strict=True):
         assert np.array_equal(np.asarray(decoded(data.pop("b64_json"))), picture)
-    assert reply == {
+    assert reply == FOUND_FIELDS | {
         "data": [{"seed": 11}, {"seed": 12}],
         "output_format": "png",
         "size": "60x80",
@@ -178,7 +185,7 @@ def test_the_events_of_a_stream_have_the_shape_of_the_images_api() -> None:
     streamed = form(stream=True, quality="low", output_format="jpeg")
     events = [
         partial_image(streamed, photo(), 0, 5, 10).model_dump(mode="json"),
-        edit_completed(streamed, photo(), [GARMENT], 11, {"denoise": 1.25}).model_dump(mode="json"),
+        edit_completed(streamed, photo(), [GARMENT], FOUND, 11, {"denoise": 1.25}).model_dump(mode="json"),
     ]
     for event in events:
         assert isinstance(event.pop("created_at"), int)
@@ -188,6 +195,7 @@ def test_the_events_of_a_stream_have_the_shape_of_the_images_api() -> None:
     assert events == [
         picture_fields | {"type": "image_edit.partial_image", "partial_image_index": 0, "step": 5, "num_steps": 10},
         picture_fields
+        | FOUND_FIELDS
         | {
             "type": "image_edit.completed",
             "garments": [{"id": "g1", "score": 0.5, "caption": "red dress"}],
@@ -221,10 +229,10 @@ def test_a_png_is_exact_and_compression_is_quality_for_the_others() -> None:
 def test_every_picture_of_a_reply_or_a_stream_carries_the_profile(output_format: str) -> None:
     asked = form(output_format=output_format)
     for profile in (display_p3(), None):
-        reply = edit_reply(asked, [photo(), photo()], [1, 2], [GARMENT], {}, profile)
+        reply = edit_reply(asked, [photo(), photo()], [1, 2], [GARMENT], FOUND, {}, profile)
         events = [
             partial_image(asked, photo(), 0, 5, 10, profile),
-            edit_completed(asked, photo(), [GARMENT], 11, {}, profile),
+            edit_completed(asked, photo(), [GARMENT], FOUND, 11, {}, profile),
         ]
         pictures = [decoded(picture.b64_json) for picture in [*reply.data, *events]]
         assert [picture.info.get("icc_profile") for picture in pictures] == [profile] * 4
