@@ -10,6 +10,9 @@ The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, are edi
 
 Agreement is read from pixels inside the drawn mask. An edit that is refused counts as a photo that stays as it was.
 
+What the human parser and the pose estimator see is compared with the truth, too, in the plain photos of these cases and
+in as many drawn photos of all kinds (see `fashion_rag/demo/model/photo_evaluate.py`).
+
     python -m benchmarks.photo_alone --out benchmarks/results/photo_alone.json
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,34 +29,30 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.judging import MEASURES, SEED, changes, judge
+from benchmarks.scenes import PHOTO_HEIGHT, Pixels, Scene, scene
 from export.runtime import Runtime
+from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.retrieval_encoder import RetrievalEncoder
 from fashion_rag.data.finish import finish
 from fashion_rag.data.window import whole
 from fashion_rag.demo.model.evaluate import BATCH, HeldOutCase, make_cases
-from fashion_rag.demo.world.attributes import DollPerson
-from fashion_rag.demo.world.draw import render, render_garment
+from fashion_rag.demo.model.photo_evaluate import JOINTS, ReadingReport, case_photos, drawn_photos, evaluate_reading
+from fashion_rag.demo.world.draw import render_garment
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.evaluation.editors import edit_together
 from fashion_rag.manifest import DEMO_BUNDLE
+from fashion_rag.person.labels import CLASSES
 from fashion_rag.pipeline import Pipeline, invert
 from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CompleteRequest, EditRequest
 
-Pixels = NDArray[np.uint8]
-
-# A doll in a photo of another shape is drawn twice as large as on its own.
-ENLARGED = 2
-PHOTO_HEIGHT = 256
-# The share of a drawn doll's height at which the floor begins.
-FLOOR_SHARE = 80 / 96
 NUM_SHOWN = 6
+PHOTO_SETS = ("cases", "photos")
 
 
 class Way(NamedTuple):
@@ -75,50 +74,6 @@ WAYS = (
     Way("16:9, photo and sentence alone", 16 / 9, given=False),
     Way("16:9, all given, squeezed", 16 / 9, given=True),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A photo, uint8 [H, W, 3], in which a drawn doll stands with its upper left corner at row `top`, column `left`.
-
-    enlarged: how many times larger the doll is than the picture that its case was drawn as.
-    """
-
-    photo: Pixels
-    top: int
-    left: int
-    enlarged: int
-
-    def doll(self, photo: Pixels, size: tuple[int, int]) -> Pixels:
-        """Return the doll's part of a photo like this one, reduced to the `size` of the case, uint8 [H, W, 3]."""
-        height, width = size[0] * self.enlarged, size[1] * self.enlarged
-        part = photo[self.top : self.top + height, self.left : self.left + width]
-        return np.array(Image.fromarray(part).reduce(self.enlarged))
-
-    def mask(self, mask: Pixels) -> Pixels:
-        """Return a mask of the case as a mask of the photo, uint8 [H, W]."""
-        enlarged = mask.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
-        placed = np.zeros(self.photo.shape[:2], np.uint8)
-        placed[self.top : self.top + enlarged.shape[0], self.left : self.left + enlarged.shape[1]] = enlarged
-        return placed
-
-
-def scene(case: HeldOutCase, aspect: float | None, rng: np.random.Generator) -> Scene:
-    """Return a photo of this width by height in which the doll of the case stands at a random place."""
-    if aspect is None:
-        return Scene(case.request.image, 0, 0, 1)
-    height, width = (side * ENLARGED for side in case.request.image.shape[:2])
-    photo = _background(case.person, (PHOTO_HEIGHT, round(PHOTO_HEIGHT * aspect)))
-    top = int(rng.integers(PHOTO_HEIGHT - height + 1))
-    left = int(rng.integers(photo.shape[1] - width + 1))
-    photo[top + round(FLOOR_SHARE * height) :] = case.person.background[1]
-    photo[top : top + height, left : left + width] = render(case.person, (height, width)).image
-    return Scene(photo, top, left, ENLARGED)
-
-
-def _background(person: DollPerson, size: tuple[int, int]) -> Pixels:
-    """Return the wall behind a person as a picture of this size."""
-    return np.full((*size, 3), person.background[0], np.uint8)
 
 
 def _request(case: HeldOutCase, placed: Scene, given: bool) -> EditRequest:
@@ -220,27 +175,70 @@ def _sheet(rows: Sequence[Sequence[Pixels]]) -> Image.Image:
     return sheet
 
 
+def read_set(photo_set: str, num_photos: int) -> ReadingReport:
+    """Return how well the bundle's networks read the photos of the cases, or drawn photos of all kinds."""
+    torch.set_num_threads(1)
+    bundle = Bundle.open(DEMO_BUNDLE)
+    manifest = bundle.manifest
+    if photo_set == "cases":
+        cases = make_cases(num_photos, manifest.image_size, SEED, manifest.num_inference_steps, manifest.guidance_scale)
+        photos = case_photos(cases)
+    else:
+        photos = drawn_photos(num_photos, SEED)
+    return evaluate_reading(bundle.load_parser(), bundle.load_pose_estimator(), photos, manifest.image_size)
+
+
+def _reading_table(reports: Sequence[ReadingReport]) -> Table:
+    """Return the table of what was seen in the sets of photos; a class or joint that none of them shows is left out."""
+    table = Table("what was seen", *PHOTO_SETS)
+    table.add_row("label map, mean intersection over union", *[f"{report.mean_iou:.3f}" for report in reports])
+    for name in CLASSES:
+        cells = [f"{report.iou[name]:.3f}" if name in report.iou else "" for report in reports]
+        if any(cells):
+            table.add_row(f"  {name}", *cells)
+    table.add_row("points within a tenth of the head", *[f"{report.points:.3f}" for report in reports])
+    for name in JOINTS:
+        cells = [f"{report.points_by_joint[name]:.3f}" if name in report.points_by_joint else "" for report in reports]
+        if any(cells):
+            table.add_row(f"  {name}", *cells)
+    table.add_row("number of persons is right", *[f"{report.num_persons:.3f}" for report in reports])
+    nobody = [f"{report.num_seen_as_nobody} of {report.num_without_person}" for report in reports]
+    table.add_row("nobody, seen as nobody", *nobody)
+    return table
+
+
+def _way_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of the ways to edit."""
+    table = Table("", "refused", "other category", "colour", "pattern", "CLIP-I")
+    for record in records:
+        cells = [f"{record[name]['mean']:.3f} ({record[name]['change']:+.3f})" for name in MEASURES]
+        table.add_row(record["name"], str(len(record["refused"])), str(record["wrong_category"]), *cells)
+    return table
+
+
 def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     sheet: Annotated[Path | None, typer.Option(help="Picture of some edits to write.")] = None,
-    num_cases: Annotated[int, typer.Option(help="Held-out cases.")] = 200,
+    num_cases: Annotated[int, typer.Option(help="Held-out cases, and drawn photos to be read.")] = 200,
     num_processes: Annotated[int, typer.Option(help="Ways run at once, with a thread each.")] = 2,
+    only_readings: Annotated[bool, typer.Option("--only-readings", help="Read the photos, and edit none.")] = False,
 ) -> None:
-    """Edit the cases in all ways, print the figures and write them."""
+    """Read the photos and edit the cases in all ways, print the figures and write them."""
+    ways = () if only_readings else WAYS
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        results = list(pool.map(run_way, WAYS, [num_cases] * len(WAYS)))
-    table = Table("", "refused", "other category", "colour", "pattern", "CLIP-I")
+        readings = list(pool.map(read_set, PHOTO_SETS, [num_cases] * len(PHOTO_SETS)))
+        results = list(pool.map(run_way, ways, [num_cases] * len(ways)))
     records = []
-    for way, result in zip(WAYS, results, strict=True):
-        change = changes(result["judged"], results[0]["judged"])
-        cells = [f"{change[name]['mean']:.3f} ({change[name]['change']:+.3f})" for name in MEASURES]
-        table.add_row(way.name, str(len(result["refused"])), str(result["wrong_category"]), *cells)
-        records.append(
-            {"name": way.name, "refused": result["refused"], "wrong_category": result["wrong_category"]} | change
-        )
-    Console(width=140).print(table)
-    write_result(out, {"from": provenance(), "num_cases": num_cases, "ways": records})
-    if sheet:
+    for way, result in zip(ways, results, strict=True):
+        record = {"name": way.name, "refused": result["refused"], "wrong_category": result["wrong_category"]}
+        records.append(record | changes(result["judged"], results[0]["judged"]))
+    console = Console(width=140)
+    console.print(_reading_table(readings))
+    if records:
+        console.print(_way_table(records))
+    seen = {name: asdict(report) for name, report in zip(PHOTO_SETS, readings, strict=True)}
+    write_result(out, {"from": provenance(), "num_cases": num_cases, "reading": seen, "ways": records})
+    if sheet and results:
         _sheet([result["sheet"] for result in results]).save(sheet)
 
 

@@ -1,181 +1,197 @@
-"""How well the human parser and the pose estimator read drawn photos in which everybody wears held-out garments."""
+"""How well a bundle's human parser and pose estimator read drawn photos in which everybody wears held-out garments.
+
+`benchmarks.photo_alone` calls it. What is measured is what the pipeline has of a photo, that is a `PhotoReading`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from PIL import Image
 
-from fashion_rag.data.pose import KEYPOINT_FRAME
-from fashion_rag.demo.model import recipe
+from fashion_rag.data.pose import KEYPOINT_FRAME, NUM_KEYPOINTS
+from fashion_rag.data.window import present
+from fashion_rag.demo.model.evaluate import HeldOutCase
 from fashion_rag.demo.model.photo_cases import sample_test_photo
-from fashion_rag.demo.model.photo_stages import COCO_POINTS
-from fashion_rag.demo.model.photo_views import IGNORED, crop, crop_labels, cut_person, letterboxed, window_round
-from fashion_rag.demo.world.photos import DollPhoto
+from fashion_rag.demo.model.photo_views import IGNORED
+from fashion_rag.demo.world.draw import Placement, render_into
+from fashion_rag.demo.world.figure import HEIGHT
+from fashion_rag.person.labels import CLASSES, NECK
+from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.pose_estimator import PoseEstimator
+from fashion_rag.person.reading import OTHER_PERSON_SHARE, PhotoReading, read_photos
+from fashion_rag.request import Window
 
-# A point counts as found within this share of the head's size, which is the distance between the ears.
+# A point counts as right within this share of the head's size, which is the distance between the ears.
 POINT_TOLERANCE = 0.1
-# A point counts as absent if its heat map stays below this value.
-MIN_SCORE = 0.3
 BATCH = 20
-COCO_NAMES = (
-    "nose",
-    "left eye",
-    "right eye",
-    "left ear",
-    "right ear",
-    "left shoulder",
-    "right shoulder",
-    "left elbow",
-    "right elbow",
-    "left wrist",
-    "right wrist",
-    "left hip",
-    "right hip",
-    "left knee",
-    "right knee",
-    "left ankle",
-    "right ankle",
-)
+JOINTS = (
+    "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
+    "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle", "right eye", "left eye",
+    "right ear", "left ear",
+)  # fmt: skip
+# The neck is not judged, because by definition it is the middle of the shoulders.
+JUDGED_JOINTS = tuple(joint for joint in range(NUM_KEYPOINTS) if joint != NECK)
+RIGHT_EAR, LEFT_EAR = 16, 17
 
 
-def test_photos(num_photos: int, seed: int) -> list[DollPhoto]:
-    """Return drawn photos of at least one person each, who wears held-out garments."""
-    photos: list[DollPhoto] = []
-    index = 0
-    while len(photos) < num_photos:
-        photo = sample_test_photo(seed, index)
-        if photo.box is not None:
-            photos.append(photo)
-        index += 1
+@dataclass(frozen=True, eq=False)
+class TruePhoto:
+    """A photo and the truth about the larger person in it.
+
+    image: uint8 [H, W, 3]. label_map: Dress Code's classes of that person alone in the whole photo, uint8, at any
+    resolution. keypoints: their points in pixels of the photo, (0, 0) = absent, float64 [18, 2]. head_size: the
+    distance between their ears in pixels of the photo. num_persons: of at least OTHER_PERSON_SHARE of the larger one.
+    """
+
+    image: NDArray[np.uint8]
+    label_map: NDArray[np.uint8]
+    keypoints: NDArray[np.float64]
+    head_size: float
+    num_persons: int
+
+
+@dataclass(frozen=True)
+class ReadingReport:
+    """How well a set of photos was read.
+
+    mean_iou: the mean of iou. iou: the intersection over union of each class that the truth shows, over the pixels of
+    all label maps that lie in their photo. points: the share of the points in the photos, but for the neck, that lie
+    within POINT_TOLERANCE of the truth; points_by_joint: the same for each joint. num_persons: the share of the photos
+    in which the number of persons is right. num_without_person: how many photos show nobody. num_seen_as_nobody: in how
+    many of these nobody was seen.
+    """
+
+    num_photos: int
+    mean_iou: float
+    iou: dict[str, float]
+    points: float
+    points_by_joint: dict[str, float]
+    num_persons: float
+    num_without_person: int
+    num_seen_as_nobody: int
+
+
+def case_photos(cases: Sequence[HeldOutCase]) -> list[TruePhoto]:
+    """Return the photos of held-out cases. Their label maps are drawn in the frame of readings, so that they are exact.
+
+    In the cases' own label maps, a skirt has the class of trousers, and edges are half a pixel too far out.
+    """
+    canvas = np.zeros((*KEYPOINT_FRAME, 3), np.uint8)
+    photos = []
+    for case in cases:
+        _, truth = render_into(canvas, case.person, Placement(KEYPOINT_FRAME[0] / HEIGHT, 0.0, 0.0))
+        points = case.request.keypoints
+        assert points is not None
+        head_size = float(np.linalg.norm(points[RIGHT_EAR] - points[LEFT_EAR]))
+        photos.append(TruePhoto(case.request.image, truth.label_map, points, head_size, num_persons=1))
+    return photos
+
+
+def drawn_photos(num_photos: int, seed: int) -> list[TruePhoto]:
+    """Return random photos of the drawn world: of any shape, with one person, two persons or nobody."""
+    photos = []
+    for index in range(num_photos):
+        drawn = sample_test_photo(seed, index)
+        area = int((drawn.person_map > 0).sum())
+        neighbour_area = int((drawn.label_map > 0).sum()) - area
+        num_persons = 1 if area else 0
+        if neighbour_area and neighbour_area >= OTHER_PERSON_SHARE * area:
+            num_persons += 1
+        photos.append(TruePhoto(drawn.image, drawn.person_map, drawn.keypoints, drawn.head_size, num_persons))
     return photos
 
 
 @torch.inference_mode()
-def parser_report(network: nn.Module, photos: Sequence[DollPhoto]) -> dict[str, Any]:
-    """Return the intersection over union of each class in the windows and in the whole photos, and their means.
-
-    A class is counted over the pixels of all photos, and the mean is over the classes that the photos show.
-    """
-    windows, wholes = Confusion(), Confusion()
-    for photo in photos:
-        assert photo.box is not None
-        size = (photo.image.shape[0], photo.image.shape[1])
-        view = window_round(photo.box, size, None)
-        windows.add(parse(network, crop(photo.image, view)), crop_labels(photo.label_map, view))
-        wholes.add(parse(network, photo.image), photo.label_map)
-    return {"window": windows.means(), "whole": wholes.means()}
-
-
-def parse(network: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the label map of a picture at its own size, uint8 [H, W].
-
-    A picture of the model's shape is looked at in Dress Code's frame, like a window; any other one at its own size.
-    """
-    height, width = image.shape[:2]
-    pixels = torch.from_numpy(letterboxed(image, recipe.PARSER_SIZE, None)).permute(2, 0, 1)[None]
-    logits = network(pixels).logits
-    scale = min(recipe.PARSER_SIZE[0] / height, recipe.PARSER_SIZE[1] / width)
-    large = functional.interpolate(logits, size=KEYPOINT_FRAME, mode="bilinear", align_corners=False)
-    labels = large[0].argmax(dim=0).numpy().astype(np.uint8)
-    # The centre of each pixel of the picture, in pixels of the frame.
-    factor = KEYPOINT_FRAME[0] / recipe.PARSER_SIZE[0]
-    rows = _centres(height, scale, recipe.PARSER_SIZE[0]) * factor
-    columns = _centres(width, scale, recipe.PARSER_SIZE[1]) * factor
-    return labels[rows.astype(np.int64)[:, None], columns.astype(np.int64)[None, :]]
-
-
-def _centres(length: int, scale: float, input_length: int) -> NDArray[np.float64]:
-    """Return the centres of `length` pixels along a side of the parser's input, in pixels of the input."""
-    shown = max(round(length * scale), 1)
-    start = (input_length - shown) // 2
-    return start + (np.arange(length) + 0.5) * shown / length
-
-
-class Confusion:
-    """The counts of pixels by true and by found class."""
-
-    def __init__(self) -> None:
-        self.counts = np.zeros((len(recipe.CLASSES),) * 2, np.int64)
-
-    def add(self, found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Count the pixels of a picture, but for those that are IGNORED in the truth."""
-        is_counted = truth != IGNORED
-        pairs = truth[is_counted].astype(np.int64) * len(recipe.CLASSES) + found[is_counted]
-        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
-
-    def means(self) -> dict[str, float]:
-        """Return the intersection over union of each class that the truth shows, and the mean of all of them."""
-        common = np.diag(self.counts)
-        union = self.counts.sum(axis=0) + self.counts.sum(axis=1) - common
-        shares = {}
-        for number, name in enumerate(recipe.CLASSES):
-            if self.counts[number].any():
-                shares[name] = float(common[number] / union[number])
-        shares["mean"] = sum(shares.values()) / len(shares)
-        return {name: round(share, 4) for name, share in shares.items()}
-
-
-@torch.inference_mode()
-def pose_report(network: nn.Module, photos: Sequence[DollPhoto]) -> dict[str, Any]:
-    """Return the share of the present points that are found within POINT_TOLERANCE, by point and for all points.
-
-    "absent" is the share of the absent points whose heat map stays below MIN_SCORE, and "seen" the share of the present
-    points whose heat map does not.
-    """
-    is_right, is_present, is_seen = [], [], []
+def evaluate_reading(
+    parser: HumanParser, pose_estimator: PoseEstimator, photos: Sequence[TruePhoto], shape: tuple[int, int]
+) -> ReadingReport:
+    """Return how well the photos are read. shape: the (height, width) of the model's pictures."""
+    readings: list[PhotoReading] = []
     for start in range(0, len(photos), BATCH):
-        part = photos[start : start + BATCH]
-        cuts = [cut_person(photo.image, photo.box or (0, 0, 1, 1), recipe.POSE_SIZE, None) for photo in part]
-        pixels = torch.from_numpy(np.stack([cut.pixels for cut in cuts])).permute(0, 3, 1, 2).contiguous()
-        points, scores = peaks(network(pixels).heatmaps)
-        for row, (photo, cut) in enumerate(zip(part, cuts, strict=True)):
-            truth = photo.keypoints[list(COCO_POINTS)]
-            extent = cut.scale * 200.0
-            located = points[row] / (np.array(recipe.POSE_MAP_SIZE[::-1]) - 1) * extent + cut.centre - extent / 2
-            distance = np.linalg.norm(located - truth, axis=1)
-            is_right.append(distance <= POINT_TOLERANCE * photo.head_size)
-            is_present.append(truth.any(axis=1))
-            is_seen.append(scores[row] >= MIN_SCORE)
-    right, present, seen = np.stack(is_right), np.stack(is_present), np.stack(is_seen)
-    report: dict[str, Any] = {
-        "all": round(float(right[present].mean()), 4),
-        "seen": round(float(seen[present].mean()), 4),
-        "absent": round(float(1 - seen[~present].mean()), 4),
-    }
-    for number, name in enumerate(COCO_NAMES):
-        report[name] = round(float(right[:, number][present[:, number]].mean()), 4)
-    return report
+        pictures = [Image.fromarray(photo.image) for photo in photos[start : start + BATCH]]
+        readings += read_photos(parser, pose_estimator, pictures, shape)
+    return judge_readings(readings, photos)
 
 
-def peaks(heat: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return the (x, y) of the peak of each heat map in cells, float64 [B, n, 2], and its height, float32 [B, n].
+def judge_readings(readings: Sequence[PhotoReading], photos: Sequence[TruePhoto]) -> ReadingReport:
+    """Return how well readings, which have key points, agree with the truth about their photos."""
+    confusion = np.zeros((len(CLASSES),) * 2, np.int64)
+    right, expected = [], []
+    for reading, photo in zip(readings, photos, strict=True):
+        truth = labels_in(reading.window, photo.label_map, (photo.image.shape[0], photo.image.shape[1]))
+        confusion += _confusion(reading.label_map, truth)
+        right.append(_right_points(reading, photo))
+        expected.append(present(photo.keypoints))
+    iou = _intersection_over_union(confusion)
+    is_right, is_present = np.stack(right)[:, JUDGED_JOINTS], np.stack(expected)[:, JUDGED_JOINTS]
+    points_by_joint = {}
+    for number, joint in enumerate(JUDGED_JOINTS):
+        shown = is_present[:, number]
+        if shown.any():
+            points_by_joint[JOINTS[joint]] = float(is_right[shown, number].mean())
+    numbers = np.array(
+        [(reading.num_persons, photo.num_persons) for reading, photo in zip(readings, photos, strict=True)]
+    )
+    seen, true = numbers.T
+    return ReadingReport(
+        num_photos=len(photos),
+        mean_iou=sum(iou.values()) / len(iou),
+        iou=iou,
+        points=float(is_right[is_present].mean()),
+        points_by_joint=points_by_joint,
+        num_persons=float((seen == true).mean()),
+        num_without_person=int((true == 0).sum()),
+        num_seen_as_nobody=int((seen[true == 0] == 0).sum()),
+    )
 
-    heat: [B, n, h, w]. A parabola through the logarithms of the highest cell and its neighbours gives the place
-    between cells.
+
+def labels_in(window: Window, label_map: NDArray[np.uint8], photo_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the classes in a window, uint8 [512, 384], with IGNORED where the window lies beyond the photo.
+
+    label_map: that of the whole photo, at any resolution; each pixel of the result has the class at its middle.
     """
-    maps = heat.float().numpy()
-    width = maps.shape[3]
-    flat = maps.reshape(*maps.shape[:2], -1)
-    best, scores = flat.argmax(axis=2), flat.max(axis=2)
-    logs = np.log(np.pad(np.clip(maps, 1e-3, None), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge"))
-    images, points = np.indices(best.shape)
-    rows, columns = best // width, best % width
-    middle = logs[images, points, rows + 1, columns + 1]
-    across = _offset(logs[images, points, rows + 1, columns], middle, logs[images, points, rows + 1, columns + 2])
-    down = _offset(logs[images, points, rows, columns + 1], middle, logs[images, points, rows + 2, columns + 1])
-    return np.stack([columns + across, rows + down], axis=2).astype(np.float64), scores
+    rows, rows_inside = _sampled(window.top, window.height, KEYPOINT_FRAME[0], photo_size[0], label_map.shape[0])
+    columns, columns_inside = _sampled(window.left, window.width, KEYPOINT_FRAME[1], photo_size[1], label_map.shape[1])
+    labels = np.full(KEYPOINT_FRAME, IGNORED, np.uint8)
+    labels[np.ix_(rows_inside, columns_inside)] = label_map[np.ix_(rows[rows_inside], columns[columns_inside])]
+    return labels
 
 
-def _offset(
-    before: NDArray[np.float32], middle: NDArray[np.float32], after: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return where a parabola through three neighbouring values has its peak, from -0.5 to 0.5 of a step."""
-    bend = np.minimum(before - 2 * middle + after, -1e-6)
-    offset: NDArray[np.float32] = np.clip(0.5 * (before - after) / bend, -0.5, 0.5)
-    return offset
+def _sampled(
+    start: int, length: int, num_pixels: int, photo_side: int, map_side: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return which pixel of a map shows the middle of each pixel along a side of a window, and which lie in the photo.
+
+    start, length: of the window's side in pixels of the photo.
+    """
+    middles = start + (np.arange(num_pixels) + 0.5) * length / num_pixels
+    is_inside = (middles >= 0) & (middles < photo_side)
+    return np.floor(middles * map_side / photo_side).astype(np.int64), is_inside
+
+
+def _confusion(found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the number of pixels by true and by found class, but for those that are IGNORED in the truth."""
+    is_counted = truth != IGNORED
+    pairs = truth[is_counted].astype(np.int64) * len(CLASSES) + found[is_counted]
+    return np.bincount(pairs, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), len(CLASSES))
+
+
+def _intersection_over_union(confusion: NDArray[np.int64]) -> dict[str, float]:
+    """Return the intersection over union of each class that the truth shows."""
+    common = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - common
+    shown = np.flatnonzero(confusion.any(axis=1))
+    return {CLASSES[number]: float(common[number] / union[number]) for number in shown}
+
+
+def _right_points(reading: PhotoReading, photo: TruePhoto) -> NDArray[np.bool_]:
+    """Return which key points [18] were seen in the right place."""
+    assert reading.keypoints is not None
+    distance = np.linalg.norm(reading.keypoints - photo.keypoints, axis=1)
+    is_near: NDArray[np.bool_] = distance <= POINT_TOLERANCE * photo.head_size
+    return present(reading.keypoints) & is_near

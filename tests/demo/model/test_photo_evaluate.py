@@ -1,92 +1,126 @@
-"""The reports give the truth full marks, and count what is wrong."""
+"""The report gives readings that are true full marks, and counts what is wrong in others."""
 
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from fashion_rag.demo.model import photo_evaluate, recipe
-from fashion_rag.demo.model.photo_evaluate import Confusion, parse, parser_report, peaks, pose_report
-from fashion_rag.demo.model.photo_evaluate import test_photos as drawn_test_photos
-from fashion_rag.demo.model.photo_stages import COCO_POINTS, heat_targets
-from fashion_rag.demo.model.photo_views import IGNORED, cut_person, letterboxed_labels
+from fashion_rag.bundle import Bundle
+from fashion_rag.data.window import whole
+from fashion_rag.demo.model import photo_evaluate
+from fashion_rag.demo.model.evaluate import make_cases
+from fashion_rag.demo.model.photo_evaluate import (
+    JOINTS,
+    TruePhoto,
+    case_photos,
+    drawn_photos,
+    evaluate_reading,
+    judge_readings,
+    labels_in,
+)
+from fashion_rag.demo.model.photo_views import IGNORED
+from fashion_rag.demo.world.draw import Placement, render_into
+from fashion_rag.manifest import DEMO_BUNDLE
+from fashion_rag.person.reading import PhotoReading
+from fashion_rag.request import Window
+
+SIZE = (96, 72)
+FRAME = (512, 384)
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[Any]:
-    return drawn_test_photos(6, seed=2)
+def photos() -> list[TruePhoto]:
+    return case_photos(make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0))
 
 
-class Fixed(torch.nn.Module):
-    """A network that always says the same."""
-
-    def __init__(self, **output: torch.Tensor) -> None:
-        super().__init__()
-        self.output = SimpleNamespace(**output)
-
-    def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
-        return self.output
+def true_reading(photo: TruePhoto) -> PhotoReading:
+    height, width = photo.image.shape[:2]
+    window = whole((height, width))
+    label_map = labels_in(window, photo.label_map, (height, width))
+    return PhotoReading(window, label_map, photo.keypoints, photo.num_persons)
 
 
-def logits_of(label_map: np.ndarray) -> torch.Tensor:
-    """Return what a perfect parser says to a photo with this label map, [1, 18, h, w]."""
-    labels = torch.from_numpy(letterboxed_labels(label_map, recipe.PARSER_SIZE)).long()
-    return torch.nn.functional.one_hot(labels, 18).permute(2, 0, 1)[None].float()
+def test_the_truth_gets_full_marks(photos: list[TruePhoto]) -> None:
+    report = judge_readings([true_reading(photo) for photo in photos], photos)
+    assert (report.num_photos, report.num_without_person, report.num_seen_as_nobody) == (3, 0, 0)
+    assert report.mean_iou == report.points == report.num_persons == 1
+    assert set(report.iou.values()) == {1.0}
+    assert {"background", "hair", "skirt", "dress", "left_shoe"} <= report.iou.keys()
+    assert report.points_by_joint == dict.fromkeys(set(JOINTS) - {"neck"}, 1.0)
 
 
-@pytest.mark.parametrize("size", [(96, 72), (192, 144), (120, 160), (200, 90)])
-def test_the_label_map_comes_back_to_the_pixels_of_the_photo(size: tuple[int, int]) -> None:
-    truth = np.zeros(size, np.uint8)
-    truth[20:60, 30:50] = 4
-    truth[60:80, 30:50] = 6
-    found = parse(Fixed(logits=logits_of(truth)), np.zeros((*size, 3), np.uint8))
-    assert found.shape == size
-    assert (found != truth).sum() <= 0.1 * (truth > 0).sum()
-    rows, columns = np.nonzero(found == 4)
-    np.testing.assert_allclose((rows.mean(), columns.mean()), (39.5, 39.5), atol=0.7)
-
-
-def test_a_perfect_parser_gets_full_marks(photos: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    truths = {}
+@pytest.mark.parametrize(("error", "share"), [(0.09, 1.0), (0.11, 0.0)])
+def test_points_are_right_within_a_tenth_of_the_head(photos: list[TruePhoto], error: float, share: float) -> None:
+    readings = []
     for photo in photos:
-        truths[photo.image.tobytes()] = photo.label_map
-
-    def perfect(network: Any, image: np.ndarray) -> np.ndarray:
-        truth = truths.get(image.tobytes())
-        return np.zeros(image.shape[:2], np.uint8) if truth is None else truth
-
-    monkeypatch.setattr(photo_evaluate, "parse", perfect)
-    report = parser_report(Fixed(), photos)
-    assert set(report["whole"].values()) == {1.0}
-    assert report["window"]["mean"] < 0.5
+        moved = photo.keypoints + np.array([0, error * photo.head_size])
+        readings.append(replace(true_reading(photo), keypoints=moved))
+    assert judge_readings(readings, photos).points == share
 
 
-def test_the_intersection_over_union_is_counted_over_all_pictures() -> None:
-    confusion = Confusion()
-    confusion.add(np.array([[4, 4, 0, 0]], np.uint8), np.array([[4, 0, 0, IGNORED]], np.uint8))
-    confusion.add(np.array([[4, 4, 4, 7]], np.uint8), np.array([[4, 4, 4, 4]], np.uint8))
-    assert confusion.means() == {"mean": 0.5833, "background": 0.5, "upper-clothes": 0.6667}
+def test_a_point_that_was_not_seen_is_wrong_and_one_outside_the_photo_is_not_judged(photos: list[TruePhoto]) -> None:
+    (photo,) = photos[:1]
+    fewer = photo.keypoints.copy()
+    fewer[4] = 0
+    report = judge_readings([replace(true_reading(photo), keypoints=fewer)], [photo])
+    assert report.points == pytest.approx(16 / 17)
+    assert report.points_by_joint["right wrist"] == 0
+    report = judge_readings([true_reading(photo)], [replace(photo, keypoints=fewer)])
+    assert report.points == 1
+    assert "right wrist" not in report.points_by_joint
 
 
-@pytest.mark.parametrize(("error", "expected"), [(0.0, 1.0), (0.05, 1.0), (0.2, 0.0)])
-def test_points_count_within_a_tenth_of_the_head(photos: list[Any], error: float, expected: float) -> None:
-    heat = []
-    for photo in photos:
-        cut = cut_person(photo.image, photo.box, recipe.POSE_SIZE, None)
-        points = photo.keypoints[list(COCO_POINTS)]
-        moved = cut.to_map(points + np.array([0, error * photo.head_size]), recipe.POSE_MAP_SIZE)
-        heat.append(heat_targets(moved, points.any(axis=1)))
-    report = pose_report(Fixed(heatmaps=torch.from_numpy(np.stack(heat))), photos)
-    assert report["all"] == expected
-    assert report["absent"] == 1.0
-    assert report["seen"] > 0.9
+def test_the_intersection_over_union_is_counted_over_all_photos(photos: list[TruePhoto]) -> None:
+    top, bottom = np.zeros(FRAME, np.uint8), np.zeros(FRAME, np.uint8)
+    top[:256], bottom[256:] = 4, 4
+    truths = [replace(photos[0], label_map=top), replace(photos[1], label_map=bottom)]
+    readings = [replace(true_reading(truths[0]), label_map=labels) for labels in (top, top)]
+    report = judge_readings(readings, truths)
+    assert report.iou == {"background": pytest.approx(1 / 3), "upper_clothes": pytest.approx(1 / 3)}
+    assert report.mean_iou == pytest.approx(1 / 3)
 
 
-def test_a_peak_at_the_edge_stays_inside() -> None:
-    heat = torch.zeros(1, 1, *recipe.POSE_MAP_SIZE)
-    heat[0, 0, 0, 47] = 1
-    points, scores = peaks(heat)
-    np.testing.assert_allclose(points[0, 0], (47, 0), atol=0.5)
-    assert scores[0, 0] == 1
+def test_the_truth_is_sampled_into_the_window_and_ignored_beyond_the_photo() -> None:
+    label_map = np.repeat(np.arange(4, dtype=np.uint8), 10)[None].repeat(20, axis=0)
+    # The photo has half the resolution of its label map, and the window reaches five of its pixels beyond its left.
+    labels = labels_in(Window(-2, -5, 16, 12), label_map, (10, 20))
+    assert labels.shape == FRAME
+    np.testing.assert_array_equal(labels[256, [0, 159, 160, 319, 320, 383]], [IGNORED, IGNORED, 0, 0, 1, 1])
+    assert (labels[:64] == IGNORED).all()
+    assert (labels[64:384, 160:] != IGNORED).all()
+    assert (labels[384:] == IGNORED).all()
+
+
+def test_persons_are_counted() -> None:
+    photos = drawn_photos(60, seed=2)
+    numbers = [photo.num_persons for photo in photos]
+    assert set(numbers) == {0, 1, 2}
+    readings = [true_reading(photo) for photo in photos]
+    report = judge_readings(readings, photos)
+    assert report.num_persons == 1
+    assert report.num_without_person == report.num_seen_as_nobody == numbers.count(0)
+    report = judge_readings([replace(reading, num_persons=1) for reading in readings], photos)
+    assert report.num_persons == pytest.approx(numbers.count(1) / 60)
+    assert report.num_seen_as_nobody == 0
+
+
+def test_the_truth_of_a_case_is_that_of_its_person() -> None:
+    cases = make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0)
+    # The middles of the photo's pixels in the label map.
+    rows, columns = (((np.arange(side) + 0.5) * 16 / 3).astype(int) for side in SIZE)
+    for case, photo in zip(cases, case_photos(cases), strict=True):
+        _, drawn = render_into(np.zeros((*SIZE, 3), np.uint8), case.person, Placement(1.0, 0.0, 0.0))
+        assert photo.label_map.shape == FRAME
+        assert (photo.label_map[np.ix_(rows, columns)] != drawn.label_map).mean() < 0.02
+        np.testing.assert_allclose(photo.keypoints, drawn.keypoints)
+        np.testing.assert_array_equal(photo.image, case.request.image)
+
+
+def test_the_shipped_networks_read_the_photos(photos: list[TruePhoto], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_evaluate, "BATCH", 2)
+    bundle = Bundle.open(DEMO_BUNDLE)
+    report = evaluate_reading(bundle.load_parser(), bundle.load_pose_estimator(), photos, SIZE)
+    assert report.num_photos == 3
+    assert report.num_persons == 1
+    assert report.mean_iou > 0.4
+    assert report.points > 0.4
