@@ -23,7 +23,7 @@ from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
 from fashion_rag.bundle import Bundle
-from fashion_rag.completer import Completer
+from fashion_rag.completer import Completer, lazy_chooser
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
@@ -98,7 +98,11 @@ class Parts:
             garment_encoder=self.load_garment_encoder(),
             device=torch.device("cpu"),
             catalogue=opened,
-            completer=Completer.load(self.bundle, opened),
+            completer=Completer(
+                parser=self.load_parser() if self.bundle.has_parser else None,
+                pose_estimator=self.load_pose_estimator() if self.bundle.has_pose_estimator else None,
+                load_chooser=lazy_chooser(self.bundle, opened),
+            ),
         )
 
     def load_unet(self) -> SplitUNet:
