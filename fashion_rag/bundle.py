@@ -1,7 +1,7 @@
 """A model bundle on disk: every part of the method in one folder, loaded strictly or not at all.
 
 The pipeline and each replica open a bundle and load only the parts that they need. `bundle_import.py` makes a bundle
-from the released checkpoints, and the demo's training makes its own, both with `write_bundle`. The folder holds:
+from the released checkpoints, and the demo's training makes its own, both with `bundle_write.py`. The folder holds:
 
     manifest.json                   sizes and defaults (`manifest.py`)
     text_encoder/ vision_encoder/   config.json, model.safetensors
@@ -18,17 +18,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPVisionModel
 
-from fashion_rag.artifacts import MANIFEST_FILE, copy_files, joint_sha256, read_config, sha256, write_json
-from fashion_rag.atomic_files import written_aside
+from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, sha256
 from fashion_rag.bundle_checks import check_latents, check_person, check_text, check_vision, downsampling_of
 from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
@@ -41,8 +38,8 @@ from fashion_rag.catalogue.versions import live
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
-from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
-from fashion_rag.models.autoencoder import VAE, fit_preview
+from fashion_rag.models.adapter import GarmentEncoder
+from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.pretrained import (
     CLIP_FILE,
     CONFIG_FILE,
@@ -57,10 +54,10 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
-from fashion_rag.person.files import PARSER, POSE, copy_part, read_parser, read_pose_estimator
+from fashion_rag.person.files import PARSER, POSE, read_parser, read_pose_estimator
 from fashion_rag.person.parser import HumanParser
 from fashion_rag.person.pose_estimator import PoseEstimator
-from fashion_rag.weights import Wanted, all_keys, no_keys, read_state, write_state
+from fashion_rag.weights import Wanted, all_keys, no_keys
 
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS = {
@@ -245,76 +242,3 @@ class Bundle:
         """Return one SHA-256 of the weights and configurations of these parts."""
         weights = WEIGHTS | OPTIONAL_WEIGHTS
         return joint_sha256(self.path / part / name for part in parts for name in (CONFIG_FILE, weights[part]))
-
-
-@dataclass(frozen=True, eq=False)
-class BundleParts:
-    """The parts that `write_bundle` writes.
-
-    tokenizer, retrieval: folders whose files are copied. parser, pose: folders of a human parser and a pose estimator,
-    whose files are copied as they are; None = the bundle has none. image_mean, image_std: mean and standard deviation
-    by which the vision encoder's RGB pixels in [0, 1] are normalised. scheduler: the content of DDIM's
-    `scheduler_config.json`.
-    """
-
-    text_encoder: CLIPTextModel
-    tokenizer: Path
-    vision_encoder: CLIPVisionModel
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    inversion_adapter: InversionAdapter
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    scheduler: Mapping[str, Any]
-    retrieval: Path
-    parser: Path | None = None
-    pose: Path | None = None
-
-
-def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts, dtype: torch.dtype = torch.float32) -> Bundle:
-    """Write the bundle of `parts` to `folder`, and return it.
-
-    An earlier bundle in `folder` is replaced once the new one is whole. Weights are stored as `dtype`. A manifest
-    without a preview gets one. If the parts do not fit each other, ArtifactError is raised, and `folder` stays as it
-    was.
-    """
-    with written_aside(folder) as new:
-        manifest.write(new / MANIFEST_FILE)
-        for part in ("tokenizer", "retrieval"):
-            copy_files(getattr(parts, part), new / part)
-        for part in ("text_encoder", "vision_encoder", "inversion_adapter", "unet", "vae"):
-            (new / part).mkdir()
-            write_state(new / part / WEIGHTS[part], getattr(parts, part).state_dict(), dtype)
-        for part, folder_of_part in ((PARSER, parts.parser), (POSE, parts.pose)):
-            if folder_of_part is not None:
-                copy_part(folder_of_part, new / part)
-        weights = new / "retrieval" / retrieval.WEIGHTS_FILE
-        write_state(weights, read_state(weights), dtype)
-
-        parts.text_encoder.config.to_json_file(new / "text_encoder" / CONFIG_FILE)
-        parts.vision_encoder.config.to_json_file(new / "vision_encoder" / CONFIG_FILE)
-        parts.unet.save_config(new / "unet")
-        parts.vae.save_config(new / "vae")
-        write_json(new / "inversion_adapter" / CONFIG_FILE, _adapter_config(parts.inversion_adapter))
-        for part in ("scheduler", "image_processor"):
-            (new / part).mkdir()
-        write_json(new / "scheduler" / SCHEDULER_FILE, dict(parts.scheduler))
-        crop = parts.vision_encoder.config.image_size
-        processor = {"crop_size": crop, "image_mean": parts.image_mean, "image_std": parts.image_std}
-        write_json(new / "image_processor" / PROCESSOR_FILE, processor)
-        bundle = Bundle.open(new)
-        if manifest.preview is None:
-            # The preview is fitted to the weights as they are stored.
-            preview = fit_preview(bundle.load_vae(), manifest.image_size)
-            replace(manifest, preview=preview).write(new / MANIFEST_FILE)
-    return Bundle.open(folder)
-
-
-def _adapter_config(adapter: InversionAdapter) -> dict[str, Any]:
-    layers: Any = adapter.layers
-    return {
-        "hidden_dim": layers[0].out_features,
-        "text_width": layers[6].out_features // adapter.num_pseudo_words,
-        "num_pseudo_words": adapter.num_pseudo_words,
-        "dropout": layers[2].p,
-    }

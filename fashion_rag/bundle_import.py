@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import read_config, write_json
 from fashion_rag.atomic_files import check_replaceable, scratch_beside
-from fashion_rag.bundle import SCHEDULER_FILE, Bundle, BundleParts, write_bundle
+from fashion_rag.bundle import SCHEDULER_FILE, Bundle
+from fashion_rag.bundle_write import BundleParts, write_bundle
 from fashion_rag.catalogue import retrieval_encoder as encoder
 from fashion_rag.errors import ArtifactError, InvalidRequest
 from fashion_rag.manifest import Manifest

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fashion_rag.artifacts import MANIFEST_FILE
-from fashion_rag.atomic_files import written_aside
+from fashion_rag.atomic_files import scratch_beside, written_aside
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.pretrained import CLIP_FILE, CONFIG_FILE, PROCESSOR_FILE
@@ -68,19 +69,31 @@ def add_parts(path: Path, parser: str | None = None, pose: str | None = None) ->
     replaced. All other files stay as they are. The bundle is replaced once the new one is whole. Raises ArtifactError,
     leaving the bundle as it was, as `find_part`.
     """
+    licence = Bundle.open(path).manifest.licence
+    with scratch_beside(path) as scratch:
+        parts = find_parts(parser, pose, scratch)
+        for part in parts:
+            licence = with_licence(licence, part)
+        return replace_parts(path, {part.part: part.folder for part in parts}, licence)
+
+
+def replace_parts(path: Path, folders: Mapping[str, Path], licence: str) -> Bundle:
+    """Copy a human parser, a pose estimator or both into the bundle in the folder `path`, and return it.
+
+    folders: by the part's folder in the bundle. licence: what the manifest is to say. Parts that are there already are
+    replaced, and all other files stay as they are. The bundle is replaced once the new one is whole. Raises
+    ArtifactError, leaving the bundle as it was, for files that are missing or do not fit.
+    """
     bundle = Bundle.open(path)
     with written_aside(path) as new:
         shutil.copytree(path, new, copy_function=_link, dirs_exist_ok=True)
-        # Beside the new bundle, in a folder that is removed with the rest of the scratch.
-        parts = find_parts(parser, pose, new.parent)
-        licence = bundle.manifest.licence
-        for part in parts:
-            shutil.rmtree(new / part.part, ignore_errors=True)
-            copy_part(part.folder, new / part.part)
-            licence = with_licence(licence, part)
-        # Removed first, because the file is also that of the bundle as it was.
-        (new / MANIFEST_FILE).unlink()
-        replace(bundle.manifest, licence=licence).write(new / MANIFEST_FILE)
+        for part, folder in folders.items():
+            shutil.rmtree(new / part, ignore_errors=True)
+            copy_part(folder, new / part)
+        if licence != bundle.manifest.licence:
+            # Removed first, because the file is also that of the bundle as it was.
+            (new / MANIFEST_FILE).unlink()
+            replace(bundle.manifest, licence=licence).write(new / MANIFEST_FILE)
         Bundle.open(new)
     return Bundle.open(path)
 

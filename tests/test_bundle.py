@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fashion_rag.bundle import Bundle, write_bundle
+from fashion_rag.bundle import Bundle
+from fashion_rag.bundle_write import write_bundle
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.autoencoder import fit_preview

@@ -619,9 +619,9 @@ def test_demo_train_runs_the_stages_asked_for(monkeypatch: pytest.MonkeyPatch, t
         calls.append((work, stages, num_steps, seed))
 
     monkeypatch.setattr("fashion_rag.demo.model.train.train", train)
-    monkeypatch.setattr("fashion_rag.demo.model.train.package", lambda work, out: calls.append((work, out)))
+    monkeypatch.setattr("fashion_rag.demo.model.packaging.package", lambda work, out: calls.append((work, out)))
     monkeypatch.setattr(
-        "fashion_rag.demo.model.train.add_photo_parts", lambda work, bundle: calls.append(("parts", work, bundle))
+        "fashion_rag.demo.model.packaging.add_photo_parts", lambda work, bundle: calls.append(("parts", work, bundle))
     )
     asked = ("--stage", "vae", "--stage", "clip", "--steps", 2, "--seed", 5)
     result = run("demo", "train", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *asked)

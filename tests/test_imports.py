@@ -27,7 +27,7 @@ LAYERS = (
     ("fashion_rag.catalogue", "fashion_rag.denoising"),
     ("fashion_rag.bundle_checks",),
     ("fashion_rag.bundle",),
-    ("fashion_rag.person_import",),
+    ("fashion_rag.bundle_write", "fashion_rag.person_import"),
     ("fashion_rag.bundle_import",),
     ("fashion_rag.completer",),
     ("fashion_rag.pipeline",),

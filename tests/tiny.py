@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from fashion_rag.artifacts import write_json
-from fashion_rag.bundle import Bundle, BundleParts, write_bundle
+from fashion_rag.bundle import Bundle
+from fashion_rag.bundle_write import BundleParts, write_bundle
 from fashion_rag.catalogue import retrieval_encoder as encoder
 from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.demo.model.tokenizer import write_tokenizer

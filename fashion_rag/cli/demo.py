@@ -87,7 +87,8 @@ def demo_train(
     if out is not None:
         check_out_folder("out", out)
 
-    from fashion_rag.demo.model.train import STAGES, add_photo_parts, package, train
+    from fashion_rag.demo.model.packaging import add_photo_parts, package
+    from fashion_rag.demo.model.train import STAGES, train
 
     if unknown := set(stage or ()) - set(STAGES):
         raise InvalidRequest("stage", sorted(unknown)[0], f"must be one of {', '.join(STAGES)}")

@@ -72,8 +72,8 @@ _OTHER_NAMES = {
 NUM_COCO_POINTS = 17
 L_SHOULDER, R_SHOULDER = 5, 6
 # For each joint of OpenPose its number among COCO's joints; None for the neck, which COCO does not have.
-_COCO_JOINTS = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-NECK = _COCO_JOINTS.index(None)
+COCO_JOINTS = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+NECK = COCO_JOINTS.index(None)
 
 
 def class_table(id2label: Mapping[Any, Any], source: Path) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ def openpose_points(
     """
     present = confidences >= min_confidence
     keypoints = np.zeros((NUM_KEYPOINTS, 2))
-    for joint, coco_joint in enumerate(_COCO_JOINTS):
+    for joint, coco_joint in enumerate(COCO_JOINTS):
         if coco_joint is not None and present[coco_joint]:
             keypoints[joint] = points[coco_joint]
     if present[L_SHOULDER] and present[R_SHOULDER]:

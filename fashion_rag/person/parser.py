@@ -103,10 +103,7 @@ class HumanParser(nn.Module):
 
     def fitted(self, size: tuple[int, int]) -> Letterbox:
         """Return the part of the input that a picture of `size` fills, with its shape kept."""
-        height, width = self.input_picture.size
-        scale = min(height / size[0], width / size[1])
-        fitted = [max(1, round(side * scale)) for side in size]
-        return Letterbox((height - fitted[0]) // 2, (width - fitted[1]) // 2, fitted[0], fitted[1])
+        return letterbox(size, self.input_picture.size)
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return the input of the network for RGB pictures of any size, float32 [B, 3, h, w], on the CPU."""
@@ -133,3 +130,10 @@ class HumanParser(nn.Module):
     def label_maps(self, pictures: Sequence[Image.Image], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
         """Return the label maps of B >= 1 RGB pictures, uint8 at `size`, which should have the pictures' shape."""
         return [look.label_map(size) for look in self.look_at(pictures)]
+
+
+def letterbox(size: tuple[int, int], input_size: tuple[int, int]) -> Letterbox:
+    """Return the part of an input of `input_size`, in its middle, that a picture fills with the shape of its `size`."""
+    scale = min(input_size[0] / size[0], input_size[1] / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    return Letterbox((input_size[0] - height) // 2, (input_size[1] - width) // 2, height, width)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fashion_rag.data.window import Box
 from fashion_rag.demo.model.cases import sample_split
 from fashion_rag.demo.world.attributes import DollGarment
 from fashion_rag.demo.world.photos import DollPhoto, sample_photo
@@ -28,14 +29,14 @@ CHUNK = 250
 class PhotoCase:
     """A drawn photo and its truth, as training needs it.
 
-    image: uint8 [H, W, 3]. label_map: Dress Code's classes, uint8 [H, W]. box: that of the largest person as (top,
-    left, height, width) in pixels; None for nobody. keypoints: their OpenPose points in pixels, (0, 0) = absent,
-    float64 [18, 2]. head_size: the distance between their ears in pixels.
+    image: uint8 [H, W, 3]. label_map: Dress Code's classes, uint8 [H, W]. box: that of the largest person in pixels;
+    None for nobody. keypoints: their OpenPose points in pixels, (0, 0) = absent, float64 [18, 2]. head_size: the
+    distance between their ears in pixels.
     """
 
     image: NDArray[np.uint8]
     label_map: NDArray[np.uint8]
-    box: tuple[int, int, int, int] | None
+    box: Box | None
     keypoints: NDArray[np.float64]
     head_size: float
 
@@ -54,15 +55,22 @@ def _sample(seed: int, index: int, test: bool) -> DollPhoto:
 
 
 def _draw_chunk(folder: Path, seed: int, number: int) -> None:
-    """Draw the photos of one chunk, and write them to a file in `folder`."""
+    """Draw the photos of one chunk, and write them to a file in `folder`.
+
+    There, a box is (top, left, height, width); of nobody, it is all 0.
+    """
     photos = [_sample(seed, index, test=False) for index in range(number * CHUNK, (number + 1) * CHUNK)]
+    boxes = np.zeros((len(photos), 4), np.int64)
+    for row, photo in enumerate(photos):
+        if photo.box is not None:
+            boxes[row] = photo.box.top, photo.box.left, *photo.box.size
     partial_file = folder / f"{number:04d}.partial.npz"
     np.savez(
         partial_file,
         images=np.concatenate([photo.image.reshape(-1, 3) for photo in photos]),
         label_maps=np.concatenate([photo.label_map.ravel() for photo in photos]),
         sizes=np.array([photo.label_map.shape for photo in photos]),
-        boxes=np.array([photo.box or (0, 0, 0, 0) for photo in photos]),
+        boxes=boxes,
         keypoints=np.stack([photo.keypoints for photo in photos]),
         head_sizes=np.array([photo.head_size for photo in photos]),
     )
@@ -111,7 +119,7 @@ def _read_chunk(path: Path) -> list[PhotoCase]:
         case = PhotoCase(
             image=arrays["images"][pixels].reshape(height, width, 3),
             label_map=arrays["label_maps"][pixels].reshape(height, width),
-            box=(top, left, box_height, box_width) if box_height else None,
+            box=Box(top, left, top + box_height, left + box_width) if box_height else None,
             keypoints=arrays["keypoints"][row],
             head_size=float(arrays["head_sizes"][row]),
         )

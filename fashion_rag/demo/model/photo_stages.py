@@ -13,22 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from fashion_rag.data.window import crop
 from fashion_rag.demo.model import recipe
 from fashion_rag.demo.model.photo_cases import PhotoCase
 from fashion_rag.demo.model.photo_views import (
     IGNORED,
-    crop,
     crop_labels,
     cut_person,
     letterboxed,
     letterboxed_labels,
-    window_round,
+    moved_window,
 )
+from fashion_rag.person.labels import COCO_JOINTS, NUM_COCO_POINTS
 
 # How often the parser is shown the window round a person, and not the whole photo.
 WINDOW_SHARE = 0.6
 # For each of COCO's 17 points, its number among OpenPose's 18.
-COCO_POINTS = (0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10)
+COCO_POINTS = tuple(COCO_JOINTS.index(point) for point in range(NUM_COCO_POINTS))
 # The standard deviation of a point in a heat map, in cells.
 HEAT_SIGMA = 2.0
 # The factor on the squared error of heat maps, most of which is zero.
@@ -69,8 +70,8 @@ class ParserStage:
         """Return the photo or a window of it, and its label map."""
         if case.box is None or rng.random() > WINDOW_SHARE:
             return case.image, case.label_map
-        view = window_round(case.box, case.label_map.shape, rng)
-        return crop(case.image, view), crop_labels(case.label_map, view)
+        window = moved_window(rng, case.box, (case.label_map.shape[0], case.label_map.shape[1]))
+        return crop(case.image, window), crop_labels(case.label_map, window)
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:

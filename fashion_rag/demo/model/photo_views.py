@@ -1,6 +1,6 @@
 """What the human parser and the pose estimator see of a photo: letterboxed, in a window, or cut out round a person.
 
-Here, too, photos are worn down as cameras and the web do it. `photo_stages` calls it, and so does the evaluation.
+Here, too, photos are worn down as cameras and the web do it. `photo_stages` calls it.
 """
 
 from __future__ import annotations
@@ -17,44 +17,33 @@ from transformers.models.vitpose.image_processing_vitpose import (
     scipy_warp_affine,
 )
 
+from fashion_rag.data.window import PERSON_SHARE, Box, visible_part
+from fashion_rag.person.parser import letterbox
+from fashion_rag.request import Window
+
 Picture = NDArray[np.uint8]  # [H, W, 3]
 LabelMap = NDArray[np.uint8]  # [H, W]
 
 # The class of pixels that the loss of the parser leaves out.
 IGNORED = 255
-# The share of a window's height that a person fills.
-WINDOW_FILL = 0.9
 # ViTPose measures boxes in this many pixels.
 BOX_UNIT = 200.0
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class View:
-    """A part of a photo in its pixels, which may reach beyond the photo."""
+def moved_window(rng: np.random.Generator, box: Box, photo_size: tuple[int, int]) -> Window:
+    """Return a 3:4 window round a person that is moved a little and has another size than the pipeline's.
 
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def window_round(box: tuple[int, int, int, int], photo_size: tuple[int, int], rng: np.random.Generator | None) -> View:
-    """Return the 3:4 window round a person, shifted into the photo as far as it fits.
-
-    box: (top, left, height, width) of the person in pixels. rng: moves the window a little and changes its size; None
-    leaves it as it is.
+    It lies in the photo as far as it fits. Where it is longer than the photo, it covers the photo, which need not be in
+    the middle.
     """
-    top, left, box_height, box_width = box
-    height = max(box_height, box_width * 4 / 3) / WINDOW_FILL
-    centre_y, centre_x = top + box_height / 2, left + box_width / 2
-    if rng is not None:
-        height *= rng.uniform(0.88, 1.3)
-        centre_y += rng.uniform(-0.06, 0.06) * height
-        centre_x += rng.uniform(-0.06, 0.06) * height
+    box_height, box_width = box.size
+    height = max(box_height, box_width * 4 / 3) / PERSON_SHARE * rng.uniform(0.88, 1.3)
+    centre_y = box.top + box_height / 2 + rng.uniform(-0.06, 0.06) * height
+    centre_x = box.left + box_width / 2 + rng.uniform(-0.06, 0.06) * height
     num_rows = max(round(height), 4)
     num_columns = max(round(height * 0.75), 3)
-    return View(
+    return Window(
         top=_shifted(round(centre_y - num_rows / 2), num_rows, photo_size[0]),
         left=_shifted(round(centre_x - num_columns / 2), num_columns, photo_size[1]),
         height=num_rows,
@@ -68,27 +57,14 @@ def _shifted(start: int, length: int, limit: int) -> int:
     return min(max(start, low), high)
 
 
-def crop(image: Picture, view: View) -> Picture:
-    """Return the part of a picture in a view. Beyond the picture, the pixels at its edge go on."""
-    rows = np.clip(np.arange(view.top, view.top + view.height), 0, image.shape[0] - 1)
-    columns = np.clip(np.arange(view.left, view.left + view.width), 0, image.shape[1] - 1)
-    return image[rows[:, None], columns[None, :]]
-
-
-def crop_labels(label_map: LabelMap, view: View) -> LabelMap:
-    """Return the part of a label map in a view, with IGNORED beyond the photo."""
-    labels = np.full((view.height, view.width), IGNORED, np.uint8)
-    top, left = max(view.top, 0), max(view.left, 0)
-    part = label_map[top : max(view.top + view.height, 0), left : max(view.left + view.width, 0)]
-    labels[top - view.top :, left - view.left :][: part.shape[0], : part.shape[1]] = part
+def crop_labels(label_map: LabelMap, window: Window) -> LabelMap:
+    """Return the part of a label map in a window, with IGNORED beyond the photo."""
+    seen = visible_part(window, (label_map.shape[0], label_map.shape[1]))
+    labels = np.full((window.height, window.width), IGNORED, np.uint8)
+    rows = slice(seen.top - window.top, seen.bottom - window.top)
+    columns = slice(seen.left - window.left, seen.right - window.left)
+    labels[rows, columns] = label_map[seen.top : seen.bottom, seen.left : seen.right]
     return labels
-
-
-def letterbox_size(photo_size: tuple[int, int], size: tuple[int, int]) -> View:
-    """Return where a photo of `photo_size` lies in the input of `size`: it keeps its shape, in the middle."""
-    scale = min(size[0] / photo_size[0], size[1] / photo_size[1])
-    height, width = max(round(photo_size[0] * scale), 1), max(round(photo_size[1] * scale), 1)
-    return View((size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
 def letterboxed(image: Picture, size: tuple[int, int], rng: np.random.Generator | None) -> NDArray[np.float32]:
@@ -96,7 +72,7 @@ def letterboxed(image: Picture, size: tuple[int, int], rng: np.random.Generator 
 
     rng: wears the photo down; None leaves it as it is.
     """
-    place = letterbox_size((image.shape[0], image.shape[1]), size)
+    place = letterbox((image.shape[0], image.shape[1]), size)
     shown = Image.fromarray(image).resize((place.width, place.height), Image.Resampling.BICUBIC)
     pixels = np.zeros((*size, 3), np.float32)
     part = np.asarray(shown) if rng is None else worn_down(rng, shown)
@@ -106,7 +82,7 @@ def letterboxed(image: Picture, size: tuple[int, int], rng: np.random.Generator 
 
 def letterboxed_labels(label_map: LabelMap, size: tuple[int, int]) -> LabelMap:
     """Return a label map in the place where `letterboxed` shows the photo, uint8 [h, w], with 0 beyond the photo."""
-    place = letterbox_size((label_map.shape[0], label_map.shape[1]), size)
+    place = letterbox((label_map.shape[0], label_map.shape[1]), size)
     labels = np.zeros(size, np.uint8)
     shown = Image.fromarray(label_map).resize((place.width, place.height), Image.Resampling.NEAREST)
     labels[place.top : place.top + place.height, place.left : place.left + place.width] = np.asarray(shown)
@@ -133,15 +109,14 @@ class PersonCut:
         return located
 
 
-def cut_person(
-    image: Picture, box: tuple[float, float, float, float], size: tuple[int, int], rng: np.random.Generator | None
-) -> PersonCut:
+def cut_person(image: Picture, box: Box, size: tuple[int, int], rng: np.random.Generator | None) -> PersonCut:
     """Return a person as ViTPose sees them, with black beyond the photo.
 
-    box: (top, left, height, width) in pixels. size: (height, width) of the network's input. rng: moves the box a
-    little, changes its size, and wears the picture down; None leaves them as they are.
+    size: (height, width) of the network's input. rng: moves the box a little, changes its size, and wears the picture
+    down; None leaves them as they are.
     """
-    top, left, height, width = box
+    top, left = float(box.top), float(box.left)
+    height, width = (float(side) for side in box.size)
     if rng is not None:
         top, left = top + rng.uniform(-0.06, 0.06) * height, left + rng.uniform(-0.08, 0.08) * width
         height, width = height * rng.uniform(0.92, 1.1), width * rng.uniform(0.9, 1.15)

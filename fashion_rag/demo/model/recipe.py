@@ -22,6 +22,7 @@ from transformers import (
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.unet import IN_CHANNELS
+from fashion_rag.person import labels
 
 VOCAB_SIZE = 2048
 TEXT_WIDTH = 96
@@ -38,28 +39,8 @@ POSE_SIZE = (128, 96)
 POSE_MAP_SIZE = (64, 48)
 PHOTO_MEAN = (0.5, 0.5, 0.5)
 PHOTO_STD = (0.5, 0.5, 0.5)
-NUM_COCO_POINTS = 17
-# Dress Code's classes in the order of their numbers.
-CLASSES = (
-    "background",
-    "hat",
-    "hair",
-    "sunglasses",
-    "upper-clothes",
-    "skirt",
-    "pants",
-    "dress",
-    "belt",
-    "left-shoe",
-    "right-shoe",
-    "head",
-    "left-leg",
-    "right-leg",
-    "left-arm",
-    "right-arm",
-    "bag",
-    "scarf",
-)
+# The names of Dress Code's classes in `config.json`.
+CLASSES = tuple(name.replace("_", "-") for name in labels.CLASSES)
 
 MANIFEST = Manifest(
     name="fashion-rag-demo",
@@ -225,7 +206,7 @@ def make_pose() -> VitPoseForPoseEstimation:
         backbone_config=backbone,
         scale_factor=4,
         use_simple_decoder=True,
-        num_labels=NUM_COCO_POINTS,
+        num_labels=labels.NUM_COCO_POINTS,
     )
     return VitPoseForPoseEstimation(config)
 

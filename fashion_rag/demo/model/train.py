@@ -1,4 +1,4 @@
-"""The training of the demo bundle from nothing: draw the cases, train the networks in turn, and write the bundle.
+"""The training of the demo bundle from nothing: draw the cases, and train the networks in turn.
 
 `fashion-rag demo train` calls it. Everything that it makes lies in one folder, so that a later run can go on from
 there. On a CPU, two processes with a thread each are far faster than one process with two threads. A stage therefore
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,20 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from fashion_rag.artifacts import write_json
-from fashion_rag.bundle import Bundle, BundleParts, write_bundle
-from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.data.image import vision_pixels
 from fashion_rag.data.pose import heat_maps, to_latent
 from fashion_rag.demo.model import recipe
 from fashion_rag.demo.model.cases import TrainingCases, draw_cases
+from fashion_rag.demo.model.packaging import average_of, scaling_factor
 from fashion_rag.demo.model.photo_cases import PhotoCase, draw_photo_cases
-from fashion_rag.demo.model.photo_parts import write_photo_parts
 from fashion_rag.demo.model.photo_stages import ParserStage, PoseStage
 from fashion_rag.demo.model.stages import PRECISION, AdapterStage, ClipStage, VaeStage, pictures
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
-from fashion_rag.errors import ArtifactError, InvalidRequest
+from fashion_rag.errors import InvalidRequest
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
@@ -44,7 +40,6 @@ from fashion_rag.training.objective import EditStage, SampleMix, TrainingSet, ne
 from fashion_rag.training.processes import Report, barrier, rank_and_world, run_processes, silent
 from fashion_rag.training.run import even_share
 from fashion_rag.training.watch import Reporting
-from fashion_rag.weights import write_state
 
 EDIT_STAGES = ("vae", "clip", "adapter", "unet")
 # These learn from drawn photos, and need no stage of editing. The parser begins with the weights of the small parser,
@@ -153,7 +148,7 @@ class _Trainer:
                 return ParserStage(self.photos, self.device, name, recipe.SMALL_PARSER_SIZE)
             case "parser":
                 parser = ParserStage(self.photos, self.device, name, recipe.PARSER_SIZE)
-                parser.network.load_state_dict(_average(self.work, "small_parser"))
+                parser.network.load_state_dict(average_of(self.work, "small_parser"))
                 return parser
             case "pose":
                 return PoseStage(self.photos, self.device)
@@ -194,7 +189,7 @@ class _Trainer:
 
     def _trained(self, stage: Any) -> Any:
         """Load the averaged weights of the stage's checkpoint into its network, and return the stage."""
-        stage.network.load_state_dict(_average(self.work, stage.name))
+        stage.network.load_state_dict(average_of(self.work, stage.name))
         stage.network.eval()
         return stage
 
@@ -279,62 +274,3 @@ class _Trainer:
             old.unlink()
         np.save(path.with_suffix(".partial.npy"), np.concatenate([parts[start] for start in sorted(parts)]))
         path.with_suffix(".partial.npy").rename(path)
-
-
-def package(work: Path, out: Path) -> Bundle:
-    """Write the bundle of the stages trained in `work` to `out`, with float16 weights, and return it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        clip, vae = recipe.make_clip(), recipe.make_vae()
-        clip.load_state_dict(_average(work, "clip", "clip."))
-        vae.load_state_dict(_average(work, "vae"))
-        (moments,) = work.glob("moments-*.npy")
-        vae.register_to_config(scaling_factor=scaling_factor(np.load(moments, mmap_mode="r")))
-        unet, adapter = recipe.make_unet(), recipe.make_adapter()
-        unet.load_state_dict(_average(work, "unet", "unet.unet."))
-        adapter.load_state_dict(_average(work, "unet", "adapter."))
-        folder = Path(scratch)
-        tokenizer = write_tokenizer(folder / "tokenizer", recipe.VOCAB_SIZE)
-        towers = write_tokenizer(folder / "retrieval", recipe.VOCAB_SIZE)
-        write_json(towers / retrieval.CONFIG_FILE, {"model_cfg": recipe.CLIP, "preprocess_cfg": recipe.PREPROCESS})
-        write_state(towers / retrieval.WEIGHTS_FILE, clip.state_dict())
-        parts = BundleParts(
-            text_encoder=recipe.text_encoder_of(clip),
-            tokenizer=tokenizer,
-            vision_encoder=recipe.vision_encoder_of(clip),
-            image_mean=recipe.CLIP_MEAN,
-            image_std=recipe.CLIP_STD,
-            inversion_adapter=adapter,
-            unet=unet,
-            vae=vae,
-            scheduler=recipe.SCHEDULER,
-            retrieval=towers,
-        )
-        bundle = write_bundle(out, recipe.MANIFEST, parts, dtype=torch.float16)
-    add_photo_parts(work, out)
-    return bundle
-
-
-def add_photo_parts(work: Path, bundle: Path) -> None:
-    """Write the parser and the pose estimator trained in `work` into an existing bundle, with float16 weights.
-
-    All other files of the bundle stay as they are.
-    """
-    Bundle.open(bundle)
-    parser, pose = recipe.make_parser(), recipe.make_pose()
-    parser.load_state_dict(_average(work, "parser"))
-    pose.load_state_dict(_average(work, "pose"))
-    write_photo_parts(bundle, parser.eval(), pose.eval())
-
-
-def _average(work: Path, stage: str, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return the averaged weights of a stage whose names begin with `prefix`, under the rest of their names."""
-    path = work / f"{stage}.pt"
-    if not path.exists():
-        raise ArtifactError(f"{path}: the stage {stage!r} has not been trained yet; train it first")
-    saved = torch.load(path, weights_only=True, map_location="cpu")["average"]
-    return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
-
-
-def scaling_factor(moments: NDArray[np.float16]) -> float:
-    """Return the factor that gives the VAE's latents a standard deviation of 1, from moments [N, 8, h, w]."""
-    return round(1.0 / float(moments[:2000, :4].astype(np.float32).std()), 5)

@@ -32,9 +32,9 @@ from fashion_rag.demo.world.figure import (
     neck_layer,
     torso_layer,
 )
+from fashion_rag.demo.world.patterns import second_colour_of
 
 DEFAULT_SIZE = (96, 72)
-STRIPE_PERIOD, CHECK_SIZE, DOT_RADIUS = 9.6, 5.0, 2.9
 OUTLINE_WIDTH = 0.65
 WHITE: Colour = (255, 255, 255)
 # The share of an in-shop picture's height or width that the garment fills.
@@ -161,7 +161,7 @@ def pattern_maps(
     maps = {}
     mask = np.asarray(visible)
     for pattern in PATTERNS[1:]:
-        second = _second_colour(worn, pattern, (0, 0, visible.width, visible.height), scale)
+        second = second_colour_of(worn, pattern, (0, 0, visible.width, visible.height), scale)
         maps[pattern] = _shares(Image.fromarray(np.where(second, mask, np.uint8(0))), factor)
     return _shares(visible, factor), maps
 
@@ -276,35 +276,9 @@ def _paint_pattern(canvas: Image.Image, polygons: Sequence[Points], cloth: Cloth
     draw = ImageDraw.Draw(mask)
     for polygon in polygons:
         draw.polygon(_flat(polygon - np.array([left, top]) / scale, scale), fill=255)
-    second = _second_colour(cloth, cloth.garment.pattern, (left, top, right, bottom), scale)
+    second = second_colour_of(cloth, cloth.garment.pattern, (left, top, right, bottom), scale)
     mask = Image.fromarray(np.where(second, np.asarray(mask), np.uint8(0)))
     canvas.paste(PALETTE[cloth.garment.second_colour], (int(left), int(top)), mask)
-
-
-def _second_colour(cloth: Cloth, pattern: str, box: tuple[int, int, int, int], scale: float) -> NDArray[np.bool_]:
-    """Return where a pattern has its second colour, bool [h, w].
-
-    box: the part of the canvas that is looked at, as (left, top, right, bottom) in pixels. scale: pixels for a unit.
-    """
-    left, top, right, bottom = box
-    x = ((np.arange(left, right) + 0.5) / scale - cloth.centre)[None, :] / cloth.scale
-    y = ((np.arange(top, bottom) + 0.5) / scale - cloth.top)[:, None] / cloth.scale
-    half = STRIPE_PERIOD / 2
-    match pattern:
-        case "horizontal_stripes":
-            second = y % STRIPE_PERIOD >= half
-        case "vertical_stripes":
-            second = (x + half / 2) % STRIPE_PERIOD >= half
-        case "checks":
-            second = (np.floor(x / CHECK_SIZE + 0.5) + np.floor(y / CHECK_SIZE)) % 2 == 1
-        case "dots":
-            dx, dy = (x + half) % STRIPE_PERIOD - half, y % STRIPE_PERIOD - half
-            second = dx**2 + dy**2 <= DOT_RADIUS**2
-        case "two_tone":
-            second = y >= (cloth.middle - cloth.top) / cloth.scale
-        case _:
-            raise ValueError(f"pattern: got {pattern!r}; must be one of {PATTERNS[1:]}")
-    return np.broadcast_to(second, (y.shape[0], x.shape[1]))
 
 
 def _label_map(layers: Sequence[Layer], size: tuple[int, int]) -> NDArray[np.uint8]:

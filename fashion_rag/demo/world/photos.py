@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fashion_rag.data.window import Box, box_of
 from fashion_rag.demo.world.attributes import DollGarment, DollPerson, sample_garment, sample_person
 from fashion_rag.demo.world.backgrounds import draw_background, draw_room
 from fashion_rag.demo.world.draw import PersonTruth, Placement, render_into
@@ -59,18 +60,9 @@ class DollPhoto:
     person: DollPerson | None
 
     @property
-    def box(self) -> tuple[int, int, int, int] | None:
-        """Return the box round the largest person as (top, left, height, width) in pixels; None for nobody."""
-        return box_of(self.person_map)
-
-
-def box_of(label_map: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-    """Return the box round all pixels that are not 0, as (top, left, height, width); None if all are 0."""
-    rows, columns = np.flatnonzero(label_map.any(axis=1)), np.flatnonzero(label_map.any(axis=0))
-    if not len(rows):
-        return None
-    top, left = int(rows[0]), int(columns[0])
-    return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+    def box(self) -> Box | None:
+        """Return the box round the largest person in pixels; None for nobody."""
+        return box_of(self.person_map > 0)
 
 
 def sample_photo(rng: np.random.Generator, garments: GarmentSource = sample_garment) -> DollPhoto:

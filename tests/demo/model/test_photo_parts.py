@@ -10,8 +10,8 @@ import torch
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation, VitPoseForPoseEstimation
 
 from fashion_rag.demo.model import recipe
+from fashion_rag.demo.model.packaging import add_photo_parts
 from fashion_rag.demo.model.photo_parts import write_photo_parts
-from fashion_rag.demo.model.train import add_photo_parts
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE
 

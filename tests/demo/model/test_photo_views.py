@@ -6,18 +6,17 @@ import torch
 from PIL import Image
 from transformers import VitPoseImageProcessor
 
+from fashion_rag.data.window import Box
 from fashion_rag.demo.model.photo_views import (
     IGNORED,
-    View,
-    crop,
     crop_labels,
     cut_person,
-    letterbox_size,
     letterboxed,
     letterboxed_labels,
-    window_round,
+    moved_window,
     worn_down,
 )
+from fashion_rag.request import Window
 
 SIZE = (192, 144)
 
@@ -26,35 +25,43 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 256, shape, np.uint8)
 
 
-def test_a_window_has_the_shape_and_holds_the_person() -> None:
-    view = window_round((30, 100, 90, 40), (200, 300), None)
-    assert (view.height, view.width) == (100, 75)
-    assert (view.top, view.left) == (25, 82)
-    # At the edge it is moved into the photo.
-    assert window_round((0, 0, 90, 40), (200, 300), None) == View(0, 0, 100, 75)
-    # Where it cannot fit, it covers the photo.
-    wide = window_round((10, 0, 80, 100), (90, 100), None)
-    assert wide.top <= 0
-    assert wide.top + wide.height >= 90
+def test_windows_differ_have_the_shape_and_show_most_of_the_person() -> None:
     rng = np.random.default_rng(0)
-    assert len({window_round((30, 100, 90, 40), (200, 300), rng) for _ in range(10)}) > 5
+    box, photo_size = Box(30, 100, 120, 140), (200, 300)
+    windows = [moved_window(rng, box, photo_size) for _ in range(40)]
+    assert len(set(windows)) > 20
+    for window in windows:
+        assert window.width == pytest.approx(window.height * 0.75, abs=1)
+        assert 88 <= window.height <= 130
+        assert window.top >= 0 and window.left >= 0
+        assert window.top + window.height <= 200
+        shown = min(box.bottom, window.top + window.height) - max(box.top, window.top)
+        assert shown >= 0.85 * 90
+        assert abs(window.left + window.width / 2 - 120) <= 0.06 * window.height + 1
 
 
-def test_beyond_the_photo_its_edge_goes_on_and_has_no_label() -> None:
-    image, labels = noise(10, 8, 3), noise(10, 8) % 18
-    view = View(-2, 3, 14, 7)
-    part, part_labels = crop(image, view), crop_labels(labels, view)
-    np.testing.assert_array_equal(part[2:12, :5], image[:, 3:])
-    np.testing.assert_array_equal(part[0, :5], image[0, 3:])
-    np.testing.assert_array_equal(part[13, 6], image[9, 7])
-    np.testing.assert_array_equal(part_labels[2:12, :5], labels[:, 3:])
-    assert (part_labels == IGNORED).sum() == 14 * 7 - 10 * 5
+def test_a_window_at_the_edge_is_moved_into_the_photo_and_a_larger_one_covers_it() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        window = moved_window(rng, Box(0, 0, 90, 40), (200, 300))
+        assert window.left == 0
+        assert window.top >= 0
+        wide = moved_window(rng, Box(10, 0, 90, 100), (90, 100))
+        assert wide.top <= 0
+        assert wide.top + wide.height >= 90
+
+
+def test_beyond_the_photo_there_is_no_label() -> None:
+    labels = noise(10, 8) % 18
+    part = crop_labels(labels, Window(-2, 3, 14, 7))
+    assert part.shape == (14, 7)
+    np.testing.assert_array_equal(part[2:12, :5], labels[:, 3:])
+    assert (part == IGNORED).sum() == 14 * 7 - 10 * 5
 
 
 @pytest.mark.parametrize(("photo_size", "place"), [((96, 72), (0, 0, 192, 144)), ((72, 96), (42, 0, 108, 144))])
 def test_a_letterboxed_photo_keeps_its_shape(photo_size: tuple[int, int], place: tuple[int, ...]) -> None:
     top, left, height, width = place
-    assert letterbox_size(photo_size, SIZE) == View(*place)
     pixels = letterboxed(noise(*photo_size, 3), SIZE, None)
     labels = letterboxed_labels(np.full(photo_size, 4, np.uint8), SIZE)
     shown = np.zeros(SIZE, bool)
@@ -66,8 +73,7 @@ def test_a_letterboxed_photo_keeps_its_shape(photo_size: tuple[int, int], place:
 
 def test_persons_are_cut_out_as_vitpose_cuts_them_out() -> None:
     image, size = noise(90, 140, 3), (128, 96)
-    box = (20, 30, 60, 25)
-    cut = cut_person(image, box, size, None)
+    cut = cut_person(image, Box(20, 30, 80, 55), size, None)
     processor = VitPoseImageProcessor(
         size={"height": size[0], "width": size[1]}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -78,7 +84,7 @@ def test_persons_are_cut_out_as_vitpose_cuts_them_out() -> None:
 def test_points_move_with_the_pixels() -> None:
     image, size = np.full((90, 140, 3), 20, np.uint8), (128, 96)
     image[50, 60] = 255
-    cut = cut_person(image, (20, 40, 60, 35), size, None)
+    cut = cut_person(image, Box(20, 40, 80, 75), size, None)
     x, y = cut.to_map(np.array([60.0, 50.0]), size)
     brightest = np.unravel_index(cut.pixels.sum(axis=2).argmax(), size)
     assert np.abs(np.array(brightest) - (y, x)).max() <= 0.5

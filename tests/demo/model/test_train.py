@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.demo.model import cases, photo_cases, train
+from fashion_rag.demo.model import cases, packaging, photo_cases, train
 from fashion_rag.demo.model.evaluate import NUM_PAINTED, evaluate
 from fashion_rag.errors import ArtifactError, InvalidRequest
 
@@ -33,7 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_trained_folder_becomes_a_bundle_that_loads(work: Path, tmp_path: Path) -> None:
-    bundle = train.package(work, tmp_path / "bundle")
+    bundle = packaging.package(work, tmp_path / "bundle")
     assert Bundle.open(tmp_path / "bundle").manifest == bundle.manifest
     size = sum(path.stat().st_size for path in bundle.path.rglob("*.safetensors"))
     assert size <= 18e6
@@ -44,7 +44,7 @@ def test_a_trained_folder_becomes_a_bundle_that_loads(work: Path, tmp_path: Path
 
 
 def test_the_table_of_an_untrained_bundle(work: Path, tmp_path: Path) -> None:
-    bundle = train.package(work, tmp_path / "bundle")
+    bundle = packaging.package(work, tmp_path / "bundle")
     painted: list[None] = []
     report = evaluate(bundle.path, num_cases=6, steps=1, progress=lambda: painted.append(None))
     assert len(painted) == NUM_PAINTED * 6
@@ -80,4 +80,4 @@ def test_the_stages_of_photos_need_no_others(tmp_path: Path, monkeypatch: pytest
 
 def test_packaging_without_weights_names_the_stage(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="'clip' has not been trained"):
-        train.package(tmp_path, tmp_path / "bundle")
+        packaging.package(tmp_path, tmp_path / "bundle")
