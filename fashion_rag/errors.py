@@ -21,6 +21,8 @@ class InvalidRequest(FashionRAGError):
         self.code = code
 
     def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.field}: is missing; {self.rule}"
         try:
             shown = repr(self.value)
         except ValueError:

@@ -171,7 +171,7 @@ def test_a_new_adapter_is_drawn_from_the_seed(base_only: dict[str, Any], tmp_pat
 
 @pytest.mark.parametrize("name", ["unet", "adapter"])
 def test_one_released_file_needs_the_other(released: dict[str, Any], name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"^{name}: got None; must be given with"):
+    with pytest.raises(InvalidRequest, match=f"^{name}: is missing; must be given with"):
         import_bundle(**released | {name: None})
 
 

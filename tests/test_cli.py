@@ -457,7 +457,7 @@ def test_edit_finds_what_is_wrong_before_it_loads_weights(
     without = edit(photo, tmp_path / "edited.png", *few, "--num-garments", 1)
     assert without.exit_code == 2 and "must be 0 without --catalogue or --garment" in without.stderr
     unknown = run("edit", "--image", photo["image"], "--prompt", "red", "--out", tmp_path / "edited.png", *few)
-    assert unknown.exit_code == 2 and "mask: got None; must be given" in unknown.stderr
+    assert unknown.exit_code == 2 and "mask: is missing; must be given" in unknown.stderr
     assert "no human parser" in unknown.stderr and unknown.stderr.count("\n") == 1
 
 

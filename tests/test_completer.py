@@ -46,7 +46,7 @@ def photos(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
     def read(parser: Any, pose_estimator: Any, photos: Sequence[Image.Image], shape: Any) -> list[PhotoReading]:
         assert (parser, pose_estimator, shape) == ("parser", "pose estimator", SHAPE)
         seen.extend(photos)
-        return [PhotoReading(WINDOW, np.ones((512, 384), np.uint8), POINTS, 1) for _ in photos]
+        return [PhotoReading(WINDOW, np.full((512, 384), 4, np.uint8), POINTS, 1) for _ in photos]
 
     monkeypatch.setattr(completer, "read_photos", read)
     return seen
@@ -89,10 +89,17 @@ def test_a_complete_request_is_not_read_again(photos: list[Image.Image]) -> None
     assert again.digest() == known.digest() and photos == []
 
 
+def test_what_was_found_may_be_sent_back(photos: list[Image.Image]) -> None:
+    ((found, _),) = with_parser()(None, [asked(mask=None)], SHAPE)
+    sent_back = asked(mask=found.mask, keypoints=found.keypoints, window=found.window)
+    ((again, _),) = with_parser()(None, [sent_back], SHAPE)
+    assert again.digest() == found.digest() and len(photos) == 1
+
+
 def test_without_a_parser_no_photo_is_read(photos: list[Image.Image]) -> None:
     ((request, _),) = Completer()(None, [asked()], SHAPE)
     assert request.keypoints is None and photos == []
-    with pytest.raises(InvalidRequest, match="mask: got None"):
+    with pytest.raises(InvalidRequest, match="mask: is missing"):
         Completer()(None, [asked(mask=None)], SHAPE)
 
 
@@ -123,7 +130,7 @@ def test_garments_brought_along_decide_before_words_do() -> None:
 
 
 def test_without_a_chooser_a_category_is_needed() -> None:
-    with pytest.raises(InvalidRequest, match="category: got None; must be given"):
+    with pytest.raises(InvalidRequest, match="category: is missing; must be given"):
         Completer()(None, [asked(category=None)], SHAPE)
 
 

@@ -145,7 +145,7 @@ def test_a_photo_and_a_sentence_are_enough(pipeline: Pipeline, monkeypatch: pyte
     assert box is not None and box_round(box, Box(40, 64, 70, 87)) == box
     assert np.array_equal(result.image[result.mask == 0], request.image[result.mask == 0])
     assert (result.image[result.mask != 0] != request.image[result.mask != 0]).mean() > 0.5
-    with pytest.raises(InvalidRequest, match="mask: got None"):
+    with pytest.raises(InvalidRequest, match="mask: is missing"):
         pipeline(request)
 
 

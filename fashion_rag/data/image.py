@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fashion_rag.data.colour import is_two_way, to_srgb
-from fashion_rag.data.uploaded_mask import marked
+from fashion_rag.data.uploaded_mask import CANVAS, edge_share, marked
 from fashion_rag.data.window import has_shape
 from fashion_rag.errors import InvalidRequest
 
@@ -116,7 +116,8 @@ class OpenedPhoto(NamedTuple):
     """An uploaded photo in its own size and colours.
 
     pixels: uint8 [H, W, 3], upright. icc_profile: the RGB profile of its colours; None = sRGB.
-    hole: the transparent part as a mask, uint8 [H, W], 1 = transparent; None if no part is transparent.
+    hole: the transparent part as a mask, uint8 [H, W], 1 = transparent. None if no part is transparent, or if the
+    transparent part has most of the photo's edge: then the photo is a cut-out, and its background is transparent.
     """
 
     pixels: NDArray[np.uint8]
@@ -134,7 +135,10 @@ def open_photo(data: bytes | Path, *, field: str = "image", max_pixels: int = MA
     hole = None
     if image.mode == "RGBA":
         transparent = np.asarray(image.getchannel("A")) < 128
-        hole = transparent.astype(np.uint8) if transparent.any() else None
+        if transparent.all():
+            raise InvalidRequest(field, "a picture that is transparent everywhere", "must show something")
+        if transparent.any() and edge_share(transparent) < CANVAS:
+            hole = transparent.astype(np.uint8)
     return OpenedPhoto(np.asarray(_on_white(image)), hole, icc_profile)
 
 

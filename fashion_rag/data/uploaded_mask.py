@@ -76,14 +76,22 @@ def marked(image: Image.Image, field: str) -> NDArray[np.uint8]:
     return mask.astype(np.uint8)
 
 
+def edge_share(area: NDArray[np.bool_]) -> float:
+    """Return the share of the outermost pixels of a picture that are in the area, [H, W]."""
+    return float(np.concatenate([area[[0, -1]].ravel(), area[1:-1, [0, -1]].ravel()]).mean())
+
+
 def _is_grey(levels: NDArray[np.uint8]) -> bool:
-    """Return whether an opaque mask, uint8 [H, W], is neither a picture of two levels nor one with soft edges."""
+    """Return whether an opaque mask, uint8 [H, W], is neither a picture of two levels nor one with soft edges.
+
+    A mask of one level is grey unless it is black or white.
+    """
     step = -(-max(levels.shape) // COMPARED_SIDE)
     # Picked and not averaged, because averages of thin lines are grey.
     picked = levels[::step, ::step]
     darkest, lightest = int(picked.min()), int(picked.max())
     if darkest == lightest:
-        return False
+        return BLACK < darkest < WHITE
     shares = (picked.astype(np.float32) - darkest) / (lightest - darkest)
     if ((shares > GREY) & (shares < 1 - GREY)).mean() > MAX_GREY:
         return True
@@ -112,7 +120,7 @@ def _white_marks(image: Image.Image, alpha: NDArray[np.uint8], transparent: NDAr
     is_white = is_drawn and white > 0
     if not is_white and any(np.ptp(channel) > ONE_COLOUR for channel in channels):
         return False
-    edge = np.concatenate([transparent[[0, -1]].ravel(), transparent[1:-1, [0, -1]].ravel()]).mean()
+    edge = edge_share(transparent)
     if edge <= 1 - CANVAS:
         return False
     if is_white and edge >= CANVAS:

@@ -112,6 +112,17 @@ def widened(window: Window, box: Box, photo_size: tuple[int, int], shape: tuple[
     return window_round(both, photo_size, shape, share=1.0)
 
 
+def scaled(window: Window, from_size: tuple[int, int], to_size: tuple[int, int]) -> Window:
+    """Return the window of a photo of `from_size` in the same photo at `to_size`."""
+    vertical, horizontal = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return Window(
+        top=round(window.top * vertical),
+        left=round(window.left * horizontal),
+        height=max(1, round(window.height * vertical)),
+        width=max(1, round(window.width * horizontal)),
+    )
+
+
 def visible_part(window: Window, photo_size: tuple[int, int]) -> Box:
     """Return the part of the photo that lies in the window, in pixels of the photo. It must not be empty."""
     top, left = max(window.top, 0), max(window.left, 0)

@@ -12,15 +12,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from fashion_rag.catalogue.attributes import parse_filter
 from fashion_rag.catalogue.garments import stored_jpeg
 from fashion_rag.catalogue.table import GarmentRow, checked
 from fashion_rag.data.image import MIN_SIDE, OpenedPhoto, open_image, open_mask, open_photo
 from fashion_rag.data.pose import parse_keypoints, scale_keypoints
+from fashion_rag.data.window import has_shape, scaled
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
-from fashion_rag.request import EditRequest
+from fashion_rag.request import EditRequest, Window
 from fashion_rag.sampling import NO_PRESET, SAMPLING_OPTIONS, Preset, resolve_sampling
 from serve.config import IngressSettings
 from serve.http.forms import QUALITY_PRESETS, EditForm, GarmentForm, MaskForm, OutputFormat
@@ -29,6 +31,9 @@ MAX_SIDE = 4096
 # The largest side of a picture that each file format can hold.
 MAX_FILE_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 SHAPE_TOLERANCE = 0.02
+WINDOW = TypeAdapter(Window)
+# Of a window, in pixels. No photo is nearly as large.
+MAX_WINDOW_SIDE = 1_000_000
 # Stands for the words of a request that has none.
 NO_WORDS = "a garment"
 # Every JSON reader can hold a seed of this range as a whole number.
@@ -67,6 +72,7 @@ def edit_requests(
         prompt=form.prompt,
         category=form.category,
         keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, photo_size),
+        window=None if form.window is None else _window(form.window, manifest.image_size),
         num_garments=form.num_garments,
         garment_ids=tuple(form.garment_ids),
         attributes=parse_filter(form.attributes),
@@ -120,6 +126,7 @@ def mask_request(form: MaskForm, settings: IngressSettings, request_id: str, arr
     size = (photo.pixels.shape[0], photo.pixels.shape[1])
     return EditRequest(
         image=photo.pixels,
+        mask=photo.hole,
         prompt=form.prompt or NO_WORDS,
         category=form.category,
         keypoints=None if form.keypoints is None else parse_keypoints(form.keypoints, size),
@@ -141,6 +148,20 @@ def _mask(form: EditForm, photo: OpenedPhoto, max_pixels: int, finds_masks: bool
         rule = "must be given, unless the photo is transparent where to repaint: this server's model finds no masks"
         raise InvalidRequest("mask", None, rule, "missing_required_parameter")
     return photo.hole
+
+
+def _window(text: str, shape: tuple[int, int]) -> Window:
+    """Return the window in a form. Raises InvalidRequest for what is no window of the shape of a (height, width)."""
+    try:
+        window = WINDOW.validate_json(text, strict=True)
+    except ValidationError as error:
+        rule = 'must be JSON: {"top": .., "left": .., "height": .., "width": ..} of whole pixels of the photo'
+        raise InvalidRequest("window", text, rule) from error
+    size = (window.height, window.width)
+    if not 1 <= min(size) <= max(size) <= MAX_WINDOW_SIDE or not has_shape(size, shape):
+        rule = f"must have the model's shape, {shape[1]}x{shape[0]} (WIDTHxHEIGHT), and sides up to {MAX_WINDOW_SIDE}"
+        raise InvalidRequest("window", text, rule)
+    return window
 
 
 def _asked_size(form: EditForm, photo_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
@@ -175,6 +196,7 @@ def _resized(edit: EditRequest, size: tuple[int, int]) -> EditRequest:
         image=np.asarray(Image.fromarray(edit.image).resize((width, height), Image.Resampling.LANCZOS)),
         mask=None if edit.mask is None else _resized_mask(edit.mask, size),
         keypoints=None if edit.keypoints is None else scale_keypoints(edit.keypoints, from_size, size),
+        window=None if edit.window is None else scaled(edit.window, from_size, size),
     )
 
 

@@ -109,6 +109,11 @@ class EditForm(BaseModel):
         description="JSON: 18 OpenPose points [[x, y], ...] in pixels of the photo, [0, 0] = absent; where left out, "
         "they are found.",
     )
+    window: str | None = Field(
+        None,
+        description='JSON: {"top": .., "left": .., "height": .., "width": ..} in pixels of the photo: the part that '
+        "the model sees, in the model's shape; where left out, it is chosen.",
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="The same seed gives the same picture; drawn if left out."
     )

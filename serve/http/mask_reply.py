@@ -61,7 +61,7 @@ def mask_reply(completed: CompleteRequest, found: Found, reading: PhotoReading) 
         created=int(time.time()),
         b64_json=encode_picture((completed.mask != 0) * np.uint8(255), "png", 100),
         size=size_text(completed.image),
-        keypoints=None if completed.keypoints is None else completed.keypoints.round(1).tolist(),
+        keypoints=None if completed.keypoints is None else completed.keypoints.round(3).tolist(),
         regions=shown,
         window=PhotoBox(**completed.window._asdict()),
         num_persons=reading.num_persons,

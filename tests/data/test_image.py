@@ -380,6 +380,27 @@ def test_a_photo_has_a_hole_where_it_is_transparent():
     assert open_photo(encoded(Image.fromarray(pixels))).hole is None
 
 
+def test_a_cut_out_photo_has_no_hole():
+    pixels = noise(40, 30, channels=4)
+    pixels[..., 3] = 0
+    pixels[5:38, 8:20, 3] = 255
+    photo = open_photo(encoded(Image.fromarray(pixels)))
+    assert photo.hole is None
+    assert (photo.pixels[pixels[..., 3] == 0] == 255).all()
+    # A hole may reach the edge, as long as most of the edge is the photo's.
+    pixels[..., 3] = 255
+    pixels[5:38, :20, 3] = 0
+    hole = open_photo(encoded(Image.fromarray(pixels))).hole
+    assert hole is not None and hole.sum() == 33 * 20
+
+
+def test_a_photo_that_is_transparent_everywhere_is_refused():
+    pixels = noise(channels=4)
+    pixels[..., 3] = 100
+    with pytest.raises(InvalidRequest, match="image: got 'a picture that is transparent everywhere'"):
+        open_photo(encoded(Image.fromarray(pixels)))
+
+
 # Uploads: masks
 
 

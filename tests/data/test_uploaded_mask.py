@@ -188,6 +188,13 @@ def test_a_photo_and_a_gradient_are_refused() -> None:
                 open_mask(encoded(Image.fromarray(pixels), format))
 
 
+@pytest.mark.parametrize("level", [128, 200])
+def test_a_mask_of_one_grey_is_refused(level: int) -> None:
+    with pytest.raises(InvalidRequest, match="levels of grey"):
+        open_mask(encoded(Image.new("L", (40, 30), level)))
+    assert open_mask(encoded(Image.new("L", (40, 30), 255))).all()
+
+
 @pytest.mark.parametrize(("black", "white"), [(0, 255), (0, 160), (100, 200), (127, 128)])
 def test_any_two_levels_are_black_and_white(black: int, white: int) -> None:
     mask = Image.fromarray(np.where(spot(), white, black).astype(np.uint8))

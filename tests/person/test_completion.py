@@ -179,7 +179,7 @@ def test_a_found_mask_is_moved_into_the_requests_own_window() -> None:
 
 
 def test_a_mask_is_needed_where_there_is_no_parser() -> None:
-    with pytest.raises(InvalidRequest, match=r"mask: got None; .*no human parser") as refused:
+    with pytest.raises(InvalidRequest, match=r"mask: is missing; .*no human parser") as refused:
         find(asked(), CHOICE, SHAPE, None)
     assert refused.value.code == "missing_required_parameter"
 

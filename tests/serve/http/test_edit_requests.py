@@ -110,6 +110,12 @@ def test_shortcuts_are_the_forms_else_the_presets_else_none() -> None:
         ("category", "hats", "must be one of"),
         ("guidance_scale", "51", "must be less than or equal to 50"),
         ("keypoints", "[[1, 2]]", "with 18 points"),
+        ("window", "1, 2, 40, 30", "must be JSON"),
+        ("window", '{"top": 0.5, "left": 0, "height": 40, "width": 30}', "must be JSON"),
+        ("window", '{"top": 0, "left": 0, "height": 40, "width": 40}', "must have the model's shape"),
+        ("window", '{"top": 0, "left": 0, "height": -40, "width": -30}', "must have the model's shape"),
+        ("window", '{"top": 0, "left": 0, "height": 4000000, "width": 3000000}', "sides up to 1000000"),
+        ("window", '{"top": 90, "left": 0, "height": 40, "width": 30}', "photo"),
         ("keypoints", json.dumps([[1, 2]] * 17)[:-1] + ", [1, NaN]]", "finite"),
         ("image", b"hello", "whole picture"),
         ("image", huge_png(), "at most 10000 pixels"),
@@ -154,7 +160,7 @@ def test_a_mask_comes_before_transparency() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_an_opaque_photo_without_a_mask_is_refused(mode: str) -> None:
     white = saved(Image.new(mode, (60, 80), "white"))
-    with pytest.raises(InvalidRequest, match="mask: got None; must be given, unless the photo is transparent"):
+    with pytest.raises(InvalidRequest, match="mask: is missing; must be given, unless the photo is transparent"):
         requests(image=white, mask=None)
 
 
@@ -213,7 +219,9 @@ def test_by_default_the_photos_of_phones_are_taken(size: tuple[int, int]) -> Non
 
 
 def test_photo_mask_and_keypoints_are_brought_to_the_size_asked_for() -> None:
-    (edit,) = requests(size="30x40", keypoints=json.dumps(KEYPOINTS))
+    window = {"top": -8, "left": 10, "height": 64, "width": 48}
+    (edit,) = requests(size="30x40", keypoints=json.dumps(KEYPOINTS), window=json.dumps(window))
+    assert edit.window == (-4, 5, 32, 24)
     assert (edit.image.shape, edit.mask.shape) == ((40, 30, 3), (40, 30))
     assert np.array_equal(edit.mask != 0, mask()[1::2, 1::2] != 0)
     assert edit.keypoints is not None

@@ -339,7 +339,7 @@ def test_a_field_that_is_wrong_is_named_with_its_value_and_the_rule(
 
 @pytest.mark.parametrize("name", ["image", "prompt"])
 def test_a_field_that_is_missing_is_named(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name}: got None; must be given"):
+    with pytest.raises(InvalidRequest, match=f"{name}: is missing; must be given"):
         changed(**{name: None})
 
 
