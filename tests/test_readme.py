@@ -12,11 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
 
 from fashion_rag.cli import app
+from fashion_rag.demo.world.attributes import sample_person
+from fashion_rag.demo.world.catalogue import ensure_demo_world
+from fashion_rag.demo.world.draw import render
+from fashion_rag.manifest import DEMO_BUNDLE
 
 ROOT = Path(__file__).parents[1]
 TRACKED = subprocess.run(
@@ -100,18 +105,18 @@ def test_examples_run(block: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_python_example_runs(tiny_bundle: Path, tiny_catalogue: Path, tmp_path: Path) -> None:
+def test_the_python_example_runs(tmp_path: Path) -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGES[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
-    (tmp_path / "my-bundle").symlink_to(tiny_bundle)
-    (tmp_path / "my-catalogue").symlink_to(tiny_catalogue)
-    Image.new("RGB", (48, 64), "blue").save(tmp_path / "person.jpg")
-    mask = Image.new("L", (48, 64))
-    mask.paste(255, (8, 8, 40, 56))
-    mask.save(tmp_path / "mask.png")
+    (tmp_path / "my-bundle").symlink_to(DEMO_BUNDLE)
+    catalogue = ensure_demo_world(tmp_path / "world", DEMO_BUNDLE)
+    (tmp_path / "my-catalogue").symlink_to(catalogue)
+    drawn = render(sample_person(np.random.default_rng(1), "upper_body"), (192, 144)).image
+    Image.fromarray(drawn).save(tmp_path / "person.jpg")
     run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()
+    assert run.stdout.decode().startswith("upper_body 1.0")
     with Image.open(tmp_path / "edited.png") as edited:
-        assert edited.size == (48, 64)
+        assert edited.size == (144, 192)
 
 
 def test_prose_lines_are_short() -> None:
