@@ -137,11 +137,11 @@ def test_words_that_fit_two_categories_are_refused_with_the_candidates() -> None
         chooser().choose(None, [request("0 1 1.005")])
     assert refused.value.code == "missing_required_parameter"
     fits = "must be given, as the words fit upper_body (0.52) and lower_body (0.48) about as well"
-    assert str(refused.value) == f"category: got None; {fits}"
+    assert str(refused.value) == f"category: is missing; {fits}"
 
 
 def test_a_caption_without_garments_needs_a_category_all_the_same() -> None:
-    with pytest.raises(InvalidRequest, match="category: got None; must be given"):
+    with pytest.raises(InvalidRequest, match="category: is missing; must be given"):
         chooser().choose(None, [request("1 1 1", template=Template.CAPTION)])
 
 
