@@ -146,7 +146,7 @@ def test_two_of_an_id_are_refused() -> None:
 @pytest.mark.parametrize("name", SCHEMA.names)
 def test_a_missing_value_is_refused(name: str) -> None:
     record = to_record(ROW) | {name: None}
-    with pytest.raises(ArtifactError, match=rf"row 0: {name}: got None; "):
+    with pytest.raises(ArtifactError, match=rf"row 0: {name}: is missing; "):
         Garments(pa.Table.from_pylist([record], SCHEMA))
 
 
@@ -154,7 +154,7 @@ def test_a_missing_value_is_refused(name: str) -> None:
     "attributes", [[None], [{"name": "a"}], [{"name": None, "values": ["x"]}], [{"name": "a", "values": [None]}]]
 )
 def test_a_missing_value_inside_is_refused(attributes: list[Any]) -> None:
-    with pytest.raises(ArtifactError, match="row 1: attributes: got None; "):
+    with pytest.raises(ArtifactError, match="row 1: attributes: is missing; "):
         Garments(pa.Table.from_pylist([to_record(PLAIN), to_record(ROW) | {"attributes": attributes}], SCHEMA))
 
 
