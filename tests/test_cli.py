@@ -510,7 +510,10 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
     ):
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (2, ""), arguments
-        assert result.stderr.startswith(f"error: {option}: got ") and result.stderr.count("\n") == 1
+        assert (
+            result.stderr.startswith((f"error: {option}: got ", f"error: {option}: is missing"))
+            and result.stderr.count("\n") == 1
+        )
     assert not out.exists()
 
 
