@@ -92,10 +92,12 @@ def test_a_stream(client: openai.OpenAI, pipeline: Pipeline) -> None:
 
 def test_errors_are_its_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="category") as refused:
-        client.images.edit(image=upload(photo()), mask=upload(mask()), prompt="red dress")
+        client.images.edit(
+            image=upload(photo()), mask=upload(mask()), prompt="red dress", extra_body={"category": "hats"}
+        )
     assert isinstance(refused.value.body, dict)
     assert (refused.value.body["type"], refused.value.body["field"]) == ("InvalidRequest", "category")
-    assert (refused.value.param, refused.value.code) == ("category", "missing_required_parameter")
+    assert (refused.value.param, refused.value.code) == ("category", "invalid_value")
     with pytest.raises(openai.BadRequestError, match="steps"):
         client.images.edit(
             image=upload(photo()), mask=upload(mask()), prompt="red dress", stream=True, extra_body=OURS | {"steps": 0}
