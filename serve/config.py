@@ -156,10 +156,12 @@ class DenoiserSettings(Limits, Config):
     """The settings of the denoiser, most of which `Limits` describes. margin_s: is left for decoding and the way back.
 
     results_bytes: bytes of latents that are kept to answer the same edit again, at full size 48 KiB an edit; 0 = none.
+    pin_cores: whether the threads of each denoiser stay on cores of their own, `num_threads` of them, on one NUMA node.
     """
 
     margin_s: float = 0.5
     results_bytes: int = 0
+    pin_cores: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
