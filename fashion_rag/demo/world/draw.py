@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from fashion_rag.demo.world.attributes import PALETTE, PATTERNS, Body, Colour, DollGarment, DollPerson
 from fashion_rag.demo.world.clothes import garment_layers
 from fashion_rag.demo.world.figure import (
+    FLOOR_TOP,
     FLOOR_Y,
     HEIGHT,
     NEUTRAL_POSE,
@@ -190,7 +191,7 @@ def _background(skeleton: Skeleton, person: DollPerson) -> list[Layer]:
     shadow: Colour = (round(floor[0] * 0.88), round(floor[1] * 0.88), round(floor[2] * 0.88))
     return [
         Layer((_rectangle(0, HEIGHT),), wall),
-        Layer((_rectangle(80, HEIGHT),), floor),
+        Layer((_rectangle(FLOOR_TOP, HEIGHT),), floor),
         Layer((ellipse(skeleton.at(0, FLOOR_Y), 17, 2.4),), shadow),
     ]
 
