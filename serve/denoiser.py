@@ -160,6 +160,7 @@ class Denoiser:
             sampler=self.sampler,
             # The engine's clock is monotonic.
             deadline=time.monotonic() + job.deadline_unix_s - time.time(),
+            after_s=job.after_s,
             preview_steps=job.preview_steps,
             shortcuts=job.shortcuts,
         )
