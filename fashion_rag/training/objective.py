@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -116,6 +116,26 @@ def snr_weights(sampler: NoiseSchedule, t: Tensor, max_snr: float) -> Tensor:
     return snr.clamp(max=max_snr) / (snr if sampler.prediction_type == "epsilon" else snr + 1)
 
 
+def masked_mean(errors: Tensor, mask: Tensor, outside_weight: float) -> Tensor:
+    """Return the mean of errors [B, C, h, w], in which those outside the mask [B, 1, h, w] have another weight."""
+    weights = outside_weight + (1 - outside_weight) * mask
+    mean: Tensor = (errors * weights).sum() / (weights.sum() * errors.shape[1])
+    return mean
+
+
+class Batch(NamedTuple):
+    """Samples that were drawn: their numbers [B], and their latents, masks and pose maps.
+
+    clean, masked: [B, 4, h, w], of the photo and of the masked photo. mask: [B, 1, h, w]. pose: [B, 18, h, w].
+    """
+
+    rows: NDArray[np.int64]
+    clean: Tensor
+    masked: Tensor
+    mask: Tensor
+    pose: Tensor
+
+
 class EditStage:
     """The UNet and the adapter on a training set, as a stage that `fit` trains. `network` comes from `networks`."""
 
@@ -143,10 +163,7 @@ class EditStage:
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
         """Return the weighted mean of the squared errors of `num_rows` samples at random timesteps."""
-        rows = rng.integers(len(self.data), size=num_rows)
-        clean = self._latents(self.data.moments, rows)
-        masked = self._latents(self.data.masked_moments, rows)
-        mask, pose = self._tensor(self.data.mask, rows), self._tensor(self.data.pose, rows)
+        rows, clean, masked, mask, pose = self.draw(rng, num_rows)
         t = torch.from_numpy(rng.integers(self.sampler.num_train_timesteps, size=num_rows)).to(self.device)
         noisy, target = noisy_and_target(self.sampler, clean, torch.randn_like(clean), t)
         with self.autocast():
@@ -154,12 +171,20 @@ class EditStage:
             embeds, pose = self.drop(rng, embeds, pose)
             prediction = self.network["unet"](unet_input(noisy, mask, masked, pose), t, embeds)
         errors = (prediction - target).square()
-        weights = self.mix.outside_weight + (1 - self.mix.outside_weight) * mask
-        total = weights.sum() * errors.shape[1]
         if self.mix.max_snr is not None:
             errors = errors * snr_weights(self.sampler, t, self.mix.max_snr)[:, None, None, None]
-        loss: Tensor = (errors * weights).sum() / total
-        return loss
+        return masked_mean(errors, mask, self.mix.outside_weight)
+
+    def draw(self, rng: np.random.Generator, num_rows: int) -> Batch:
+        """Return random samples."""
+        rows = rng.integers(len(self.data), size=num_rows)
+        return Batch(
+            rows,
+            clean=self._latents(self.data.moments, rows),
+            masked=self._latents(self.data.masked_moments, rows),
+            mask=self._tensor(self.data.mask, rows),
+            pose=self._tensor(self.data.pose, rows),
+        )
 
     def prompt_embeds(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> Tensor:
         """Return the prompt embeddings [B, 77, D] of samples; garments and wording are drawn for each sample."""
