@@ -11,6 +11,7 @@ from the released checkpoints, and the demo's training makes its own, both with 
     image_processor/                preprocessor_config.json
     scheduler/                      scheduler_config.json
     retrieval/                      open_clip_config.json, open_clip_model.safetensors, its tokenizer if not OpenCLIP's
+    unet_turbo/                     optional: the student of the UNet, with the same files
     parser/ pose/                   optional: config.json, model.safetensors, preprocessor_config.json
 """
 
@@ -26,7 +27,14 @@ from typing import Any
 import torch
 
 from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, sha256
-from fashion_rag.bundle_checks import check_latents, check_person, check_text, check_vision, downsampling_of
+from fashion_rag.bundle_checks import (
+    check_latents,
+    check_person,
+    check_student,
+    check_text,
+    check_vision,
+    downsampling_of,
+)
 from fashion_rag.catalogue import retrieval_encoder as retrieval
 from fashion_rag.catalogue.build import Built, build
 from fashion_rag.catalogue.catalogue import Catalogue
@@ -68,7 +76,8 @@ WEIGHTS = {
     "vae": DIFFUSERS_FILE,
     "retrieval": retrieval.WEIGHTS_FILE,
 }
-OPTIONAL_WEIGHTS = {PARSER: CLIP_FILE, POSE: CLIP_FILE}
+STUDENT = "unet_turbo"
+OPTIONAL_WEIGHTS = {STUDENT: DIFFUSERS_FILE, PARSER: CLIP_FILE, POSE: CLIP_FILE}
 
 # Names the way in which garment pictures are brought to the model's shape. Another way needs another name.
 PICTURE_RULE = "bordered"
@@ -109,6 +118,8 @@ class Bundle:
         check_vision(path)
         check_latents(path, manifest)
         check_person(path)
+        if manifest.student is not None:
+            check_student(path / STUDENT, path / "unet")
         return cls(path, manifest, sampler)
 
     @property
@@ -127,6 +138,30 @@ class Bundle:
     def load_unet(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
         """Return the 27-channel UNet."""
         return UNet(read_unet(self.path / "unet", dtype)).eval().to(device, dtype)
+
+    @property
+    def has_student(self) -> bool:
+        """Return whether there is a student of the UNet."""
+        return self.manifest.student is not None
+
+    @property
+    def student_sampler(self) -> NoiseSchedule:
+        """Return the noise schedule of the student's steps."""
+        return self.sampler.for_student()
+
+    def load_student(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+        """Return the student of the UNet, which must be there.
+
+        Raises ArtifactError, too, for a student of another UNet than the bundle's.
+        """
+        student = self.manifest.student
+        if student is None:
+            raise ArtifactError(f"{self.path}: has no student; make one with `fashion-rag distill`")
+        own = self.fingerprint("unet")
+        if student.teacher != own:
+            learned = f"learned from a UNet with the digest {student.teacher[:12]}"
+            raise ArtifactError(f"{self.path / STUDENT}: {learned}; this bundle's is {own[:12]}, so distil it again")
+        return UNet(read_unet(self.path / STUDENT, dtype)).eval().to(device, dtype)
 
     def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True) -> VAE:
         """Return the VAE, whose halves are two networks."""

@@ -9,7 +9,7 @@ from typing import Any
 from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import Manifest
-from fashion_rag.models.pretrained import CONFIG_FILE, PROCESSOR_FILE, read_tokenizer
+from fashion_rag.models.pretrained import CONFIG_FILE, DIFFUSERS_FILE, PROCESSOR_FILE, read_tokenizer
 from fashion_rag.models.prompt import MAX_TOKENS, PLACEHOLDER_ID
 from fashion_rag.models.unet import IN_CHANNELS, LATENT_CHANNELS
 from fashion_rag.person.files import PARSER, POSE, check_parser, check_pose_estimator
@@ -69,6 +69,16 @@ def check_person(path: Path) -> None:
         check_pose_estimator(path / POSE)
         if not (path / PARSER).exists():
             raise ArtifactError(f"{path / POSE}: needs a human parser, in {path / PARSER}, which finds the person")
+
+
+def check_student(student: Path, unet: Path) -> None:
+    """Raise ArtifactError unless the student of the UNet is there and has the same configuration."""
+    if not (student / DIFFUSERS_FILE).is_file():
+        raise ArtifactError(f"{student / DIFFUSERS_FILE}: no such file, though the manifest has a student")
+    own, expected = read_config(student / CONFIG_FILE), read_config(unet / CONFIG_FILE)
+    for key in sorted(own.keys() | expected.keys()):
+        if not key.startswith("_"):
+            _require(student / CONFIG_FILE, key, own.get(key), expected.get(key), "as the UNet has it")
 
 
 def downsampling_of(vae_config: Mapping[str, Any]) -> int:

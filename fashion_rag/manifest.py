@@ -22,6 +22,27 @@ def has_parser(bundle: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class Student:
+    """How a bundle's student paints: a UNet that was distilled from the bundle's own, and takes few steps of one row.
+
+    teacher: the digest of the UNet that it learned from, as `Bundle.fingerprint` has it. guidance_scale: 1, because the
+    teacher's guidance is part of what it learned.
+    """
+
+    teacher: str
+    num_inference_steps: int = 4
+    solver: str = "ddim"
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ArtifactError(f"manifest: student takes {self.num_inference_steps} steps; must be at least 1")
+        if (self.solver, self.guidance_scale) != ("ddim", 1):
+            got = f"{self.solver} and guidance {self.guidance_scale}"
+            raise ArtifactError(f"manifest: student has {got}; only ddim and guidance 1 are supported")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of a bundle's `manifest.json`. The defaults are the values of the full-size model.
 
@@ -30,6 +51,7 @@ class Manifest:
     mask_rule_size: (height, width) at which the mask rule is applied, because its widths are in pixels.
     untrained: whether UNet and inversion adapter have not been trained together yet, so that edits are noise.
     preview: the map from latents to colours that `models.autoencoder.fit_preview` makes; None = no previews.
+    student: how the UNet in `unet_turbo` paints; None = there is none.
     """
 
     name: str
@@ -42,6 +64,7 @@ class Manifest:
     licence: str = ""
     untrained: bool = False
     preview: tuple[tuple[float, float, float], ...] | None = None
+    student: Student | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -67,7 +90,10 @@ class Manifest:
             raise ArtifactError(f"{path}: unknown keys {unknown}; known are {sorted(names)}")
         if "name" not in raw:
             raise ArtifactError(f"{path}: the key 'name' is missing")
-        return cls(**{key: _as_tuples(value) for key, value in raw.items()})
+        student = raw.pop("student", None)
+        if student is not None:
+            student = _student(student, path)
+        return cls(**{key: _as_tuples(value) for key, value in raw.items()}, student=student)
 
     def check_trained(self, bundle: Path, untrained: bool) -> None:
         """Raise ArtifactError if the bundle in this folder is untrained, unless `untrained` allows for that."""
@@ -80,6 +106,13 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write the manifest as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def _student(raw: Any, path: Path) -> Student:
+    try:
+        return Student(**raw)
+    except TypeError as error:
+        raise ArtifactError(f"{path}: student is {raw!r}; must have the keys of `Student`: {error}") from error
 
 
 def _as_tuples(value: Any) -> Any:

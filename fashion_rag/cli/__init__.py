@@ -63,5 +63,6 @@ for command in (
     serving.bench,
     preparation.prepare,
     training.train,
+    training.distill,
 ):
     app.command()(command)

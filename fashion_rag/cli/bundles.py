@@ -124,6 +124,8 @@ def bundle_check(path: Annotated[Path, typer.Argument(help="Folder of a model bu
         bundle.load_garment_encoder,
         bundle.load_retrieval_encoder,
     ]
+    if bundle.has_student:
+        loaders.append(bundle.load_student)
     if bundle.has_parser:
         loaders.append(bundle.load_parser)
     if bundle.has_pose_estimator:

@@ -7,7 +7,7 @@ The pipeline, the denoising engine and training call it; `plan.py` walks along t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -63,6 +63,13 @@ class NoiseSchedule:
         if unknown := sorted(set(options) - {field.name for field in fields(cls)}):
             raise ArtifactError(f"scheduler: unknown options {unknown}")
         return cls(**options)
+
+    def for_student(self) -> NoiseSchedule:
+        """Return the schedule of a student that takes few steps, where this is that of its teacher.
+
+        Few steps must begin at the last timestep, where the latents are noise alone (arXiv 2305.08891).
+        """
+        return replace(self, timestep_spacing="trailing", steps_offset=0)
 
 
 @lru_cache

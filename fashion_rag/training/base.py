@@ -12,8 +12,8 @@ from transformers import CLIPVisionConfig
 
 from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, write_json
 from fashion_rag.atomic_files import written_aside
-from fashion_rag.bundle import WEIGHTS, Bundle
-from fashion_rag.manifest import Manifest
+from fashion_rag.bundle import OPTIONAL_WEIGHTS, STUDENT, WEIGHTS, Bundle
+from fashion_rag.manifest import Manifest, Student
 from fashion_rag.models.adapter import InversionAdapter, new_adapter, new_adapter_sizes
 from fashion_rag.models.pretrained import CONFIG_FILE, read_adapter, read_unet, read_vision_encoder
 from fashion_rag.models.unet import IN_CHANNELS, widen_conv_in
@@ -79,6 +79,25 @@ def _write_new_adapter(folder: Path, seed: int) -> None:
     write_state(folder / "inversion_adapter" / WEIGHTS["inversion_adapter"], adapter.state_dict())
 
 
+def write_student(
+    teacher: Bundle, student: nn.Module, out: Path, num_steps: int, dtype: torch.dtype = torch.float32
+) -> Bundle:
+    """Write the teacher's bundle with its student, a `UNet`, to `out`, and return it.
+
+    All files but the manifest and those of the student are the teacher's to the byte, so that its catalogues, and
+    networks that were compiled for it, can still be used.
+    """
+    with written_aside(out) as new:
+        shutil.copytree(teacher.path, new, dirs_exist_ok=True)
+        (new / STUDENT).mkdir(exist_ok=True)
+        shutil.copyfile(teacher.path / "unet" / CONFIG_FILE, new / STUDENT / CONFIG_FILE)
+        state = {name.removeprefix("unet."): tensor for name, tensor in student.state_dict().items()}
+        write_state(new / STUDENT / OPTIONAL_WEIGHTS[STUDENT], state, dtype)
+        described = Student(teacher.fingerprint("unet"), num_steps)
+        dataclasses.replace(teacher.manifest, student=described).write(new / MANIFEST_FILE)
+    return Bundle.open(out)
+
+
 def write_trained(
     base: Bundle, network: nn.ModuleDict, out: Path, name: str, dtype: torch.dtype = torch.float32
 ) -> Bundle:
@@ -86,13 +105,13 @@ def write_trained(
 
     Its UNet and adapter come from `network`, as `objective.networks` makes it, and are stored as `dtype`. All other
     files are copied from `base`, so that they are the same to the byte and catalogues built with `base` can still be
-    searched.
+    searched. A student of the base is left out, because it is none of the new UNet.
     """
     with written_aside(out) as new:
-        shutil.copytree(base.path, new, dirs_exist_ok=True)
+        shutil.copytree(base.path, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STUDENT))
         for part, key in (("unet", "unet.unet."), ("inversion_adapter", "adapter.")):
             state = network.state_dict()
             trained = {full.removeprefix(key): tensor for full, tensor in state.items() if full.startswith(key)}
             write_state(new / part / WEIGHTS[part], trained, dtype)
-        dataclasses.replace(base.manifest, name=name, untrained=False).write(new / MANIFEST_FILE)
+        dataclasses.replace(base.manifest, name=name, untrained=False, student=None).write(new / MANIFEST_FILE)
     return Bundle.open(out)

@@ -10,7 +10,7 @@ edits need no other sampler than DDIM without guidance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fashion_rag.denoising.noise_schedule import FINAL, NoiseSchedule, alphas_cumprod, guide, timesteps
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.unet import UNet, unet_input
-from fashion_rag.training.objective import Batch, EditStage, masked_mean, noisy_and_target
+from fashion_rag.training.objective import Batch, EditStage, Painting, masked_mean, noisy_and_target
 
 # Errors far above this count by their size, and smaller ones by their square (pseudo-Huber loss).
 HUBER = 1e-3
@@ -53,14 +54,6 @@ class Phases:
         return line, line[(phase * length).clamp(max=self.teacher_steps)]
 
 
-def student_sampler(sampler: NoiseSchedule) -> NoiseSchedule:
-    """Return the schedule of the student of a teacher with this schedule.
-
-    Few steps must begin at the last timestep, where the latents are noise alone (arXiv 2305.08891).
-    """
-    return replace(sampler, timestep_spacing="trailing", steps_offset=0)
-
-
 def jump(sampler: NoiseSchedule, latents: Tensor, prediction: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Return latents at timesteps `end`, one DDIM step from `latents` at timesteps `start`.
 
@@ -87,9 +80,9 @@ class DistillationStage:
 
     def __init__(self, student: UNet, teacher: EditStage, phases: Phases, guidance_scale: float) -> None:
         self.network: nn.Module = student.float().requires_grad_(True).to(teacher.device)
-        self.teacher, self.guidance_scale = teacher, guidance_scale
+        self.teacher, self.phases, self.guidance_scale = teacher, phases, guidance_scale
         teacher.network.requires_grad_(False).eval()
-        self.sampler = student_sampler(teacher.sampler)
+        self.sampler = teacher.sampler.for_student()
         self.visited, self.ends = (line.to(teacher.device) for line in phases.visited(self.sampler))
 
     def loss(self, rng: np.random.Generator, num_rows: int) -> Tensor:
@@ -110,6 +103,11 @@ class DistillationStage:
         errors = jump(self.sampler, noisy, prediction, t, end) - target
         huber = (errors.square() + HUBER**2).sqrt() - HUBER
         return masked_mean(huber, batch.mask, self.teacher.mix.outside_weight)
+
+    def painting(self, average: nn.Module, manifest: Manifest) -> Painting:
+        """Return how the averaged weights paint."""
+        adapter = self.teacher.network["adapter"]
+        return Painting(average, adapter, self.sampler, self.phases.num_steps, guidance_scale=1.0)
 
     def _student(self, batch: Batch, latents: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         prediction: Tensor = self.network(unet_input(latents, batch.mask, batch.masked, batch.pose), t, embeds)

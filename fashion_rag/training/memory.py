@@ -26,14 +26,18 @@ MEMORY_FILE = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def bytes_per_process(base: Path, with_sheets: bool) -> int:
+def bytes_per_process(base: Path, with_sheets: bool, distils: bool = False) -> int:
     """Return how many bytes a process needs to train the bundle in `base`, without activations.
 
-    with_sheets: whether it paints samples, for which the VAE stays loaded. No weights are read, but ArtifactError is
-    raised where they do not fit their configurations.
+    with_sheets: whether it paints samples, for which the VAE stays loaded. distils: whether it trains a student of the
+    UNet, for which the UNet and the adapter stay as they are. No weights are read, but ArtifactError is raised where
+    they do not fit their configurations.
     """
-    trained = [read_unet(base / "unet", wanted=no_keys), adapter_of(base)]
+    unet, adapter = read_unet(base / "unet", wanted=no_keys), adapter_of(base)
+    trained: list[nn.Module] = [unet] if distils else [unet, adapter]
     frozen: list[nn.Module] = [read_text_encoder(base / "text_encoder", wanted=no_keys)]
+    if distils:
+        frozen += [unet, adapter]
     if with_sheets:
         frozen.append(read_vae(base / "vae", wanted=no_keys))
     return TRAINED_BYTES * _num_weights(trained) + FROZEN_BYTES * _num_weights(frozen)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fashion_rag.denoising.noise_schedule import NoiseSchedule, alphas_cumprod
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.models.unet import UNet, unet_input
@@ -136,6 +137,16 @@ class Batch(NamedTuple):
     pose: Tensor
 
 
+class Painting(NamedTuple):
+    """What paints samples: a UNet and an adapter, and the steps that they take."""
+
+    unet: Any
+    adapter: Any
+    sampler: NoiseSchedule
+    num_inference_steps: int
+    guidance_scale: float
+
+
 class EditStage:
     """The UNet and the adapter on a training set, as a stage that `fit` trains. `network` comes from `networks`."""
 
@@ -185,6 +196,12 @@ class EditStage:
             mask=self._tensor(self.data.mask, rows),
             pose=self._tensor(self.data.pose, rows),
         )
+
+    def painting(self, average: nn.Module, manifest: Manifest) -> Painting:
+        """Return how the averaged weights paint, with the bundle's default steps and guidance."""
+        parts: Any = average
+        options = (manifest.num_inference_steps, manifest.guidance_scale)
+        return Painting(parts["unet"], parts["adapter"], self.sampler, *options)
 
     def prompt_embeds(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> Tensor:
         """Return the prompt embeddings [B, 77, D] of samples; garments and wording are drawn for each sample."""

@@ -1,16 +1,18 @@
-"""The training of a base bundle's adapter and UNet on a data set, on this machine. Called by `fashion-rag train`.
+"""The training of a base bundle's adapter and UNet on a data set, or of a student of its UNet, on this machine.
 
-All that is half done lies in one folder, from which a training goes on: the cache of the data set, the checkpoint
-`unet.pt`, and TensorBoard's files in `logs`. `on_ray` calls the same `run` on many nodes.
+`fashion-rag train` and `fashion-rag distill` call it. All that is half done lies in one folder, from which a training
+goes on: the cache of the data set, the checkpoint `unet.pt` or `unet_turbo.pt`, and TensorBoard's files in `logs`.
+`on_ray` calls the same `run` on many nodes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,8 +20,9 @@ from fashion_rag.artifacts import read_config, write_json
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.pretrained import read_adapter, read_vision_encoder
-from fashion_rag.training.base import open_base, write_trained
+from fashion_rag.training.base import open_base, write_student, write_trained
 from fashion_rag.training.data import Source, cache_key, prepare
+from fashion_rag.training.distillation import DistillationStage, Phases
 from fashion_rag.training.fit import TrainingPlan, Watch, fit
 from fashion_rag.training.memory import available_bytes, bytes_per_process, check_memory, most_processes
 from fashion_rag.training.objective import EditStage, SampleMix, networks
@@ -39,6 +42,8 @@ class TrainingSettings:
     out: folder of the trained bundle. name: the bundle's name; None = that of the base.
     sheet_every: steps between two sheets of samples, 0 = none.
     dtype: the type of the weights that are written.
+    phases: how the student's steps lie among the teacher's, None = train UNet and adapter and no student. A student
+        learns from the UNet of `base`, guided as its manifest says, or by `guidance_scale`.
     """
 
     base: Path
@@ -51,10 +56,12 @@ class TrainingSettings:
     seed: int = 0
     sheet_every: int = 500
     dtype: torch.dtype = torch.float32
+    phases: Phases | None = None
+    guidance_scale: float | None = None
 
     def bytes_per_process(self) -> int:
         """Return the memory of each process, without activations. Raises as `memory.bytes_per_process`."""
-        return bytes_per_process(self.base, self.sheet_every > 0)
+        return bytes_per_process(self.base, self.sheet_every > 0, distils=self.phases is not None)
 
 
 def train(settings: TrainingSettings, num_processes: int | None = None, report: Report = silent) -> Bundle:
@@ -100,7 +107,7 @@ def run(settings: TrainingSettings, report: Report, watches: Sequence[Watch] = (
     prompts = base.load_prompt_encoder(device)
     vision_config = read_vision_encoder(base.path / "vision_encoder", wanted=no_keys).config
     network = networks(base.load_unet(), read_adapter(base.path / "inversion_adapter", vision_config))
-    stage = EditStage(
+    edit_stage = EditStage(
         network,
         data,
         prompts=prompts,
@@ -109,15 +116,22 @@ def run(settings: TrainingSettings, report: Report, watches: Sequence[Watch] = (
         device=device,
         precision=settings.plan.precision,
     )
+    stage: EditStage | DistillationStage = edit_stage
+    if settings.phases is not None:
+        guidance_scale = settings.guidance_scale or base.manifest.guidance_scale
+        stage = DistillationStage(base.load_unet(), edit_stage, settings.phases, guidance_scale)
     if rank == 0:
         sheet = None
         if settings.sheet_every:
-            sheet = SampleSheet(settings.source, data, bundle=base, prompts=prompts, device=device)
+            sheet = SampleSheet(settings.source, data, stage, bundle=base, prompts=prompts, device=device)
         tensorboard = TensorBoard(settings.work / "logs", sheet, settings.sheet_every)
         watches = [Reporting(report), tensorboard, *watches]
     fit(stage, settings.plan, settings.work, settings.seed, all_of(watches))
     if rank == 0:
-        write_trained(base, network, settings.out, settings.name or base.manifest.name, settings.dtype)
+        if isinstance(stage, DistillationStage):
+            write_student(base, stage.network, settings.out, stage.phases.num_steps, settings.dtype)
+        else:
+            write_trained(base, stage.network, settings.out, settings.name or base.manifest.name, settings.dtype)
     barrier()
 
 
@@ -127,14 +141,16 @@ def _begin(settings: TrainingSettings) -> None:
     Raises ArtifactError if the folder holds another training.
     """
     base = open_base(settings.base, settings.work, settings.seed)
-    begun = {
+    begun: dict[str, Any] = {
         "base": base.fingerprint("unet", "inversion_adapter"),
         "data": cache_key(settings.source, base),
         "seed": settings.seed,
     }
+    if settings.phases is not None:
+        begun["student"] = asdict(settings.phases)
     path = settings.work / RUN_FILE
     earlier = read_config(path) if path.exists() else begun
     if earlier != begun:
-        differing = ", ".join(key for key in begun if begun[key] != earlier.get(key))
+        differing = ", ".join(key for key in begun | earlier if begun.get(key) != earlier.get(key))
         raise ArtifactError(f"{settings.work}: holds a training of another {differing}; give a new folder")
     write_json(path, begun)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,17 +20,26 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.data.image import open_image, to_tensor, to_uint8
+from fashion_rag.manifest import Manifest
 from fashion_rag.models.prompt import PromptEncoder, prompt_text
 from fashion_rag.pipeline import Conditioning, Person, decode, denoise
 from fashion_rag.request import Template
 from fashion_rag.training.data import Source
 from fashion_rag.training.fit import TrainingProgress, Watch
-from fashion_rag.training.objective import WORN, TrainingSet
+from fashion_rag.training.objective import WORN, Painting, TrainingSet
 from fashion_rag.training.processes import Report
 
 REPORT_EVERY_S = 1.0
 SCALARS_EVERY = 10
 SHEET_ROWS = 4
+
+
+class Paints(Protocol):
+    """A stage whose averaged weights can paint."""
+
+    def painting(self, average: nn.Module, manifest: Manifest) -> Painting:
+        """Return how they paint."""
+
 
 # Paints a picture with a network, uint8 [H, W, 3].
 Sheet = Callable[[nn.Module], NDArray[np.uint8]]
@@ -90,12 +99,19 @@ class TensorBoard:
 class SampleSheet:
     """A sheet of a few samples, which shows the photo, the garment, and what the network paints.
 
-    Samples and noise are always the same. The garment in the prompt is the one that is worn; steps and guidance are
-    the bundle's defaults.
+    Samples and noise are always the same. The garment in the prompt is the one that is worn. `stage` says how the
+    averaged weights paint.
     """
 
     def __init__(
-        self, source: Source, data: TrainingSet, *, bundle: Bundle, prompts: PromptEncoder, device: torch.device
+        self,
+        source: Source,
+        data: TrainingSet,
+        stage: Paints,
+        *,
+        bundle: Bundle,
+        prompts: PromptEncoder,
+        device: torch.device,
     ) -> None:
         size = bundle.manifest.image_size
         self.rows = np.linspace(0, len(data) - 1, min(SHEET_ROWS, len(data))).astype(np.int64)
@@ -103,16 +119,16 @@ class SampleSheet:
         samples = [people[row] for row in self.rows]
         garments = [open_image(sample.garment_path, field="garment") for sample in samples]
         self.columns = [_column([sample.image for sample in samples], size), _column(garments, size)]
-        self.data, self.bundle, self.prompts, self.device = data, bundle, prompts, device
+        self.data, self.stage, self.bundle, self.prompts, self.device = data, stage, bundle, prompts, device
         self.vae = bundle.load_vae(device)
 
     @torch.inference_mode()
     def __call__(self, average: nn.Module) -> NDArray[np.uint8]:
-        """Return the sheet, uint8 [rows * H, 3 * W, 3], painted with `average`, as `objective.networks` makes it."""
+        """Return the sheet, uint8 [rows * H, 3 * W, 3], painted with the averaged weights."""
         average.eval()
-        network: Any = average
         data, manifest = self.data, self.bundle.manifest
-        words = network["adapter"](self._tensor(data.hidden[data.garments[self.rows, WORN]]))
+        painting = self.stage.painting(average, manifest)
+        words = painting.adapter(self._tensor(data.hidden[data.garments[self.rows, WORN]]))
         texts = []
         for row in self.rows:
             texts.append(prompt_text(Template.GARMENTS, data.categories[row], "", 1, manifest.num_pseudo_words))
@@ -125,13 +141,13 @@ class SampleSheet:
         )
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         *_, latents = denoise(
-            network["unet"],
-            self.bundle.sampler,
+            painting.unet,
+            painting.sampler,
             latents=noise,
             person=person,
             conditioning=Conditioning(self.prompts(texts, words.unbind()), empty),
-            num_inference_steps=manifest.num_inference_steps,
-            guidance_scale=manifest.guidance_scale,
+            num_inference_steps=painting.num_inference_steps,
+            guidance_scale=painting.guidance_scale,
         )
         painted = np.concatenate(list(decode(self.vae, latents)))
         return np.concatenate([*self.columns, painted], axis=1)
