@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from export.runtime import CPU_BACKENDS, ENGINES_FOLDER, Backend, Precision, Run
 from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
-from fashion_rag.bundle import Bundle
+from fashion_rag.bundle import STUDENT, Bundle
 from fashion_rag.completer import Completer, lazy_chooser
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import GarmentEncoder
@@ -136,22 +136,24 @@ class Parts:
                 pose_estimator=self.load_pose_estimator() if self.bundle.has_pose_estimator else None,
                 load_chooser=lazy_chooser(self.bundle, opened),
             ),
+            load_student=partial(self._unet, self._between_cpu, STUDENT) if self.bundle.has_student else None,
         )
 
-    def load_unet(self) -> SplitUNet:
-        """Return the UNet."""
-        return self._unet(lambda network: network)
+    def load_unet(self, name: str = "unet") -> SplitUNet:
+        """Return the UNet, or with the name STUDENT its student, which the bundle must have."""
+        return self._unet(lambda network: network, name)
 
-    def _unet(self, placed: Callable[[nn.Module], nn.Module]) -> SplitUNet:
-        """Return the UNet of two networks, each as `placed` returns it."""
+    def _unet(self, placed: Callable[[nn.Module], nn.Module], name: str = "unet") -> SplitUNet:
+        """Return the UNet or its student, of two networks, each as `placed` returns it."""
 
         @cache
         def weights() -> UNet:
             """Return the UNet, which is loaded once, because its two networks share the weights of the outer layers."""
-            return self.bundle.load_unet(self.device, self.dtype)
+            load = self.bundle.load_student if name == STUDENT else self.bundle.load_unet
+            return load(self.device, self.dtype)
 
-        whole = self._network("unet", lambda: WholeUNet(weights()))
-        outermost = self._network("unet_shallow", lambda: ShallowUNet(weights()))
+        whole = self._network(name, lambda: WholeUNet(weights()))
+        outermost = self._network(f"{name}_shallow", lambda: ShallowUNet(weights()))
         return SplitUNet(placed(whole), placed(outermost))
 
     def load_vae(self) -> VAE:

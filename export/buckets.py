@@ -21,7 +21,7 @@ OTHER_ROWS = (1, 2, 4, 8)
 
 def rows_of(spec: ModuleSpec) -> tuple[int, ...]:
     """Return the batch sizes that a network is compiled for."""
-    return UNET_ROWS if spec.name in ("unet", "unet_shallow") else OTHER_ROWS
+    return UNET_ROWS if spec.name.startswith("unet") else OTHER_ROWS
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """The networks of a bundle that are compiled, and the inputs and outputs of each.
 
-There are six, and two more where the bundle has a human parser and a pose estimator. The exports to ONNX and TensorRT,
-and the modules that run the exported files, share this description.
+There are six, two more where the bundle has a student, and one more for each of human parser and pose estimator that it
+has. The exports to ONNX and TensorRT, and the modules that run the exported files, share this description.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion_rag.artifacts import read_config
-from fashion_rag.bundle import Bundle
+from fashion_rag.bundle import STUDENT, Bundle
 from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.pretrained import CONFIG_FILE
 from fashion_rag.models.prompt import MAX_TOKENS
@@ -63,18 +63,20 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
         "prompt_embeds": text,
     }
     features = feature_channels(read_config(bundle.path / "unet" / CONFIG_FILE))
-    specs = (
+    # The 4 channels of noise come first, then the features.
+    noise_and_features = {"noise_pred_and_features": TensorSpec((LATENT_CHANNELS + features, *bundle.latent_size))}
+    with_features = denoised | {"features": TensorSpec((features, *bundle.latent_size))}
+    specs = [
         ModuleSpec(
             "unet",
             denoised,
-            # The 4 channels of noise come first, then the features.
-            {"noise_pred_and_features": TensorSpec((LATENT_CHANNELS + features, *bundle.latent_size))},
+            noise_and_features,
             lambda bundle, dtype: WholeUNet(bundle.load_unet(dtype=dtype)),
             ("unet",),
         ),
         ModuleSpec(
             "unet_shallow",
-            denoised | {"features": TensorSpec((features, *bundle.latent_size))},
+            with_features,
             {"noise_pred": latents},
             lambda bundle, dtype: ShallowUNet(bundle.load_unet(dtype=dtype)),
             ("unet",),
@@ -108,7 +110,24 @@ def module_specs(bundle: Bundle) -> dict[str, ModuleSpec]:
             lambda bundle, dtype: bundle.load_garment_encoder(dtype=dtype).network,
             ("vision_encoder", "inversion_adapter"),
         ),
-    )
+    ]
+    if bundle.has_student:
+        specs += [
+            ModuleSpec(
+                STUDENT,
+                denoised,
+                noise_and_features,
+                lambda bundle, dtype: WholeUNet(bundle.load_student(dtype=dtype)),
+                (STUDENT,),
+            ),
+            ModuleSpec(
+                f"{STUDENT}_shallow",
+                with_features,
+                {"noise_pred": latents},
+                lambda bundle, dtype: ShallowUNet(bundle.load_student(dtype=dtype)),
+                (STUDENT,),
+            ),
+        ]
     return {spec.name: spec for spec in (*specs, *_person_specs(bundle))}
 
 

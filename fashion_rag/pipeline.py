@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from fashion_rag.data.prepare import prepare
 from fashion_rag.denoising.noise_schedule import NoiseSchedule, guide
 from fashion_rag.denoising.plan import History, advance, plan
 from fashion_rag.denoising.runner import Inputs
+from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import GarmentEncoder
 from fashion_rag.models.autoencoder import VAE
@@ -207,6 +209,23 @@ class Pipeline:
     device: torch.device
     catalogue: Catalogue | None = None
     completer: Completer = field(default_factory=Completer)
+    load_student: Callable[[], DeepUNet] | None = None
+
+    @cached_property
+    def student(self) -> DeepUNet:
+        """Return the student, which is loaded for the first edit that asks for it. Raises InvalidRequest without."""
+        if self.load_student is None:
+            raise InvalidRequest("student", True, "needs a bundle that has a student", "unsupported_value")
+        return self.load_student()
+
+    def denoiser(self, shortcuts: Shortcuts) -> tuple[DeepUNet, NoiseSchedule]:
+        """Return the UNet that takes the steps of an edit, and its noise schedule.
+
+        Raises InvalidRequest as `student`.
+        """
+        if shortcuts.student:
+            return self.student, self.sampler.for_student()
+        return self.unet, self.sampler
 
     @classmethod
     def load(
@@ -230,6 +249,7 @@ class Pipeline:
             device=torch.device(device),
             catalogue=opened,
             completer=Completer.load(bundle, opened, device, dtype),
+            load_student=partial(bundle.load_student, device, dtype) if bundle.has_student else None,
         )
 
     @torch.inference_mode()
@@ -263,8 +283,7 @@ class Pipeline:
             ((latents, person),) = encode(self.vae, [complete], self.manifest, self.device)
         with self._timed("denoise", timings):
             steps = denoise(
-                self.unet,
-                self.sampler,
+                *self.denoiser(complete.shortcuts),
                 latents=latents,
                 person=person,
                 conditioning=conditioning,

@@ -77,6 +77,8 @@ class Shortcuts:
         edit takes one row of the UNet's batch instead of two.
     cache_interval: the whole UNet runs once in so many steps. In the steps between, only its outermost layers run, on
         features kept from the last whole run (DeepCache, arXiv 2312.00858).
+    student: the bundle's student takes the steps, which are few, and each of one row. It walks with DDIM, and has the
+        guidance of its teacher in it.
 
     Raises InvalidRequest, naming the field, for anything outside these rules.
     """
@@ -88,6 +90,7 @@ class Shortcuts:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     cache_interval: int = 1
+    student: bool = False
 
     def __post_init__(self) -> None:
         _require(self.solver in set(Solver), "solver", self.solver, f"must be one of {', '.join(Solver)}")
@@ -100,6 +103,9 @@ class Shortcuts:
             self.cache_interval,
             f"must be a whole number from 1 to {MAX_CACHE_INTERVAL}",
         )
+        _require(isinstance(self.student, bool), "student", self.student, "must be true or false")
+        if self.student:
+            _require(self.solver == Solver.DDIM, "solver", self.solver, "must be ddim with the student")
 
 
 PLAIN = Shortcuts()
@@ -222,6 +228,9 @@ class EditRequest:
             self.guidance_scale,
             f"must be a finite number from 0 to {MAX_GUIDANCE_SCALE}",
         )
+        if self.shortcuts.student:
+            rule = "must be at most 1 with the student, which has guidance in it"
+            _require(self.guidance_scale <= 1, "guidance_scale", self.guidance_scale, rule)
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that the edited photo depends on, which is all but id and deadline."""

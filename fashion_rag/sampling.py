@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
-from fashion_rag.manifest import Manifest
+from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Manifest, Student
 from fashion_rag.request import MAX_GUIDANCE_SCALE, MAX_STEPS, PLAIN, Shortcuts
 
 SHORTCUT_OPTIONS = tuple(field.name for field in fields(Shortcuts))
@@ -52,8 +53,9 @@ NO_PRESET = Preset()
 def resolve_sampling(options: Mapping[str, Any], manifest: Manifest, preset: Preset = NO_PRESET) -> Sampling:
     """Return how an edit is denoised: as the options say, else as the preset says, else as the bundle does.
 
-    options: values by the names in SAMPLING_OPTIONS; a value of None counts as not given. Raises InvalidRequest for
-    shortcuts outside their ranges, and KeyError for an unknown name.
+    The student has steps and guidance of its own. options: values by the names in SAMPLING_OPTIONS; a value of None
+    counts as not given. Raises InvalidRequest for shortcuts outside their ranges, for a student that the bundle lacks,
+    and for guidance beside the student's own, and KeyError for an unknown name.
     """
     given = {name: value for name, value in options.items() if value is not None}
     changes = {name: given.pop(name) for name in SHORTCUT_OPTIONS if name in given}
@@ -61,8 +63,14 @@ def resolve_sampling(options: Mapping[str, Any], manifest: Manifest, preset: Pre
     guidance_scale = given.pop("guidance_scale", preset.guidance_scale)
     if given:
         raise KeyError(f"{', '.join(given)}: must be of {', '.join(SAMPLING_OPTIONS)}")
+    shortcuts = replace(preset.shortcuts, **changes)
+    default: Manifest | Student = manifest
+    if shortcuts.student:
+        if manifest.student is None:
+            raise InvalidRequest("student", True, "needs a bundle that has a student", "unsupported_value")
+        default = manifest.student
     return Sampling(
-        num_inference_steps=manifest.num_inference_steps if steps is None else steps,
-        guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-        shortcuts=replace(preset.shortcuts, **changes),
+        num_inference_steps=default.num_inference_steps if steps is None else steps,
+        guidance_scale=default.guidance_scale if guidance_scale is None else guidance_scale,
+        shortcuts=shortcuts,
     )

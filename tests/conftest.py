@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from export.to_onnx import export_onnx
 from fashion_rag.bundle import Bundle
 from tests.golden.golden import Golden
-from tests.tiny import make_tiny_bundle, make_tiny_catalogue
+from tests.tiny import add_tiny_student, make_tiny_bundle, make_tiny_catalogue
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -35,6 +35,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_person_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return `tiny_bundle` with a human parser and a pose estimator, also of random weights. Shared like it."""
     return make_tiny_bundle(tmp_path_factory.mktemp("tiny-person") / "bundle", person=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_student_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    """Return `tiny_bundle` with a student of its UNet. Shared like it."""
+    return add_tiny_student(tmp_path_factory.mktemp("tiny-student") / "bundle", tiny_bundle)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from fashion_rag.pipeline import (
     encode,
     invert,
 )
-from fashion_rag.request import CompleteRequest, EditRequest, Template, Window
+from fashion_rag.request import CompleteRequest, EditRequest, Shortcuts, Template, Window
 from tests.profiles import display_p3
 
 SAMPLER = NoiseSchedule(beta_schedule="scaled_linear")
@@ -161,6 +161,22 @@ def test_a_window_is_edited_like_a_photo_of_its_own(pipeline: Pipeline) -> None:
     edited, alone = pipeline(wide).image, pipeline(photo).image
     assert np.array_equal(edited[30:158, 150:246], alone)
     assert np.array_equal(edited[mask == 0], image[mask == 0])
+
+
+def test_the_student_paints_where_it_is_asked_for(
+    tiny_bundle: Path, tiny_student_bundle: Path, tiny_catalogue: Path
+) -> None:
+    student = Pipeline.load(tiny_student_bundle, tiny_catalogue)
+    few = edit_request(num_inference_steps=4, guidance_scale=1.0, shortcuts=Shortcuts(student=True))
+    # A pipeline whose only UNet is the student, with the schedule of students, does the same.
+    alone = replace(student, unet=student.student, sampler=student.sampler.for_student())
+    plain = replace(few, shortcuts=Shortcuts())
+    np.testing.assert_array_equal(student(few).image, alone(plain).image)
+    teacher = Pipeline.load(tiny_bundle, tiny_catalogue)
+    assert not np.array_equal(student(few).image, student(plain).image)
+    np.testing.assert_array_equal(student(plain).image, teacher(plain).image)
+    with pytest.raises(InvalidRequest, match="student: got True; needs a bundle that has a student"):
+        teacher(few)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (100, 100), (37, 211)])

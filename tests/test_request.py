@@ -125,6 +125,7 @@ def test_a_digest_tells_all_that_makes_another_picture_and_nothing_else() -> Non
         request(guidance_scale=3.0),
         request(shortcuts=Shortcuts(Solver.UNIPC)),
         request(shortcuts=Shortcuts(cache_interval=2)),
+        request(guidance_scale=1.0, shortcuts=Shortcuts(student=True)),
         request(icc_profile=b"one"),
         request(icc_profile=b"other"),
     ]

@@ -18,6 +18,8 @@ from fashion_rag.catalogue.garments import garments_in
 from fashion_rag.demo.model.tokenizer import write_tokenizer
 from fashion_rag.manifest import Manifest
 from fashion_rag.models.adapter import InversionAdapter
+from fashion_rag.models.unet import UNet
+from fashion_rag.training.base import write_student
 from fashion_rag.weights import write_state
 from tests.person import toy
 
@@ -120,6 +122,12 @@ def make_tiny_bundle(folder: Path, seed: int = 0, person: bool = False) -> Path:
             parts = replace(parts, parser=parser, pose=toy.write_pose_estimator(Path(scratch) / "pose", seed=seed))
         write_bundle(folder, MANIFEST, parts)
     return folder
+
+
+def add_tiny_student(folder: Path, bundle: Path) -> Path:
+    """Return `folder`, now holding the bundle with a student whose weights are random, and not its teacher's."""
+    torch.manual_seed(1)
+    return write_student(Bundle.open(bundle), UNet(make_unet()), folder, num_steps=4).path
 
 
 def make_tiny_catalogue(folder: Path, bundle: Path) -> Path:

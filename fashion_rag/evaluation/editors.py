@@ -84,7 +84,7 @@ def edit_together(
     )
     first = requests[0]
     steps, scale, shortcuts = first.num_inference_steps, first.guidance_scale, first.shortcuts
-    *_, latents = denoise(pipeline.unet, pipeline.sampler, latents, person, conditioning, steps, scale, shortcuts)
+    *_, latents = denoise(*pipeline.denoiser(shortcuts), latents, person, conditioning, steps, scale, shortcuts)
     return decode(pipeline.vae, latents)
 
 

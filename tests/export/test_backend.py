@@ -13,10 +13,12 @@ from torch import nn
 
 from export import backend as export_backend
 from export.engines import use_engines
-from export.modules import ModuleSpec
+from export.modules import ModuleSpec, module_specs
 from export.onnx_module import OnnxModule, load_onnx
 from export.openvino_module import OpenVinoModule
+from export.parity import random_inputs
 from export.runtime import CPU_BACKENDS, Runtime
+from export.to_onnx import export_onnx
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
@@ -218,6 +220,20 @@ def test_weights_that_do_not_fit_are_refused_whatever_runs_them(tiny_bundle: Pat
     load = {"vae": bundle.load_vae, "text_encoder": bundle.load_prompt_encoder}.get(part, bundle.load_garment_encoder)
     with pytest.raises(ArtifactError, match=r"extra \[3\] is unexpected"):
         load(networks=False)
+
+
+def test_a_student_is_run_like_its_teacher(tiny_student_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_student_bundle)
+    export_onnx(bundle, tmp_path / "onnx")
+    assert "unet_turbo" in module_specs(bundle)
+    inputs = random_inputs(module_specs(bundle)["unet_turbo"], 3, torch.Generator().manual_seed(0))
+    parts = Runtime(str(tiny_student_bundle), "onnx", compiled=str(tmp_path / "onnx")).open()
+    with torch.inference_mode():
+        expected, taught = WholeUNet(bundle.load_student())(*inputs), WholeUNet(bundle.load_unet())(*inputs)
+        tolerance = 1e-4 * expected.std().item()
+        torch.testing.assert_close(parts.load_unet("unet_turbo").whole(*inputs), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(parts.load_unet().whole(*inputs), taught, rtol=0, atol=tolerance)
+        assert (expected - taught).abs().max() > 10 * tolerance
 
 
 def test_a_folder_that_is_named_must_have_the_networks(tiny_bundle: Path, tmp_path: Path) -> None:
