@@ -218,6 +218,14 @@ def test_the_ingress_imports_nothing_that_networks_need() -> None:
     assert run.stdout.split() == []
 
 
+def test_no_replica_imports_what_builds_networks() -> None:
+    # Compiled networks run without them; where PyTorch runs the networks, they are imported when these are loaded.
+    builders = ("transformers.modeling_utils", "diffusers", "open_clip", "torchvision", "sklearn", "onnx", "matplotlib")
+    script = f"import sys, serve.app; print(*sorted(set({builders}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
 def requirements() -> dict[str, list[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"": project["dependencies"], **project["optional-dependencies"]}

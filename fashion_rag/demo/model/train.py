@@ -184,7 +184,7 @@ class _Trainer:
         )
 
     def _prompts(self, clip: ClipStage) -> PromptEncoder:
-        prompts = PromptEncoder(self._tokenizer(), recipe.text_encoder_of(clip.clip))
+        prompts = PromptEncoder.of(self._tokenizer(), recipe.text_encoder_of(clip.clip))
         return prompts.to(self.device)
 
     def _trained(self, stage: Any) -> Any:
@@ -210,7 +210,7 @@ class _Trainer:
 
     def _training_set(self, hidden: NDArray[np.float16]) -> TrainingSet:
         """Return the cases as the UNet's stage needs them."""
-        vae = VAE(self._trained(VaeStage(self.cases, self.device)).network)
+        vae = VAE.of(self._trained(VaeStage(self.cases, self.device)).network)
         size = recipe.MANIFEST.image_size
         latent_size = (size[0] // vae.downsampling, size[1] // vae.downsampling)
 
