@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,14 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal. A process reads a file once, until the file changes."""
+    stat = path.stat()
+    return _read_sha256(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _read_sha256(path: Path, identity: tuple[int, ...]) -> str:
+    """Return the SHA-256 of a file. identity: what tells the file from all others at `path`, earlier ones included."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

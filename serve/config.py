@@ -167,6 +167,16 @@ class DenoiserSettings(Limits, Config):
 
 
 @dataclass(frozen=True)
+class StagesSettings(Config):
+    """The settings of the stages that share a process, which each of them has for itself otherwise."""
+
+    retriever: RetrieverSettings = RetrieverSettings()
+    parser: ParserSettings = ParserSettings()
+    conditioner: ConditionerSettings = ConditionerSettings()
+    vae: BatchSettings = BatchSettings()
+
+
+@dataclass(frozen=True)
 class ServeConfig(Config):
     """The configuration of a graph.
 
@@ -181,7 +191,9 @@ class ServeConfig(Config):
     `/readyz` names them.
 
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
-    default. untrained: whether a bundle may be served that is marked as untrained.
+    default. untrained: whether a bundle may be served that is marked as untrained. one_process: whether the retriever,
+    the parser, the conditioner and the VAE share a process, which saves memory and time at the start. They then scale
+    as one.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
@@ -204,6 +216,7 @@ class ServeConfig(Config):
     wait_s: float = 0.0
     allow_origins: tuple[str, ...] = ()
     untrained: bool = False
+    one_process: bool = False
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0

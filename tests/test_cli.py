@@ -716,8 +716,9 @@ def test_a_command_hands_its_options_on(
     def record(*args: object, **kwargs: object) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        # These two are not options: the socket that is open already, and the bar that shows the start.
-        calls.append({name: value for name, value in bound.arguments.items() if name not in ("listener", "progress")})
+        # These are not options: the socket that is open already, the bar that shows the start, and its process.
+        given = ("listener", "progress", "starter")
+        calls.append({name: value for name, value in bound.arguments.items() if name not in given})
 
     monkeypatch.setattr(target, record)
     # Other tests see that files which are named must be there.

@@ -213,15 +213,27 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
 
 def test_the_ingress_imports_nothing_that_networks_need() -> None:
     networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
-    script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
+    script = f"import sys, serve.ingress, serve.handles; print(*sorted(set({networks}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
+
+
+def test_the_process_that_waits_imports_nothing_that_networks_need() -> None:
+    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
+    # The command imports the starter and the listener first, then the rest.
+    script = (
+        "import sys, fashion_rag.cli.serving, serve.starter, serve.startup_listener\n"
+        "early = 'ray' in sys.modules\n"
+        f"import serve.app\nprint(early, *sorted(set({networks}) & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == ["False"]
 
 
 def test_no_replica_imports_what_builds_networks() -> None:
     # Compiled networks run without them; where PyTorch runs the networks, they are imported when these are loaded.
     builders = ("transformers.modeling_utils", "diffusers", "open_clip", "torchvision", "sklearn", "onnx", "matplotlib")
-    script = f"import sys, serve.app; print(*sorted(set({builders}) & set(sys.modules)))"
+    script = f"import sys, serve.stages, serve.denoiser; print(*sorted(set({builders}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 

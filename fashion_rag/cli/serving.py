@@ -76,6 +76,7 @@ def serve(
     if bundle is not None:
         check_bundle(bundle)
 
+    from serve.starter import Starter
     from serve.startup_listener import StartupListener
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
@@ -91,11 +92,22 @@ def serve(
     except OSError as error:
         typer.echo(f"error: --host {host} --port {port}: cannot listen there: {error.strerror}", err=True)
         raise typer.Exit(1) from None
-    with listener:
+    # The starter's process imports while this one does.
+    with listener, Starter() as starter:
         from serve.app import run
 
         settings = {name: value for name, value in given.items() if value is not None}
-        run(bundle, catalogue, host, port, config, listener=listener, progress=start_progress, **settings)
+        run(
+            bundle,
+            catalogue,
+            host,
+            port,
+            config,
+            listener=listener,
+            progress=start_progress,
+            starter=starter,
+            **settings,
+        )
 
 
 def bench(
