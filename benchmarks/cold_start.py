@@ -62,6 +62,8 @@ KINDS = {
     "dashboard/dashboard.py": "Ray's dashboard",
     "log_monitor.py": "Ray's log monitor",
     "monitor.py": "Ray's autoscaling monitor",
+    "resource_tracker": "command line",
+    "spawn_main": "process of the start",
     "fashion-rag serve": "command line",
 }
 
