@@ -115,6 +115,8 @@ def main(
     bundle: Annotated[Path, typer.Option(help="Model bundle.")] = DEMO_BUNDLE,
 ) -> None:
     """Measure starts of the server, print their medians and write all of them."""
+    # A shell's background jobs ignore it, and so would the servers that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     edit = mix.draw(mix.EditMix(prompts=drawn.drawn_prompts()), [0.0], seed=0)[0]
     photo = drawn.draw_photos([edit], Bundle.open(bundle).manifest)[edit.category, edit.person]
     with tempfile.TemporaryDirectory() as folder:
@@ -125,9 +127,10 @@ def main(
             start = measure(bundle, catalogue, photo.image, edit.prompt)
             if number >= WARM_UP_STARTS:
                 starts.append(start)
-    result = {"from": provenance(), "num_starts": num_starts, "medians": summary(starts)}
+    figures = summary(starts)
+    result = {"from": provenance(), "num_starts": num_starts, "medians": figures}
     write_result(out, result | {"starts": [asdict(start) for start in starts]})
-    _print(result["medians"], num_starts)
+    _print(figures, num_starts)
 
 
 def measure(bundle: Path, catalogue: Path, photo: bytes, prompt: str) -> Start:
@@ -149,7 +152,10 @@ def measure(bundle: Path, catalogue: Path, photo: bytes, prompt: str) -> Start:
             loads = _loads(at_ready, started_s)
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(STOP_TIMEOUT_S)
+            try:
+                server.wait(STOP_TIMEOUT_S)
+            finally:
+                server.kill()
     return Start(
         first_answer_s=first_answer_s,
         ready_s=ready_s,

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +189,7 @@ def run(
     try:
         with progress() as report, starter or Starter() as starter:
             if catalogue is None:
-                say = partial(report, num_ready=0, num_all=0)
-                catalogue = starter.do("draw_catalogue", DEMO_WORLD, bundle, say=say)
+                catalogue = starter.do("draw_catalogue", DEMO_WORLD, bundle, say=lambda awaited: report(awaited, 0, 0))
             if graph.deployments:
                 # They may be of any of the stages.
                 args.setdefault("one_process", False)

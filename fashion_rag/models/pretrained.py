@@ -59,7 +59,8 @@ def read_token_table(folder: Path) -> nn.Embedding:
     if TOKEN_TABLE not in state:
         raise ArtifactError(f"{path}: does not fit its configuration: {TOKEN_TABLE} is missing")
     # Copied, as in `load_strict`, because the network must not change with the file.
-    return nn.Embedding.from_pretrained(state[TOKEN_TABLE].to(FLOAT32, copy=True))
+    table: nn.Embedding = nn.Embedding.from_pretrained(state[TOKEN_TABLE].to(FLOAT32, copy=True))
+    return table
 
 
 def read_vision_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPVisionModel:
