@@ -46,6 +46,7 @@ HOMES = {
     "uvicorn": "serve",
     "onnx": "export",
     "onnxruntime": "export",
+    "openvino": "export",
     "tensorrt": "export",
     "tensorrt_rtx_bindings": "export",
 }
@@ -63,7 +64,9 @@ DISTRIBUTIONS = {
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
-HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime")
+HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime", "openvino")
+# What networks need, and a process without them must not import.
+NETWORKS = (*HEAVY[:5], "torchvision", "onnx", "onnxruntime", "openvino")
 
 
 def module_name(path: Path) -> str:
@@ -212,19 +215,17 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
 
 
 def test_the_ingress_imports_nothing_that_networks_need() -> None:
-    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
-    script = f"import sys, serve.ingress, serve.handles; print(*sorted(set({networks}) & set(sys.modules)))"
+    script = f"import sys, serve.ingress, serve.handles; print(*sorted(set({NETWORKS}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 
 
 def test_the_process_that_waits_imports_nothing_that_networks_need() -> None:
-    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
     # The command imports the starter and the listener first, then the rest.
     script = (
         "import sys, fashion_rag.cli.serving, serve.starter, serve.startup_listener\n"
         "early = 'ray' in sys.modules\n"
-        f"import serve.app\nprint(early, *sorted(set({networks}) & set(sys.modules)))"
+        f"import serve.app\nprint(early, *sorted(set({NETWORKS}) & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == ["False"]
