@@ -18,9 +18,7 @@ and the root mean square difference, as shares of the output's spread. In float3
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,9 +28,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from export.backend import has_bfloat16
+from export.cpu_choice import take_turns
 from export.modules import ModuleSpec, module_specs
 from export.onnx_module import load_onnx
 from export.openvino_module import load_openvino
@@ -124,18 +123,8 @@ def differences(spec: ModuleSpec, networks: Mapping[str, nn.Module]) -> list[Rec
 def turns(spec: ModuleSpec, networks: Mapping[str, nn.Module], num_rows: int, num_rounds: int) -> list[Record]:
     """Return the times of calls with `num_rows` rows, by what runs the network."""
     inputs = random_inputs(spec, num_rows, torch.Generator().manual_seed(SEED))
-    calls: dict[str, Callable[[], Tensor]] = {}
-    for name, network in networks.items():
-        calls[name] = partial(network, *inputs)
-        calls[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order = deque(calls)
-    for _ in range(num_rounds):
-        for name in order:
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-        order.rotate(-1)
+    calls = {name: partial(network, *inputs) for name, network in networks.items()}
+    seconds = take_turns(calls, num_rounds)
     reference_s = median(seconds[TORCH])
     records: list[Record] = []
     for name, measured in seconds.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.buckets import rows_of
 from export.compiled_module import CompiledModule
+from export.cpu_choice import measured_backend
 from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
 from export.runtime import CPU_BACKENDS, ENGINES_FOLDER, Backend, Precision, Runtime
@@ -50,9 +51,13 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
     backend = runtime.backend
     if backend == "auto":
         has_engines = folder is not None and (folder / ENGINES_FOLDER / MANIFEST_FILE).is_file()
-        backend = "onnx"
         if gpu:
             backend = "tensorrt" if has_engines else "compile"
+        else:
+            folder = folder or cached_onnx(bundle, progress)
+            # The measurement is of float32.
+            measured = measured_backend(folder) if runtime.precision in ("auto", "float32") else None
+            backend = measured or "onnx"
     if backend == "tensorrt" and not (gpu and folder):
         missing = "compiled: a folder with engines" if gpu else "a GPU"
         raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
@@ -72,6 +77,14 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
         folder=folder,
         num_threads=runtime.num_threads,
     )
+
+
+def cpu_parts(bundle: Bundle, backend: Backend, folder: Path, num_threads: int) -> Parts:
+    """Return the parts of the bundle as `backend` runs them on the CPU in float32, even where there is a GPU.
+
+    folder: the exported networks.
+    """
+    return Parts(bundle, backend, torch.device("cpu"), torch.float32, folder, num_threads)
 
 
 def _check_openvino(precision: Precision) -> None:
@@ -144,35 +157,35 @@ class Parts:
     def load_vae(self) -> VAE:
         """Return the VAE with both halves."""
         vae = self.bundle.load_vae(networks=False)
-        vae.encoder = self._between_cpu(self._load("vae_encoder"))
-        vae.decoder = self._between_cpu(self._load("vae_decoder"))
+        vae.encoder = self._between_cpu(self.load_network("vae_encoder"))
+        vae.decoder = self._between_cpu(self.load_network("vae_decoder"))
         return vae
 
     def load_prompt_encoder(self) -> PromptEncoder:
         """Return the text encoder with its tokenizer and its table of tokens."""
         prompt_encoder = self.bundle.load_prompt_encoder(networks=False)
-        prompt_encoder.text_encoder = self._between_cpu(self._load("text_encoder"))
+        prompt_encoder.text_encoder = self._between_cpu(self.load_network("text_encoder"))
         return prompt_encoder
 
     def load_garment_encoder(self) -> GarmentEncoder:
         """Return the vision encoder and the inversion adapter."""
         garment_encoder = self.bundle.load_garment_encoder(networks=False)
-        garment_encoder.network = self._between_cpu(self._load("garment_encoder"))
+        garment_encoder.network = self._between_cpu(self.load_network("garment_encoder"))
         return garment_encoder
 
     def load_parser(self) -> HumanParser:
         """Return the human parser, which the bundle must have."""
         parser = self.bundle.load_parser(networks=False)
-        parser.network = self._between_cpu(self._load("parser"))
+        parser.network = self._between_cpu(self.load_network("parser"))
         return parser
 
     def load_pose_estimator(self) -> PoseEstimator:
         """Return the pose estimator, which the bundle must have."""
         pose_estimator = self.bundle.load_pose_estimator(networks=False)
-        pose_estimator.network = self._between_cpu(self._load("pose"))
+        pose_estimator.network = self._between_cpu(self.load_network("pose"))
         return pose_estimator
 
-    def _load(self, name: str) -> nn.Module:
+    def load_network(self, name: str) -> nn.Module:
         """Return the network of this name, with weights that it shares with no other network."""
         spec = module_specs(self.bundle)[name]
         return self._network(name, lambda: spec.load(self.bundle, self.dtype).to(self.device))

@@ -31,7 +31,7 @@ class Runtime:
 
     bundle: the bundle's folder.
     backend: "auto" is TensorRT where there is a GPU and `compiled` has engines, torch.compile on any other GPU, and
-        ONNX Runtime on the CPU where there is no GPU.
+        without a GPU what was chosen by measurement beside the exported networks (`cpu_choice.py`), or ONNX Runtime.
     precision: for torch, compile and openvino; onnx and tensorrt compute as the networks were exported. "auto" is
         float16 on a GPU and float32 on a CPU. OpenVINO takes float32 and, on processors with AVX512-BF16 or AMX,
         bfloat16.

@@ -59,7 +59,7 @@ def provenance() -> dict[str, object]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": " ".join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "num_cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
@@ -92,7 +92,7 @@ def _commit() -> str | None:
     return f"{commit}+" if is_changed else commit
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """Return the name of the processor's model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -153,13 +153,17 @@ class ParserSettings(BatchSettings):
 
 @dataclass(frozen=True)
 class DenoiserSettings(Limits, Config):
-    """The settings of the denoiser, most of which `Limits` describes. margin_s: is left for decoding and the way back.
+    """The settings of the denoiser, most of which `Limits` describes.
 
+    margin_s: is left for decoding and the way back, or as much as these have taken lately where that is more.
     results_bytes: bytes of latents that are kept to answer the same edit again, at full size 48 KiB an edit; 0 = none.
+    pin_cores: whether the threads of each denoiser stay on cores of their own, `num_threads` of them, on one NUMA node.
     """
 
     margin_s: float = 0.5
+    slack: float = 0.1
     results_bytes: int = 0
+    pin_cores: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

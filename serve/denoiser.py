@@ -7,6 +7,7 @@ the edit on, so an edit that is refused costs them nothing.
 
 import asyncio
 import contextvars
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaRank
 from torch import Tensor
 
 from export.runtime import Runtime
@@ -30,6 +32,7 @@ from serve import metrics
 from serve.autoscaling import LOAD, WorkMeter
 from serve.batching import Cache
 from serve.config import DenoiserSettings
+from serve.cores import cores_by_node, pin, share_of
 from serve.logs import leave_out_expected_errors
 from serve.messages import Admitted, Denoised, Job, Partial, Prepared
 from serve.preparation import Preparation, Preparer
@@ -48,6 +51,8 @@ class Denoiser:
         """Take the stages that prepare edits, as `Preparer` names them."""
         leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
+        self._num_threads = runtime.num_threads
+        self._cores = os.sched_getaffinity(0)
         parts = runtime.open()
         bundle = parts.bundle
         self.device = parts.device
@@ -65,10 +70,15 @@ class Denoiser:
         self._stepping: asyncio.Task[None] | None = None
         self._blank = Inputs.blank(self.latent_size, bundle.text_width, self.device)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take on new DenoiserSettings, from the next step on. Serve also calls this before the replica is ready."""
+    def reconfigure(self, user_config: dict[str, Any], rank: ReplicaRank) -> None:
+        """Take on new DenoiserSettings, from the next step on.
+
+        Serve also calls this before the replica is ready, and when its rank among the replicas changes.
+        """
         settings = DenoiserSettings.from_args(user_config)
         self.engine.limits, self.results.max_bytes = settings, settings.results_bytes
+        by_node = cores_by_node(self._cores)
+        pin(share_of(rank.local_rank, self._num_threads, by_node) if settings.pin_cores else self._cores)
         if self._stepping is None:
             self.engine.warm_up(self._blank)
 
@@ -150,6 +160,7 @@ class Denoiser:
             sampler=self.sampler,
             # The engine's clock is monotonic.
             deadline=time.monotonic() + job.deadline_unix_s - time.time(),
+            after_s=job.after_s,
             preview_steps=job.preview_steps,
             shortcuts=job.shortcuts,
         )

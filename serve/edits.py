@@ -7,7 +7,8 @@ deadline comes.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,17 +44,46 @@ class Accepted:
 class EditedPhoto:
     """A finished edit: the photo, uint8 [H, W, 3] in the request's size, its garments, and the time in each stage.
 
-    found: what completed the request.
+    found: what completed the request. denoised_unix_s: when its last step was done, in Unix time.
     """
 
     image: NDArray[np.uint8]
     garments: tuple[GarmentUsed, ...]
     found: Found
     timings_s: Timings
+    denoised_unix_s: float
 
 
 # What `EditRunner.edit` yields, in this order: one Accepted, any number of Partial, one EditedPhoto.
 EditNews = Accepted | Partial | EditedPhoto
+
+
+class AnswerTimes:
+    """How long edits have lately taken from their last step to the encoded answer: decoding, pasting and encoding.
+
+    clock: gives the time in seconds.
+    """
+
+    NUM_KEPT = 64
+    # A time that is older counts no more, so that a slow start does not have edits refused for ever.
+    KEPT_S = 60.0
+    SHARE = 0.95
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        # When each of the last answers was encoded, and how long it took.
+        self._answers: deque[tuple[float, float]] = deque(maxlen=self.NUM_KEPT)
+
+    def record(self, edited: EditedPhoto) -> None:
+        """Record that the answer to an edit has just been encoded."""
+        now = self.clock()
+        self._answers.append((now, now - edited.denoised_unix_s))
+
+    def high_s(self) -> float:
+        """Return what SHARE of the kept answers took at most; 0 if there are none."""
+        since = self.clock() - self.KEPT_S
+        seconds = [took for at, took in list(self._answers) if at >= since]
+        return float(np.quantile(seconds, self.SHARE, method="higher")) if seconds else 0.0
 
 
 class EditRunner:
@@ -70,6 +100,7 @@ class EditRunner:
         self.vae = vae
         self.shape = shape
         self.has_parser = has_parser
+        self.answer_times = AnswerTimes()
 
     async def edit(self, request: EditRequest, preview_steps: frozenset[int]) -> AsyncGenerator[EditNews, None]:
         """Yield once that the edit is accepted, then its previews, then the edited photo.
@@ -117,12 +148,13 @@ class EditRunner:
             guidance_scale=request.guidance_scale,
             shortcuts=request.shortcuts,
             deadline_unix_s=request.deadline_unix_s,
+            after_s=self.answer_times.high_s(),
             preview_steps=preview_steps,
         )
 
     async def _finished(self, accepted: Accepted, denoised: Denoised) -> EditedPhoto:
         """Return the photo with what the VAE makes of the latents in it."""
-        request = accepted.request
+        request, denoised_unix_s = accepted.request, time.time()
         decoded: Decoded = await answer(
             "decode", lambda: self.vae.decode.remote(denoised.latents), request.deadline_unix_s
         )
@@ -130,7 +162,7 @@ class EditRunner:
         image = await asyncio.to_thread(finish, request, decoded.picture)
         timings_s = denoised.timings_s | decoded.timings_s
         timings_s["decode"] += time.perf_counter() - started
-        return EditedPhoto(image, denoised.garments, accepted.found, timings_s)
+        return EditedPhoto(image, denoised.garments, accepted.found, timings_s, denoised_unix_s)
 
     async def edit_all(self, requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         """Return the finished edits. Where one fails, its error is raised and the others are cancelled."""
@@ -172,7 +204,9 @@ class EditRunner:
                         yield await asyncio.to_thread(partial_event, form, accepted.request, item, index)
                         index += 1
                     else:
-                        yield await asyncio.to_thread(completed_event, form, accepted.request, item)
+                        event = await asyncio.to_thread(completed_event, form, accepted.request, item)
+                        self.answer_times.record(item)
+                        yield event
         except Exception as error:
             # Once the status has been sent, any error can only be an event.
             if accepted is None:

@@ -187,6 +187,8 @@ class Ingress:
                 timings_s=photos[0].timings_s,
                 icc_profile=requests[0].icc_profile,
             )
+            for photo in photos:
+                self.edits.answer_times.record(photo)
             return JSONResponse(reply.model_dump())
 
     @api.post("/v1/images/masks", responses=errors(*READING), openapi_extra=form_document(MaskForm))

@@ -30,8 +30,8 @@ class Job:
 
     choice: the category; None if it is to be chosen. is_read: whether the parser is to read the photo.
     found: what completes the request; None if other stages are to find it.
-    deadline_unix_s: the edit's deadline in Unix time. preview_steps: after which steps, counted from 1, the caller
-    wants a preview.
+    deadline_unix_s: the edit's deadline in Unix time. after_s: how long edits have lately taken from their last step to
+    the encoded answer. preview_steps: after which steps, counted from 1, the caller wants a preview.
     """
 
     request: ObjectRef[EditRequest]
@@ -42,6 +42,7 @@ class Job:
     guidance_scale: float
     shortcuts: Shortcuts
     deadline_unix_s: float
+    after_s: float
     preview_steps: frozenset[int]
 
 

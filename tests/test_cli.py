@@ -20,6 +20,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from export.cpu_choice import CpuChoice, measured_backend
 from export.flavours import Flavour
 from export.parity import Parity
 from export.to_tensorrt import BuildProgress
@@ -500,6 +501,12 @@ def test_every_command_finds_what_is_wrong_before_it_loads_weights(
         (("export", "onnx", nowhere, "--out", out), "bundle"),
         (("export", "onnx", tiny_bundle, "--out", file), "out"),
         (("export", "tensorrt", tiny_bundle, nowhere), "folder"),
+        (("export", "measure", nowhere), "bundle"),
+        (("export", "measure", tiny_bundle, nowhere), "folder"),
+        (("export", "measure", tiny_bundle, "--rows", "2,many"), "rows"),
+        (("export", "measure", tiny_bundle, "--rows", "0,2"), "rows"),
+        (("export", "measure", tiny_bundle, "--rounds", 0), "rounds"),
+        (("export", "measure", tiny_bundle, "--threads", 0), "threads"),
         (("demo", "world", file), "out"),
         (("demo", "world", out, "--num-pairs", 0), "num-pairs"),
         (("demo", "shop", file), "out"),
@@ -746,6 +753,32 @@ def test_export_onnx_tells_how_close_each_network_is(monkeypatch: pytest.MonkeyP
     assert result.exit_code == 0
     assert calls == [(DEMO_BUNDLE, Path("exported"), torch.float16)]
     assert "unet: within 2.0e-06" in result.stdout and "exported: 1 networks, float16" in result.stdout
+
+
+def test_export_measure_tells_what_was_chosen_and_what_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    (tmp_path / "manifest.json").touch()
+
+    def measure(parts: dict[Any, Any], rows: list[int], num_rounds: int, progress: Callable[[], None]) -> CpuChoice:
+        calls.append((list(parts), {opened.folder for opened in parts.values()}, rows, num_rounds))
+        progress()
+        seconds: Any = {"torch": {2: 1.5, 4: 1.25}, "openvino": {2: 1.0, 4: 0.75}}
+        reason = "unet: differs from PyTorch"
+        return CpuChoice("openvino", seconds, {"onnx": reason}, [], num_threads=1, num_rounds=num_rounds)
+
+    monkeypatch.setattr("export.cpu_choice.measure_backends", measure)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: calls.append(("threads", number)))
+    result = run("export", "measure", DEMO_BUNDLE, tmp_path, "--rows", "2,4", "--rounds", 3, "--threads", 2)
+    assert result.exit_code == 0, result.output
+    assert calls == [("threads", 2), (["torch", "onnx", "openvino"], {tmp_path}, [2, 4], 3)]
+    assert "openvino: networks of an edit 1.000 s with 2 rows a call, 0.750 s with 4 rows a call" in result.stdout
+    assert "onnx: refused, unet: differs from PyTorch" in result.stdout
+    assert f"{tmp_path}: openvino is taken on this processor" in result.stdout
+    assert measured_backend(tmp_path) == "openvino"
+    run("export", "measure", DEMO_BUNDLE, tmp_path, "--with-compile")
+    assert calls[-1][0] == ["torch", "onnx", "openvino", "compile"]
 
 
 def test_export_tensorrt_tells_what_was_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

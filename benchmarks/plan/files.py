@@ -30,7 +30,9 @@ class Curve:
     """What is known of a device: the `calibration` of a measurement, or a file of its own.
 
     source: where the figures come from, in words. measured: whether they were measured on the device.
-    step_time_s: seconds of a UNet call by its rows, from the beginning of one to that of the next while there is work.
+    step_time_s: mean seconds of a UNet call by its rows, from the beginning of one to that of the next while there is
+    work. contention: how many times as long a call takes while another core works, because they share memory and
+    caches; of use only for a machine whose cores all replicas share.
     stages_s: seconds of an edit alone in each of STAGES. parse and reply are the ingress's own work on a form and on a
     reply (`edit_requests`, `edit_reply`). hops is the latency of an edit alone less its steps, parse, decode, reply,
     and the longer of its two branches, which run side by side: encode, and retrieve with condition.
@@ -43,12 +45,15 @@ class Curve:
     measured: bool
     step_time_s: dict[int, float]
     stages_s: dict[str, Spread]
+    contention: float = 1.0
 
     def __post_init__(self) -> None:
         if self.stages_s.keys() != set(STAGES):
             raise ValueError(f"stages_s: got {sorted(self.stages_s)}; must be {sorted(STAGES)}")
         if not self.step_time_s or min(self.step_time_s) < 1 or min(self.step_time_s.values()) <= 0:
             raise ValueError(f"step_time_s: got {self.step_time_s}; must be seconds above 0 by rows from 1 on")
+        if not self.contention >= 1:
+            raise ValueError(f"contention: got {self.contention}; must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class ServerSetup:
     max_waiting: int = 16
     patience_s: float = 60.0
     margin_s: float = 0.5
+    slack: float = 0.1
     max_edits: int = 24
     deadline_s: float = 300.0
     max_batch: int = 8
@@ -72,7 +78,7 @@ class ServerSetup:
 
     def system(self, curve: Curve) -> System:
         """Return the system that is to be simulated."""
-        limits = Limits(self.max_rows, self.max_waiting, self.patience_s, self.margin_s)
+        limits = Limits(self.max_rows, self.max_waiting, self.patience_s, self.margin_s, self.slack)
         return System(
             step_time_s=curve.step_time_s,
             stages_s=curve.stages_s,
@@ -82,6 +88,7 @@ class ServerSetup:
             max_batch=self.max_batch,
             cores=self.cores,
             choices=self.choices,
+            contention=curve.contention,
         )
 
 
@@ -90,7 +97,8 @@ class Figures:
     """The figures of a load.
 
     p50_s, p95_s, p99_s: seconds from intended arrival to answer. throughput: edits answered a second, within the time
-    in which edits came. refused: how many were. rows_per_call: mean rows of a UNet call, where they are known.
+    in which edits came. refused: how many were, or were late. rows_per_call: mean rows of a UNet call, where they are
+    known.
     """
 
     p50_s: float
@@ -103,12 +111,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class MeasuredLoad:
-    """A load that was measured. arrivals: [at_s, num_steps, guidance_scale] of every edit, in order."""
+    """A load that was measured.
+
+    arrivals: [at_s, num_steps, guidance_scale] of every edit, in order. held_out: whether the model was made without
+    any load of this rate at hand.
+    """
 
     rate: float
     duration_s: float
     arrivals: list[Arrival]
     measured: Figures
+    held_out: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class Spread:
         if not 0 <= self.median <= self.p95 < math.inf:
             raise ValueError(f"median, p95: got {self.median}, {self.p95}; must be 0 <= median <= p95")
 
+    @classmethod
+    def around(cls, mean: float, ratio: float) -> Spread:
+        """Return the spread with this mean whose p95 is `ratio` times its median."""
+        median = mean / math.exp((math.log(ratio) / P95_SIGMA) ** 2 / 2)
+        return cls(median, ratio * median)
+
     def draw(self, rng: random.Random) -> float:
         """Return the seconds of one edit, at random."""
         if self.median == self.p95:
@@ -75,10 +81,13 @@ class Clock:
 
 
 class Processor:
-    """A processor that runs calls at full speed while each has a core, and otherwise all at the same lower speed."""
+    """A processor that runs a call alone at full speed, and several all at the same speed, which may be lower.
 
-    def __init__(self, clock: Clock, cores: float) -> None:
-        self.clock, self.cores = clock, cores
+    contention: how many times as long a call takes beside others, even where each has a core.
+    """
+
+    def __init__(self, clock: Clock, cores: float, contention: float = 1.0) -> None:
+        self.clock, self.cores, self.contention = clock, cores, contention
         self._calls: list[tuple[float, int, Action]] = []
         self._order = count()
         # The work that a call would have done if it had run from the beginning.
@@ -101,6 +110,8 @@ class Processor:
         self._num_plans += 1
         if self._calls:
             self._speed = min(1.0, self.cores / len(self._calls))
+            if len(self._calls) > 1:
+                self._speed /= self.contention
             left_s = max(0.0, self._calls[0][0] - self._progress_s)
             self.clock.after(left_s / self._speed, partial(self._end, self._num_plans))
 
@@ -189,14 +200,19 @@ class SteadyPace(Pace):
 class SimulatedDenoiser:
     """A replica of the UNet: the engine's bookkeeping, on a simulated processor.
 
-    call_s: seconds of a UNet call, by its rows. calls: counts the calls, by their rows.
+    draw_call_s: returns the seconds of a UNet call of so many rows. calls: counts the calls, by their rows.
     """
 
     def __init__(
-        self, processor: Processor, limits: Limits, call_s: Sequence[float], pace: Pace, calls: Counter[int]
+        self,
+        processor: Processor,
+        limits: Limits,
+        draw_call_s: Callable[[int], float],
+        pace: Pace,
+        calls: Counter[int],
     ) -> None:
         self.processor = processor
-        self.call_s = call_s
+        self.draw_call_s = draw_call_s
         self.calls = calls
         self.queue: CallQueue[SimulatedEdit] = CallQueue(limits, lambda: processor.clock.now, pace)
         self.meter = WorkMeter(self.queue.clock)
@@ -227,18 +243,17 @@ class SimulatedDenoiser:
             self._step()
 
     def _step(self) -> None:
-        started = self.queue.clock()
         batch, refused = self.queue.begin_call()
         self._busy = bool(batch)
         if batch:
             num_rows = running_rows(batch).deep
             self.calls[num_rows] += 1
-            self.processor.run(self.call_s[num_rows], partial(self._end_call, batch, started))
+            self.processor.run(self.draw_call_s(num_rows), partial(self._end_call, batch))
         for edit, _ in refused:
             edit.end(failed=True)
 
-    def _end_call(self, batch: list[SimulatedEdit], started: float) -> None:
-        self.queue.end_call(batch, self.queue.clock() - started)
+    def _end_call(self, batch: list[SimulatedEdit]) -> None:
+        self.queue.end_call(batch)
         for edit in batch:
             if not edit.num_left and self.queue.holds(edit):
                 self.queue.scheduler.remove(edit.id)

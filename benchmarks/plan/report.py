@@ -28,7 +28,7 @@ def validation_table(runs: Sequence[Record]) -> Table:
         *(Column(name, justify="right") for name in ("rate", "edits", *COMPARED, "refused")),
         box=SIMPLE,
         title="measured > predicted, and the error",
-        caption=f"green: within {CLOSE:.0%}",
+        caption=f"green: within {CLOSE:.0%}; *: a load that the model was made without",
     )
     for run in runs:
         cells = []
@@ -37,7 +37,9 @@ def validation_table(runs: Sequence[Record]) -> Table:
             colour = "green" if abs(off) <= CLOSE else "red"
             cells.append(f"{run['measured'][figure]:.3g} > {run['predicted'][figure]:.3g} [{colour}]{off:+.0%}[/]")
         refused = f"{run['measured']['refused']:g} > {run['predicted']['refused']:g}"
-        table.add_row(run["file"], f"{run['rate']:g}", str(run["edits"]), *cells, refused)
+        table.add_row(
+            run["file"], f"{run['rate']:g}{'*' if run['held_out'] else ''}", str(run["edits"]), *cells, refused
+        )
     return table
 
 

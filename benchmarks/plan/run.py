@@ -61,7 +61,7 @@ def figures(result: SimulationResult, edits: Sequence[Served], from_s: float, un
         p95_s,
         p99_s,
         throughput=answered / (until_s - from_s),
-        refused=sum(edit.refused for edit in edits),
+        refused=sum(edit.refused or edit.late for edit in edits),
         rows_per_call=rows / max(1, result.calls.total()),
     )
 
@@ -164,7 +164,7 @@ def day(planner: Planner, scaling: Scaling, busiest: Record, dollars_hour: float
         "edits": round(len(result.edits) / share),
         "gpu_hours": {"scaled": scaled, "at its busiest all day": fixed},
         "dollars": {"scaled": scaled * dollars_hour, "at its busiest all day": fixed * dollars_hour},
-        "refused": sum(edit.refused for edit in result.edits) / len(result.edits),
+        "refused": sum(edit.refused or edit.late for edit in result.edits) / len(result.edits),
         "replicas": [[at_s, num / share] for at_s, num in result.replicas],
         "windows": windows,
     }
@@ -194,7 +194,7 @@ def validate(
         measurement = read(Measurement, path)
         for run in measurement.runs:
             predicted = asdict(replay(measurement, run, num_seeds))
-            record: Record = {"file": path.name, "rate": run.rate, "edits": len(run.arrivals)}
+            record: Record = {"file": path.name, "rate": run.rate, "held_out": run.held_out, "edits": len(run.arrivals)}
             records.append(record | {"measured": asdict(run.measured), "predicted": predicted})
     Console().print(validation_table(records))
     if out:

@@ -57,11 +57,12 @@ SIZE = (64, 48)  # All edits have this size.
 class System:
     """The system that is simulated.
 
-    step_time_s: seconds of a UNet call by its rows, from the beginning of one to that of the next. stages_s: seconds of
-    parse, retrieve, condition, encode, decode and reply, and of hops, which is all that lies between. limits: those of
-    the denoiser. max_edits, deadline_s: those of the ingress. max_batch: that of the stages between. cores: those of
-    the one machine that all replicas share, where each call is one thread's work; None for a cluster, where a replica
-    has a GPU to itself and enough cores. choices: how many queues a router looks at.
+    step_time_s: mean seconds of a UNet call by its rows, from the beginning of one to that of the next. step_spread:
+    the p95 of a call's time as a multiple of its median. contention: as in `Curve`. stages_s: seconds of parse,
+    retrieve, condition, encode, decode and reply, and of hops, which is all that lies between. limits: those of the
+    denoiser. max_edits, deadline_s: those of the ingress. max_batch: that of the stages between. cores: those of the
+    one machine that all replicas share, where each call is one thread's work; None for a cluster, where a replica has a
+    GPU to itself and enough cores. choices: how many queues a router looks at.
     """
 
     step_time_s: dict[int, float]
@@ -72,9 +73,11 @@ class System:
     max_batch: int = 8
     cores: float | None = None
     choices: int = 2
+    step_spread: float = 1.0
+    contention: float = 1.0
 
     def call_s(self) -> list[float]:
-        """Return the seconds of a UNet call of 0, 1, ... `max_rows` rows.
+        """Return the mean seconds of a UNet call of 0, 1, ... `max_rows` rows.
 
         They lie on a line between two known row counts, and grow in proportion beyond the largest.
         """
@@ -85,11 +88,12 @@ class System:
 
 
 class Served(NamedTuple):
-    """An edit and its end: done after `latency_s`, or refused, or neither if the simulation ended before."""
+    """An edit and its end: done after `latency_s`, or refused, or let in and late, or none of these at the end."""
 
     arrival: Arrival
     latency_s: float | None = None
     refused: bool = False
+    late: bool = False
 
 
 @dataclass
@@ -146,7 +150,10 @@ class Replica:
         call_s = system.call_s()
         # On a cluster the calls are steady except for those of other stages on the GPU, which are short.
         pace = _warm_pace(call_s) if machine else SteadyPace(call_s)
-        self.denoiser = SimulatedDenoiser(gpu, system.limits, call_s, pace, calls)
+        spreads = [Spread.around(seconds, system.step_spread) for seconds in call_s]
+        self.denoiser = SimulatedDenoiser(
+            gpu, system.limits, lambda num_rows: spreads[num_rows].draw(self.rng), pace, calls
+        )
         self.notes: deque[float] = deque(maxlen=NOTES)
 
     def _batches(self, processor: Processor) -> Batches:
@@ -164,7 +171,7 @@ def _warm_pace(call_s: Sequence[float]) -> Pace:
     """Return a pace as `Engine.warm_up` leaves it."""
     pace, max_rows = Pace(), len(call_s) - 1
     for num_rows in {min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}:
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(1, WARM_UP_CALLS):
             pace.record(Rows(num_rows), call_s[num_rows])
     return pace
 
@@ -177,7 +184,7 @@ class Graph:
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.result = SimulationResult([])
-        self.machine = Processor(self.clock, system.cores) if system.cores else None
+        self.machine = Processor(self.clock, system.cores, system.contention) if system.cores else None
         self.replicas: dict[int, Replica] = {}
         self.numbers = count()
         self.num_inside, self.coming = 0, False
@@ -243,17 +250,16 @@ class Graph:
             try:
                 denoiser.add(edit)
             except (Overloaded, DeadlineExceeded):
-                edit.failed = True
-            else:
-                yield _both(self._condition(), self._call("encode"))
-                yield partial(denoiser.provide, edit)
+                self.result.edits[number] = Served(arrival, refused=True)
+                return
+            yield _both(self._condition(), self._call("encode"))
+            yield partial(denoiser.provide, edit)
             if not edit.failed:
                 yield home.hop
                 yield from self._call("decode")
                 yield ingress["reply"]
-        late = self.clock.now > deadline
-        latency_s = None if edit.failed or late else self.clock.now - arrival.at_s
-        self.result.edits[number] = Served(arrival, latency_s, refused=latency_s is None)
+        late = edit.failed or self.clock.now > deadline
+        self.result.edits[number] = Served(arrival, None if late else self.clock.now - arrival.at_s, late=late)
 
     def _condition(self) -> Flow:
         with self._choose(lambda replica: replica.conditioner.num_ongoing).conditioner.call() as conditioner:

@@ -70,7 +70,8 @@ UntrainedOption = Annotated[
 BackendOption = Annotated[
     Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"] | None,
     typer.Option(
-        help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.", show_default="auto"
+        help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else what `export measure` chose.",
+        show_default="auto",
     ),
 ]
 CompiledOption = Annotated[

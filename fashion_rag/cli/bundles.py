@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fashion_rag.cli.base import build_progress, progress
-from fashion_rag.cli.checks import MANIFEST_FILE, check_bundle, check_file, check_folder, check_out_folder
+from fashion_rag.cli.base import build_progress, numbers, progress
+from fashion_rag.cli.checks import (
+    MANIFEST_FILE,
+    check_bundle,
+    check_file,
+    check_folder,
+    check_least,
+    check_out_folder,
+)
 from fashion_rag.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -154,6 +161,55 @@ def export_onnx(
             f"  {parity.module}: within {parity.max_rel_error:.1e} of the output's spread, at most {parity.tolerance}"
         )
     typer.echo(f"{out}: {len(parities)} networks, {dtype}")
+
+
+@export.command("measure")
+def export_measure(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a model bundle.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder written by `export onnx` in float32.", show_default="the one in the user's cache"),
+    ] = None,
+    rows: Annotated[str, typer.Option(help="Rows of the calls; a guided edit takes two of the UNet.")] = "2,8",
+    rounds: Annotated[int, typer.Option(help="Timed calls of each network, backend and number of rows.")] = 7,
+    threads: Annotated[int, typer.Option(help="Threads of each network, as they will be served.")] = 1,
+    with_compile: Annotated[
+        bool, typer.Option("--with-compile", help="Measure torch.compile too, which compiles for many minutes.")
+    ] = False,
+) -> None:
+    """Measure what runs a bundle's networks soonest on this CPU; `--backend auto` then takes it."""
+    check_bundle(bundle)
+    check_least("rounds", rounds, 1)
+    check_least("threads", threads, 1)
+    num_rows = numbers(int, "rows", rows)
+    check_least("rows", min(num_rows), 1)
+    if folder is not None:
+        check_folder("folder", folder)
+        check_file("folder", folder / MANIFEST_FILE)
+        check_out_folder("folder", folder)
+
+    import torch
+
+    from export import cpu_choice
+    from export.backend import cpu_parts
+    from export.modules import module_specs
+    from export.to_onnx import cached_onnx
+    from fashion_rag.bundle import Bundle
+
+    torch.set_num_threads(threads)
+    opened = Bundle.open(bundle)
+    where = folder or cached_onnx(opened)
+    candidates = cpu_choice.CPU_CANDIDATES if with_compile else cpu_choice.CANDIDATES
+    parts = {backend: cpu_parts(opened, backend, where, threads) for backend in candidates}
+    with progress("measuring", len(module_specs(opened))) as advance:
+        choice = cpu_choice.measure_backends(parts, num_rows, rounds, advance)
+    cpu_choice.write_choice(where, choice)
+    for backend, by_rows in choice.seconds_per_edit.items():
+        seconds = ", ".join(f"{edit_s:.3f} s with {count} rows a call" for count, edit_s in by_rows.items())
+        typer.echo(f"  {backend}: networks of an edit {seconds}")
+    for backend, reason in choice.refused.items():
+        typer.echo(f"  {backend}: refused, {reason}")
+    typer.echo(f"{where}: {choice.chosen} is taken on this processor")
 
 
 @export.command("tensorrt")

@@ -16,6 +16,9 @@ from fashion_rag.errors import DeadlineExceeded
 
 T = TypeVar("T", bound=Ticket)
 
+# A pace that refuses an edit is doubted if the last call lies further back than this.
+STALE_S = 5.0
+
 
 class CallQueue(Generic[T]):
     """The edits in progress, and the pace of the calls that they share.
@@ -28,6 +31,8 @@ class CallQueue(Generic[T]):
         self.pace = pace or Pace()
         self.scheduler: Scheduler[T] = Scheduler(limits, self.pace.step_time_s)
         self._busy_until = -math.inf  # The time at which the running call should be done.
+        self._began = 0.0  # The time at which the last call began.
+        self._learned = -math.inf  # The time at which the pace last learned from a call.
 
     def __len__(self) -> int:
         """Return the number of edits that have been added and have not left."""
@@ -43,13 +48,15 @@ class CallQueue(Generic[T]):
 
     def add(self, ticket: T) -> None:
         """Let `ticket` take part as soon as it is ready. Raises as `Scheduler.add`."""
+        now = max(ticket.arrived, self._busy_until)
         try:
-            self.scheduler.add(ticket, max(ticket.arrived, self._busy_until))
+            self.scheduler.add(ticket, now)
         except DeadlineExceeded:
+            if len(self) or now - self._learned < STALE_S:
+                raise
             # No call will correct the pace if everything is refused.
-            if not len(self):
-                self.pace.forget()
-            raise
+            self.pace.forget()
+            self.scheduler.add(ticket, now)
 
     def begin_call(self) -> tuple[list[T], list[tuple[T, DeadlineExceeded]]]:
         """Return the edits of the next call, and those that can no longer meet their deadlines, with the reasons.
@@ -59,14 +66,19 @@ class CallQueue(Generic[T]):
         now = self.clock()
         refused = self.scheduler.refuse(now)
         batch = self.scheduler.schedule()
+        self._began = now
         if batch:
             self._busy_until = now + self.pace.step_time_s(running_rows(batch))
-        elif refused:
-            self.pace.forget()
         return batch, refused
 
-    def end_call(self, batch: Sequence[T], seconds: float | None) -> None:
-        """Take note that the call of `batch` is over. seconds: how long it took; None if it failed."""
+    def end_call(self, batch: Sequence[T], failed: bool = False) -> None:
+        """Take note that the call of `batch` is over, and all that had to be done before the next one can begin.
+
+        The time since `begin_call` is what the pace learns, because edits wait for all of it: also for a thread to wake
+        up, for the results to be handed out, and for the processor where other processes use it. failed: whether the
+        call failed, which teaches the pace nothing.
+        """
         self._busy_until = -math.inf
-        if seconds is not None:
-            self.pace.record(running_rows(batch), seconds)
+        if not failed:
+            self._learned = self.clock()
+            self.pace.record(running_rows(batch), self._learned - self._began)

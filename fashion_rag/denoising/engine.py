@@ -27,7 +27,7 @@ from fashion_rag.errors import FashionRAGError
 from fashion_rag.models.unet import DeepUNet
 from fashion_rag.request import Shortcuts
 
-# Calls of each row count, so that the median is not the time of the first call, which may compile.
+# Calls of each row count. The first may compile, and teaches the pace nothing.
 WARM_UP_CALLS = 3
 
 
@@ -149,7 +149,7 @@ class Engine:
         state = EditState.of(edit, 0.0)
         max_rows = self.limits.max_rows
         for num_rows in sorted({min(1 << power, max_rows) for power in range(max_rows.bit_length() + 1)}):
-            for _ in range(WARM_UP_CALLS):
+            for number in range(WARM_UP_CALLS):
                 state.start(inputs)
                 for step in range(state.num_steps):
                     state.num_begun = step + 1
@@ -157,7 +157,8 @@ class Engine:
                     outcome = self.run(batch)
                     if outcome.error:
                         raise outcome.error
-                    self.pace.record(running_rows(batch), outcome.seconds)
+                    if number:
+                        self.pace.record(running_rows(batch), outcome.seconds)
                     position = outcome.results[0].position
                     assert position
                     state.position = position
@@ -239,7 +240,6 @@ class Engine:
 
     def postprocess(self, batch: Sequence[EditState], outcome: CallOutcome) -> list[Event]:
         """Return what became of the edits of `batch`, leaving out those that were cancelled while the call ran."""
-        self.queue.end_call(batch, None if outcome.error else outcome.seconds)
         self.num_failed_calls = self.num_failed_calls + 1 if outcome.error else 0
         reason = f"the UNet call failed: {outcome.error!r}" if outcome.error else "the latents are not finite"
         events: list[Event] = []
@@ -257,4 +257,5 @@ class Engine:
                     events.append(Finished(state.id, state.latents))
             if result.position is None or not state.num_left:
                 self.scheduler.remove(state.id)
+        self.queue.end_call(batch, failed=outcome.error is not None)
         return events

@@ -27,8 +27,8 @@ from fashion_rag.request import PLAIN, Shortcuts, Solver
 class Edit:
     """What is known of an edit when it arrives, before there are tensors.
 
-    size: height and width of the latents. deadline: seconds on the engine's clock; infinite by default. preview_steps:
-    the steps, counted from 1, after which a preview is wanted.
+    size: height and width of the latents. deadline: seconds on the engine's clock; infinite by default. after_s: how
+    long the stages after denoising may take. preview_steps: the steps, counted from 1, after which a preview is wanted.
     """
 
     id: str
@@ -37,6 +37,7 @@ class Edit:
     guidance_scale: float
     sampler: NoiseSchedule
     deadline: float = math.inf
+    after_s: float = 0.0
     preview_steps: frozenset[int] = frozenset()
     shortcuts: Shortcuts = PLAIN
 

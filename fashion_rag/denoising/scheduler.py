@@ -6,7 +6,8 @@ others of its size join as far as there are rows. Nothing starves: whatever arri
 than that edit, and whatever arrived before is a finite amount of work.
 
 Because the rule is deterministic, `add` can simulate the steps to come, at the pace that calls have had, and refuse an
-edit whose deadline could not be kept. An edit may take more rows in some steps than in others.
+edit whose deadline could not be kept. What is let in has time to spare, which is there to be used up: an edit is given
+up only once it could not be denoised in time even alone. An edit may take more rows in some steps than in others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Limits:
 
     max_rows: the most rows in one step. max_waiting: the most edits that may wait, see `Scheduler.num_waiting`; further
     edits are refused. patience_s: this long after its arrival, an edit goes before all edits that arrive from then on,
-    whatever their deadlines are. margin_s: the time kept free before each deadline for the stages after denoising.
+    whatever their deadlines are. margin_s: the least time that is kept free before each deadline, when an edit is let
+    in, for the stages after denoising. slack: the share of the expected time by which steps may take longer than that;
+    it is kept free, too.
 
     Raises ValueError, naming the field, for a value outside its range.
     """
@@ -38,13 +41,14 @@ class Limits:
     max_waiting: int = 16
     patience_s: float = 60.0
     margin_s: float = 0.0
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:
             raise ValueError(f"max_rows: got {self.max_rows}; must be at least 2, the rows of a guided edit")
         if self.max_waiting < 1:
             raise ValueError(f"max_waiting: got {self.max_waiting}; must be at least 1")
-        for name in ("patience_s", "margin_s"):
+        for name in ("patience_s", "margin_s", "slack"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; must not be negative")
 
@@ -53,8 +57,9 @@ class Limits:
 class Ticket:
     """What the scheduler knows of an edit. All times are seconds on one clock.
 
-    rows: the rows of each of its steps. ready: whether it can run; an edit that is not ready counts as load all the
-    same. num_begun: how many steps have been begun, including one that is running; the scheduler counts it up.
+    rows: the rows of each of its steps. after_s: how long the stages after denoising may take. ready: whether it can
+    run; an edit that is not ready counts as load all the same. num_begun: how many steps have been begun, including one
+    that is running; the scheduler counts it up.
     """
 
     id: str
@@ -62,6 +67,7 @@ class Ticket:
     rows: Sequence[Rows]
     arrived: float
     deadline: float = math.inf
+    after_s: float = 0.0
     ready: bool = False
     num_begun: int = 0
 
@@ -94,6 +100,9 @@ def running_rows(batch: Iterable[Ticket]) -> Rows:
 
 
 T = TypeVar("T", bound=Ticket)
+
+# Two simulations of the same steps may add up their times in another order.
+ROUNDING_S = 1e-6
 
 
 class Scheduler(Generic[T]):
@@ -137,17 +146,15 @@ class Scheduler(Generic[T]):
         """
         if ticket.id in self._tickets:
             raise InvalidRequest("request_id", ticket.id, "must not be that of an edit in progress")
-        if error := self._too_late(ticket, now, self.step_time_s):
+        limits = self.limits
+        if error := _too_late(ticket, now, self._margin_s(ticket), limits.slack, self.step_time_s):
             raise error
-        if (num_waiting := self.num_waiting) >= self.limits.max_waiting:
+        if (num_waiting := self.num_waiting) >= limits.max_waiting:
             retry_after_s = min(self._finished(self, now).values()) - now
             raise Overloaded(f"{num_waiting} edits are waiting, as many as may", max(1.0, retry_after_s))
-        if late_s := self._late_s([*self, ticket], now):
-            before = self._late_s(self, now)
-            newly_late_s = [seconds for late, seconds in late_s.items() if late not in before]
-            if newly_late_s:
-                message = f"with this edit, {len(newly_late_s)} of {len(self) + 1} would miss their deadlines"
-                raise Overloaded(message, max(1.0, *newly_late_s))
+        if made_late_s := self._made_late_s(ticket, now):
+            message = f"with this edit, {len(made_late_s)} of {len(self) + 1} would miss their deadlines"
+            raise Overloaded(message, max(1.0, *made_late_s))
         self._tickets[ticket.id] = ticket
 
     def remove(self, edit_id: str) -> None:
@@ -155,9 +162,13 @@ class Scheduler(Generic[T]):
         self._tickets.pop(edit_id, None)
 
     def refuse(self, now: float) -> list[tuple[T, DeadlineExceeded]]:
-        """Remove the edits that would miss their deadlines even alone, ready or not; return them and their errors."""
+        """Remove the edits that could not be denoised by their deadlines even alone; return them and their errors.
+
+        This holds whether they are ready or not. The margin is no part of it: to give up an edit that has used up a
+        little of its margin would throw away nearly all of its steps just before it is done.
+        """
         step_time_s = cache(self.step_time_s)
-        late = [(ticket, error) for ticket in self if (error := self._too_late(ticket, now, step_time_s))]
+        late = [(ticket, error) for ticket in self if (error := _too_late(ticket, now, 0.0, 0.0, step_time_s))]
         for ticket, _ in late:
             self.remove(ticket.id)
         return late
@@ -210,23 +221,40 @@ class Scheduler(Generic[T]):
                     finished[ticket] = now
         return finished
 
-    def _late_s(self, tickets: Iterable[T], now: float) -> dict[T, float]:
-        """Return the edits that will miss their deadlines, and by how many seconds."""
+    def _made_late_s(self, newcomer: T, now: float) -> list[float]:
+        """Return the seconds by which edits would be late, the newcomer among them, if it were let in.
+
+        An edit counts from when it has no time to spare, because it may be late then. One that is here already counts
+        only if the newcomer delays it and it is not lost anyway.
+        """
+        finished = self._finished([*self, newcomer], now)
         late_s = {}
-        for ticket, end in self._finished(tickets, now).items():
-            seconds = end - ticket.deadline + self.limits.margin_s
+        for ticket, end in finished.items():
+            seconds = now + (end - now) * (1 + self.limits.slack) + self._margin_s(ticket) - ticket.deadline
             if seconds > 0:
                 late_s[ticket] = seconds
-        return late_s
+        if others := late_s.keys() - {newcomer}:
+            before = self._finished(self, now)
+            for ticket in others:
+                is_delayed = finished[ticket] > before[ticket] + ROUNDING_S
+                if before[ticket] > ticket.deadline or not is_delayed:
+                    del late_s[ticket]
+        return list(late_s.values())
 
-    def _too_late(self, ticket: T, now: float, step_time_s: Callable[[Rows], float]) -> DeadlineExceeded | None:
-        """Return the error of an edit that would miss its deadline even alone, or None if it would not."""
-        left_s = ticket.deadline - self.limits.margin_s - now
-        if left_s == math.inf:
-            return None
-        steps = Counter(ticket.rows[ticket.num_begun :])
-        todo_s = sum(num_steps * step_time_s(rows) for rows, num_steps in steps.items())
-        if todo_s <= left_s:
-            return None
-        todo = f"{ticket.num_left} of {ticket.num_steps} steps are left, which take {todo_s:.3g} s"
-        return DeadlineExceeded(f"{todo}, and there are {left_s:.3g} s for them before the deadline")
+    def _margin_s(self, ticket: T) -> float:
+        return max(self.limits.margin_s, ticket.after_s)
+
+
+def _too_late(
+    ticket: Ticket, now: float, margin_s: float, slack: float, step_time_s: Callable[[Rows], float]
+) -> DeadlineExceeded | None:
+    """Return the error of an edit that could not be done even alone, with this margin and slack; None if it could."""
+    left_s = ticket.deadline - margin_s - now
+    if left_s == math.inf:
+        return None
+    steps = Counter(ticket.rows[ticket.num_begun :])
+    todo_s = (1 + slack) * sum(num_steps * step_time_s(rows) for rows, num_steps in steps.items())
+    if todo_s <= left_s:
+        return None
+    todo = f"{ticket.num_left} of {ticket.num_steps} steps are left, which take {todo_s:.3g} s"
+    return DeadlineExceeded(f"{todo}, and there are {left_s:.3g} s for them before the deadline")

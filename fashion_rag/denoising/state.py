@@ -37,6 +37,7 @@ class EditState(Ticket):
             rows=[step.rows for step in steps],
             arrived=arrived,
             deadline=edit.deadline,
+            after_s=edit.after_s,
             edit=edit,
             steps=steps,
         )

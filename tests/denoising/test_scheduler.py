@@ -221,6 +221,38 @@ def test_an_edit_that_is_lost_already_keeps_nobody_out() -> None:
         scheduler.add(ticket("more", deadline=12), now=0)
 
 
+def test_an_edit_that_has_used_up_its_margin_is_not_delayed_further() -> None:
+    tight = ticket("tight", deadline=4.5)
+    scheduler = scheduler_of(tight, max_rows=2, margin_s=1, step_time_s=1)
+    with pytest.raises(Overloaded, match="with this edit, 1 of 2"):
+        scheduler.add(ticket("before it", num_steps=1, deadline=3), now=0)
+    scheduler.add(ticket("after it", num_steps=1, deadline=8), now=0)
+    tight.deadline = 3.5  # lost, so that nothing can harm it
+    scheduler.add(ticket("before it", num_steps=1, deadline=3), now=0)
+
+
+@pytest.mark.parametrize(("after_s", "free_s"), [(0.0, 1.0), (0.5, 1.0), (2.5, 2.5)])
+def test_as_much_is_kept_free_as_the_stages_after_denoising_take(after_s: float, free_s: float) -> None:
+    scheduler = scheduler_of(max_rows=2, margin_s=1, step_time_s=1)
+    with pytest.raises(DeadlineExceeded):
+        scheduler.add(ticket("late", deadline=3.9 + free_s, after_s=after_s), now=0)
+    scheduler.add(ticket("in time", deadline=4 + free_s, after_s=after_s), now=0)
+    with pytest.raises(Overloaded):
+        scheduler.add(ticket("late", deadline=7.9 + free_s, after_s=after_s), now=0)
+    scheduler.add(ticket("also in time", deadline=8 + free_s, after_s=after_s), now=0)
+
+
+def test_slack_is_kept_free_for_all_the_steps_that_an_edit_waits_for() -> None:
+    scheduler = scheduler_of(max_rows=2, slack=0.25, step_time_s=1)
+    with pytest.raises(DeadlineExceeded, match=r"4 of 4 steps are left, which take 5 s, and there are 4\.9 s"):
+        scheduler.add(ticket("late", deadline=4.9), now=0)
+    scheduler.add(ticket("in time", deadline=5), now=0)
+    with pytest.raises(Overloaded) as refusal:
+        scheduler.add(ticket("late", deadline=8.5), now=0)
+    assert refusal.value.retry_after_s == 1.5
+    scheduler.add(ticket("also in time", deadline=10), now=0)
+
+
 def test_edits_that_are_not_ready_are_load_at_the_door() -> None:
     scheduler = scheduler_of(ticket("a", ready=False, deadline=4), max_rows=2, step_time_s=1)
     with pytest.raises(Overloaded):
@@ -259,9 +291,11 @@ def test_an_edit_is_refused_as_soon_as_its_steps_take_longer_than_it_has() -> No
     assert str(error) == "4 of 4 steps are left, which take 8 s, and there are 7.9 s for them before the deadline"
     assert scheduler.schedule() == [started, never]
     scheduler.step_time_s = lambda _: 0.0
+    # An edit may use up all that was kept free for it.
+    scheduler.limits = Limits(margin_s=5.0, slack=1.0)
+    started.after_s = 5.0
     assert scheduler.refuse(now=7.8) == []
-    scheduler.limits = Limits(margin_s=0.2)
-    assert [each for each, _ in scheduler.refuse(now=7.8)] == [started]
+    assert [each for each, _ in scheduler.refuse(now=8.0)] == [started]
     assert scheduler.schedule() == [never]
 
 
@@ -321,7 +355,14 @@ def test_limits_may_change_between_steps() -> None:
 
 @pytest.mark.parametrize(
     "limit",
-    [{"max_rows": 1}, {"max_waiting": 0}, {"patience_s": -1.0}, {"patience_s": math.nan}, {"margin_s": -0.1}],
+    [
+        {"max_rows": 1},
+        {"max_waiting": 0},
+        {"patience_s": -1.0},
+        {"patience_s": math.nan},
+        {"margin_s": -0.1},
+        {"slack": -0.1},
+    ],
 )
 def test_limits_that_cannot_work_are_refused(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limit))}: got"):

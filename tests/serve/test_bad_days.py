@@ -399,6 +399,28 @@ def test_an_edit_asked_again_is_not_denoised_again(
     assert calls_of(steps=7) == 7
 
 
+@pytest.mark.slow
+def test_a_denoiser_is_pinned_to_cores_while_it_runs(
+    url: str, deploy: Deploy, config: ServeConfig, pipeline: Pipeline
+) -> None:
+    def cores() -> set[frozenset[int]]:
+        (pid,) = pids("Denoiser")
+        tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+        return {frozenset(os.sched_getaffinity(task)) for task in tasks}
+
+    (all_cores,) = cores()
+    if len(all_cores) < 2:
+        pytest.skip("needs two cores")
+    before = pids("Denoiser")
+    deploy(config, {"Denoiser": {"pin_cores": True}})
+    wait_for(lambda: cores() == {frozenset({min(all_cores)})})
+    assert same(outcome(edit(url)), expected(pipeline))
+    assert cores() == {frozenset({min(all_cores)})}
+    deploy(config, {"Denoiser": {"pin_cores": False}})
+    wait_for(lambda: cores() == {all_cores})
+    assert pids("Denoiser") == before
+
+
 @contextmanager
 def load(
     url: str, asked: Sequence[Changes], num_clients: int, pause_s: float = 0.0

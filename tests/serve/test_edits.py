@@ -13,7 +13,7 @@ from PIL import Image
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.person.completion import CategoryChoice, complete, find
 from fashion_rag.request import EditRequest
-from serve.edits import EditedPhoto, EditRunner, completed_event, partial_event
+from serve.edits import AnswerTimes, EditedPhoto, EditRunner, completed_event, partial_event
 from serve.http.forms import EditForm
 from serve.messages import Job, Partial
 from tests.profiles import display_p3
@@ -28,7 +28,7 @@ def test_previews_and_the_finished_picture_are_in_the_photos_colours() -> None:
     preview = np.full((32, 24, 3), (215, 93, 31), np.uint8)
     events = [
         partial_event(form, request, Partial(5, 10, preview), 0),
-        completed_event(form, request, EditedPhoto(photo(), (), found, {})),
+        completed_event(form, request, EditedPhoto(photo(), (), found, {}, 0.0)),
     ]
     shown = []
     for event in events:
@@ -86,3 +86,50 @@ def test_without_a_parser_key_points_may_be_missing_but_no_mask(jobs: Callable[.
     assert job.found.keypoints is None
     with pytest.raises(InvalidRequest, match="mask"):
         jobs(False, category="dresses")
+
+
+class Answered:
+    """Edits that are answered, on a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.times = AnswerTimes(lambda: self.now)
+
+    def answer(self, took_s: float) -> None:
+        found = find(EditRequest(**GIVEN, image=photo(), prompt="red"), CategoryChoice("dresses"), (80, 60), None)
+        self.times.record(EditedPhoto(photo(), (), found, {}, self.now - took_s))
+
+
+def test_the_answer_takes_as_long_as_the_slowest_but_few_have_taken_lately() -> None:
+    edits = Answered()
+    assert edits.times.high_s() == 0.0
+    edits.answer(2.0)
+    assert edits.times.high_s() == 2.0
+    for _ in range(AnswerTimes.NUM_KEPT - 2):
+        edits.answer(1.0)
+    assert edits.times.high_s() == 1.0
+    for _ in range(4):
+        edits.answer(3.0)
+    assert edits.times.high_s() == 3.0
+    for _ in range(AnswerTimes.NUM_KEPT):
+        edits.answer(0.5)
+    assert edits.times.high_s() == 0.5
+
+
+def test_answers_of_long_ago_do_not_count() -> None:
+    edits = Answered()
+    edits.answer(30.0)
+    edits.now += AnswerTimes.KEPT_S
+    edits.answer(1.0)
+    assert edits.times.high_s() == 30.0
+    edits.now += 1.0
+    assert edits.times.high_s() == 1.0
+
+
+def test_the_job_says_how_long_the_answer_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.edits.ray.put", lambda value: value)
+    stage: Any = None
+    runner, edits = EditRunner(stage, stage, (64, 48), True), Answered()
+    runner.answer_times = edits.times
+    edits.answer(1.5)
+    assert runner._job(EditRequest(image=photo(), prompt="a red dress"), frozenset()).after_s == 1.5

@@ -95,7 +95,7 @@ def reference(request: EditRequest) -> ObjectRef[EditRequest]:
 
 def job(choice: CategoryChoice | None, is_read: bool, known: Found | None) -> Job:
     request = EditRequest(image=photo(), mask=mask(), prompt="a red dress")
-    return Job(reference(request), choice, is_read, known, 4, 1.0, PLAIN, math.inf, frozenset())
+    return Job(reference(request), choice, is_read, known, 4, 1.0, PLAIN, math.inf, 0.0, frozenset())
 
 
 def prepared(stages: Stages, asked: Job) -> Preparation:

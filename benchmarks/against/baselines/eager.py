@@ -108,7 +108,7 @@ class Editor:
         pictures = to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
         timings_s = {"edit": time.perf_counter() - started}
         return [
-            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), found, timings_s)
+            EditedPhoto(finish(request, picture), tuple(map(_used, of_request)), found, timings_s, time.time())
             for (request, found), picture, of_request in zip(completed, pictures, matches, strict=True)
         ]
 

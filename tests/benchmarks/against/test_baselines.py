@@ -100,7 +100,7 @@ def test_a_batch_takes_a_loop_for_each_number_of_steps_and_guidance() -> None:
     def editor(requests: Sequence[EditRequest]) -> list[EditedPhoto]:
         loops.append([request.seed for request in requests])
         found = Found(CategoryChoice("dresses"), Window(0, 0, 64, 48), None, None)
-        return [EditedPhoto(request.image, (), found, {"seed": request.seed}) for request in requests]
+        return [EditedPhoto(request.image, (), found, {"seed": request.seed}, 0.0) for request in requests]
 
     batch = [
         request(seed=0),
