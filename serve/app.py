@@ -1,19 +1,10 @@
-"""The graph: its deployments, how they scale, and how they start. The command line calls `run`.
+"""How the graph starts: on this machine with `run`, which the command line calls, and on a cluster with `app`.
 
     serve run serve.app:app bundle=/models/bundle catalogue=/models/catalogue     # on a Ray cluster
     grep REQUEST_ID /tmp/ray/session_latest/logs/serve/*.log                      # what the replicas say of one edit
 
-    ingress ──► denoiser ──► retriever.choose         where the caller names no category
-       │            ├──────► conditioner ──► retriever
-       │            ├──────► parser                   where the photo is to be read
-       │            └──────► VAE.encode
-       ├──────────► VAE.decode
-       └──────────► parser                            for a mask alone
-
-An arrow points to the stage that is called. The denoiser calls once it has taken an edit on (`preparation.py`).
-
-The process of the command line waits here as long as the server runs. So this module imports no deployments, which
-would bring PyTorch along: `build` does, in the processes that deploy the graph (`starter.py`, or Serve's own).
+The process of the command line waits here as long as the server runs. So this module does not import `graph.py`, which
+would bring PyTorch along: the processes that deploy the graph do (`starter.py`, or Serve's own).
 """
 
 import logging
@@ -23,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +22,16 @@ import httpx
 import ray
 from pydantic import ValidationError
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, LoggingConfig
+from ray.serve.schema import (  # type: ignore[attr-defined]
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+)
 
 from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
-from serve.config import Config, ServeConfig, StagesSettings
+from serve.config import ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
 from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
 from serve.ports import local_url
@@ -45,10 +40,6 @@ from serve.startup_listener import StartupListener
 
 DEMO_WORLD = Path("out/world")
 LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
-# Far more calls than a stage ever has at once: the ingress and the denoiser refuse edits before.
-MAX_CALLS = 1000
-# Stages other than the denoiser get another replica for more calls in flight than this, which is about a batch.
-TARGET_CALLS = 8
 # The share of a GPU for each of the four replicas that run networks on it, so that one GPU holds the graph.
 GPU_SHARE = 0.25
 
@@ -92,74 +83,11 @@ def no_report(awaited: str, num_ready: int, num_all: int) -> None:
     """Report nothing."""
 
 
-def build(config: ServeConfig) -> ray_serve.Application:
-    """Return the graph, with one replica for each deployment, or as many as its load asks for."""
-    from serve.autoscaling import LoadPolicy
-    from serve.denoiser import Denoiser
-    from serve.ingress import Ingress
-
-    by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
-    stages = _stages_in_one_process(config) if config.one_process else _stages_apart(config)
-    options = _options(config, config.denoiser, _on_gpu(config), policy=by_load)
-    denoiser = Denoiser.options(**options).bind(config.runtime, stages)
-    return Ingress.options(**_options(config, config.ingress)).bind(config, stages | {"denoiser": denoiser})
-
-
-def _stages_apart(config: ServeConfig) -> dict[str, Any]:
-    """Return the stages that prepare and finish edits by name, each with replicas of its own."""
-    from serve.conditioner import Conditioner
-    from serve.parser import Parser
-    from serve.retriever import Retriever
-    from serve.vae import VAE
-
-    runtime, on_gpu = config.runtime, _on_gpu(config)
-    retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
-    # It is part of the graph whatever the bundle has, because a graph may be built where its bundle is not.
-    parser = Parser.options(**_options(config, config.parser, on_gpu)).bind(runtime)
-    conditioner = Conditioner.options(**_options(config, config.conditioner, on_gpu)).bind(runtime, retriever)
-    vae = VAE.options(**_options(config, config.vae, on_gpu)).bind(runtime)
-    return {"retriever": retriever, "parser": parser, "conditioner": conditioner, "vae": vae}
-
-
-def _stages_in_one_process(config: ServeConfig) -> dict[str, Any]:
-    """Return the same stages, all with the same replicas."""
-    from serve.handles import StageHandle
-    from serve.stages import Stages
-
-    settings = StagesSettings(config.retriever, config.parser, config.conditioner, config.vae)
-    together = Stages.options(**_options(config, settings, _on_gpu(config))).bind(config.runtime, config.catalogue)
-    return {name: StageHandle(together, name) for name in settings.to_args()}
-
-
-def _on_gpu(config: ServeConfig) -> dict[str, float]:
-    return {"num_gpus": config.replica_gpus}
-
-
-def _options(
-    config: ServeConfig, settings: Config, resources: Mapping[str, float] | None = None, **scaling: Any
-) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": config.replica_cpus, **(resources or {})},
-        "max_ongoing_requests": MAX_CALLS,
-        "graceful_shutdown_timeout_s": config.drain_s,
-        # Serve notices the death of a replica at the next check, and only then starts another.
-        "health_check_period_s": 1.0,
-        "user_config": settings.to_args(),
-        "logging_config": LoggingConfig(encoding="JSON"),
-    }
-    if config.max_replicas > 1:
-        options["autoscaling_config"] = AutoscalingConfig(
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=TARGET_CALLS,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
-            **scaling,
-        )
-    return options
-
-
 def app(args: dict[str, Any]) -> ray_serve.Application:
     """Return the graph for a Serve config file, which has the fields of ServeConfig as `args`."""
+    # Imported here, because it brings PyTorch along.
+    from serve.graph import build
+
     return build(ServeConfig.from_args(args))
 
 
@@ -191,7 +119,7 @@ def run(
             if catalogue is None:
                 catalogue = starter.do("draw_catalogue", DEMO_WORLD, bundle, say=lambda awaited: report(awaited, 0, 0))
             if graph.deployments:
-                # They may be of any of the stages.
+                # They may be options of any stage, which then must be a deployment.
                 args.setdefault("one_process", False)
             try:
                 config = local_config(bundle, catalogue, **args)
@@ -222,14 +150,15 @@ def _faults(error: ValidationError) -> str:
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
     """Return the configuration of a graph on this machine, with its GPU if there is one. Raises as ServeConfig.
 
-    Unless stages may have several replicas, they share a process.
+    Where the stages have one replica each and compute on the CPU, they share a process.
     """
     root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
     here = {"bundle": str(bundle.resolve()), "catalogue": root}
-    defaults: dict[str, Any] = {"one_process": settings.get("max_replicas", 1) == 1}
-    if _has_gpu():
-        defaults["replica_gpus"] = GPU_SHARE
-    return ServeConfig.from_args(here | defaults | settings)
+    gpus = {"replica_gpus": GPU_SHARE} if _has_gpu() else {}
+    config = ServeConfig.from_args(here | gpus | settings)
+    if "one_process" in settings:
+        return config
+    return replace(config, one_process=config.max_replicas == 1 and config.replica_gpus == 0)
 
 
 def _has_gpu() -> bool:

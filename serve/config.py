@@ -1,7 +1,7 @@
 """What an operator may set. `ServeConfig` is fixed while a graph runs; the settings of each deployment may change.
 
 The settings are the `user_config` of their deployments. A Serve config file that changes nothing else reaches the
-running replicas without a restart. `app.build` gives each deployment its defaults.
+running replicas without a restart. `graph.build` gives each deployment its defaults.
 """
 
 import dataclasses
@@ -197,7 +197,7 @@ class ServeConfig(Config):
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
     default. untrained: whether a bundle may be served that is marked as untrained. one_process: whether the retriever,
     the parser, the conditioner and the VAE share a process, which saves memory and time at the start. They then scale
-    as one.
+    as one. `app.local_config` decides where it is not given.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how

@@ -20,9 +20,9 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.catalogue import Catalogue
 from fashion_rag.catalogue.garments import INVERSION
 from fashion_rag.demo.world.catalogue import ensure_demo_world
-from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import APP_NAME, Graph
+from serve.graph import build
 
 Say = Callable[[str], None]
 

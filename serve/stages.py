@@ -1,8 +1,9 @@
 """The deployment that runs four stages in one process: the retriever, the parser, the conditioner and the VAE.
 
-A process that imports PyTorch, Ray and Serve takes seconds to start and 400 MB, whatever it then does. So on a machine
-that has one replica of each stage anyway, `app.build` has them share a process. The stages are the same objects as in
-replicas of their own, and their callers call them in the same way, through the handles of `handles.py`.
+A process that imports PyTorch, Ray and Serve takes seconds to start and hundreds of megabytes, whatever it then does.
+So on a machine that has one replica of each stage anyway, `graph.build` has them share a process. The stages are the
+same objects as in replicas of their own, and their callers call them in the same way, through the handles of
+`handles.py`.
 """
 
 import inspect
@@ -21,7 +22,7 @@ from serve.vae import VAE
 
 @ray_serve.deployment
 class Stages:
-    """The four stages, each of which works on its own batches in its own threads."""
+    """The four stages, each of which works on its own batches."""
 
     def __init__(self, runtime: Runtime, catalogue: str) -> None:
         """Load the stages one after the other."""
@@ -42,8 +43,10 @@ class Stages:
                 await taken_on
 
     def check_health(self) -> None:
-        """Raise RuntimeError if the replica should be replaced."""
-        self.stages["retriever"].check_health()
+        """Raise RuntimeError if the replica should be replaced, for one of the stages that check that."""
+        for stage in self.stages.values():
+            if hasattr(stage, "check_health"):
+                stage.check_health()
 
     async def call(self, stage: str, method: str, *args: Any) -> Any:
         """Return what a method of a stage returns. Raises what it raises."""

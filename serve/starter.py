@@ -7,7 +7,9 @@ starts, and the process that waits until Ctrl-C stays small. This module imports
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +42,9 @@ class Starter:
 
     def begin(self, task: str, *args: Any) -> None:
         """Begin a task, whose outcome `result` returns."""
-        self._connection.send((task, args))
+        # Where the process has ended, `result` says so.
+        with suppress(BrokenPipeError):
+            self._connection.send((task, args))
 
     def result(self, say: Callable[[str], None]) -> Any:
         """Return what the task that was begun returns, once it is done.
@@ -60,7 +64,7 @@ class Starter:
         try:
             message: tuple[str, Any] = self._connection.recv()
             return message
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
             code = self._process.exitcode
             raise FashionRAGError(f"the process that deploys the graph has ended with exit code {code}") from None
@@ -91,6 +95,7 @@ def _work(connection: Connection) -> None:
         try:
             outcome = DONE, getattr(deploying, task)(say, *args)
         except Exception as error:
-            # It is the parent's to handle, as if the task had been done there.
+            # It is the parent's to handle, as if the task had been done there. Its traceback does not come along.
+            error.add_note("".join(traceback.format_exception(error)))
             outcome = FAILED, error
         connection.send(outcome)

@@ -37,6 +37,7 @@ from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig
 from serve.config_file import Graph
+from serve.graph import build
 from tests.serve.client import PATIENCE_S, decoded, edit, empty, expected, exported, form, same, total, until
 from tests.serve.pictures import SIZE, mask, photo, png
 from tests.tiny import make_tiny_catalogue
@@ -82,7 +83,7 @@ def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFacto
         wait_for(lambda: ray_serve.status().applications[app.APP_NAME].status == "RUNNING")
 
     yield bring
-    ray_serve.run(app.build(config), name=app.APP_NAME)
+    ray_serve.run(build(config), name=app.APP_NAME)
 
 
 @pytest.fixture

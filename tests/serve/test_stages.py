@@ -18,6 +18,7 @@ from ray.util.state import list_actors
 from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig, StagesSettings
+from serve.graph import build
 from serve.handles import StageHandle, StageHere
 from tests.serve.client import CATALOGUE_KEY, PATIENCE_S, edit, expected, picture, same
 from tests.serve.pictures import photo, png
@@ -71,10 +72,17 @@ def test_a_stage_in_the_same_process_is_called_like_one_in_another() -> None:
     assert stage.ended
 
 
-def test_stages_share_a_process_only_where_they_have_one_replica(tmp_path: Path) -> None:
+def test_stages_share_a_process_only_where_they_have_one_replica_and_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_has_gpu", lambda: False)
     assert app.local_config(tmp_path, "memory://c").one_process
     assert not app.local_config(tmp_path, "memory://c", max_replicas=2).one_process
-    assert not app.local_config(tmp_path, "memory://c", one_process=False).one_process
+    assert not app.local_config(tmp_path, "memory://c", replica_gpus=0.25).one_process
+    assert not app.local_config(tmp_path, "memory://c", one_process="false").one_process
+    monkeypatch.setattr(app, "_has_gpu", lambda: True)
+    assert not app.local_config(tmp_path, "memory://c").one_process
+    assert app.local_config(tmp_path, "memory://c", one_process=True).one_process
     assert not ServeConfig("b", "c").one_process
 
 
@@ -88,7 +96,7 @@ def test_settings_of_a_stage_are_checked() -> None:
 @pytest.fixture(scope="module")
 def together(url: str, config: ServeConfig) -> Iterator[str]:
     """Yield the URL of a graph whose stages share a process, beside the graph of the other tests."""
-    target = app.build(replace(config, one_process=True, replica_cpus=0.05))
+    target = build(replace(config, one_process=True, replica_cpus=0.05))
     ray_serve.run(target, name=NAME, route_prefix=f"/{NAME}")
     yield f"{url}/{NAME}"
     ray_serve.delete(NAME)

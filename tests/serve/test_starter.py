@@ -39,5 +39,8 @@ def test_files_that_cannot_be_served_are_named_and_the_process_ends(
 
 def test_the_end_of_the_process_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_starter, "_work", sys.exit)
-    with Starter() as starter, pytest.raises(FashionRAGError, match="has ended with exit code"):
-        starter.result(lambda awaited: None)
+    for begins in (False, True):
+        with Starter() as starter, pytest.raises(FashionRAGError, match="has ended with exit code"):
+            if begins:
+                starter.begin("check")
+            starter.result(lambda awaited: None)
