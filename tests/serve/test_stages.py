@@ -17,10 +17,11 @@ from ray.util.state import list_actors
 
 from fashion_rag.pipeline import Pipeline
 from serve import app
-from serve.config import ServeConfig, StagesSettings
+from serve.config import BatchSettings, ServeConfig, StagesSettings
 from serve.graph import build
 from serve.handles import StageHandle, StageHere
-from tests.serve.client import CATALOGUE_KEY, PATIENCE_S, edit, expected, picture, same
+from serve.stages import Stages
+from tests.serve.client import CATALOGUE_KEY, PATIENCE_S, edit, expected, exported, picture, same, total
 from tests.serve.pictures import photo, png
 from tests.waiting import wait_for
 
@@ -93,6 +94,30 @@ def test_settings_of_a_stage_are_checked() -> None:
             StagesSettings.from_args(wrong)
 
 
+def test_settings_and_health_are_those_of_each_stage() -> None:
+    class Stage:
+        took: dict[str, Any] | None = None
+
+        def reconfigure(self, user_config: dict[str, Any]) -> None:
+            self.took = user_config
+
+    class WatchingStage(Stage):
+        async def reconfigure(self, user_config: dict[str, Any]) -> None:  # type: ignore[override]
+            await asyncio.sleep(0)
+            self.took = user_config
+
+        def check_health(self) -> None:
+            raise RuntimeError("the watch has ended")
+
+    shared: Any = object.__new__(Stages.func_or_class)  # type: ignore[attr-defined]
+    shared.stages = {"retriever": WatchingStage(), "parser": Stage(), "conditioner": Stage(), "vae": Stage()}
+    settings = StagesSettings(vae=BatchSettings(max_batch=3)).to_args()
+    asyncio.run(shared.reconfigure(settings))
+    assert {name: stage.took for name, stage in shared.stages.items()} == settings
+    with pytest.raises(RuntimeError, match="the watch has ended"):
+        shared.check_health()
+
+
 @pytest.fixture(scope="module")
 def together(url: str, config: ServeConfig) -> Iterator[str]:
     """Yield the URL of a graph whose stages share a process, beside the graph of the other tests."""
@@ -145,8 +170,19 @@ def test_the_catalogue_can_be_searched_and_changed(together: str) -> None:
         httpx.delete(f"{together}/v1/garments/new-dress", headers=headers, timeout=PATIENCE_S)
 
 
+def test_metrics_are_those_of_each_stage(together: str) -> None:
+    edit(together).raise_for_status()
+
+    def counted(stage: str) -> float:
+        return total(exported(), "fashion_rag_stage_seconds_count", stage=stage, application=NAME, deployment="Stages")
+
+    wait_for(lambda: all(counted(stage) for stage in ("retrieve", "condition", "encode", "decode")))
+
+
 def test_their_death_costs_a_retry(together: str, pipeline: Pipeline) -> None:
     before = processes()["Stages"]
     os.kill(before, signal.SIGKILL)
     assert same(picture(edit(together, seed=3)), expected(pipeline, seed=3))
     wait_for(lambda: processes().get("Stages") not in (None, before))
+    stages = httpx.get(f"{together}/readyz", timeout=PATIENCE_S).json()["stages"]
+    assert all(stages.values())
