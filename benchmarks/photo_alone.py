@@ -10,8 +10,9 @@ The 200 held-out cases of `fashion-rag demo evaluate`, one garment each, are edi
 
 Agreement is read from pixels inside the drawn mask. An edit that is refused counts as a photo that stays as it was.
 
-What the human parser and the pose estimator see is compared with the truth, too, in the plain photos of these cases and
-in as many drawn photos of all kinds (see `fashion_rag/demo/model/photo_evaluate.py`).
+What the human parser and the pose estimator see is compared with the truth, too (see
+`fashion_rag/demo/model/photo_evaluate.py`): in the plain photos of these cases, in photos of the same dolls of four
+times the size, which is nearer to what shoppers have, and in as many drawn photos of all kinds.
 
     python -m benchmarks.photo_alone --out benchmarks/results/photo_alone.json
 """
@@ -52,7 +53,8 @@ from fashion_rag.provenance import provenance, write_result
 from fashion_rag.request import CompleteRequest, EditRequest
 
 NUM_SHOWN = 6
-PHOTO_SETS = ("cases", "photos")
+LARGER = 4
+PHOTO_SETS = ("cases", "larger", "photos")
 
 
 class Way(NamedTuple):
@@ -176,15 +178,17 @@ def _sheet(rows: Sequence[Sequence[Pixels]]) -> Image.Image:
 
 
 def read_set(photo_set: str, num_photos: int) -> ReadingReport:
-    """Return how well the bundle's networks read the photos of the cases, or drawn photos of all kinds."""
+    """Return how well the bundle's networks read one of PHOTO_SETS."""
     torch.set_num_threads(1)
     bundle = Bundle.open(DEMO_BUNDLE)
     manifest = bundle.manifest
-    if photo_set == "cases":
-        cases = make_cases(num_photos, manifest.image_size, SEED, manifest.num_inference_steps, manifest.guidance_scale)
-        photos = case_photos(cases)
-    else:
+    if photo_set == "photos":
         photos = drawn_photos(num_photos, SEED)
+    else:
+        cases = make_cases(num_photos, manifest.image_size, SEED, manifest.num_inference_steps, manifest.guidance_scale)
+        height, width = manifest.image_size
+        factor = LARGER if photo_set == "larger" else 1
+        photos = case_photos(cases, (factor * height, factor * width))
     return evaluate_reading(bundle.load_parser(), bundle.load_pose_estimator(), photos, manifest.image_size)
 
 

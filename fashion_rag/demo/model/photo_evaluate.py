@@ -18,7 +18,7 @@ from fashion_rag.data.window import present
 from fashion_rag.demo.model.evaluate import HeldOutCase
 from fashion_rag.demo.model.photo_cases import sample_test_photo
 from fashion_rag.demo.model.photo_views import IGNORED
-from fashion_rag.demo.world.draw import Placement, render_into
+from fashion_rag.demo.world.draw import Placement, render, render_into
 from fashion_rag.demo.world.figure import HEIGHT
 from fashion_rag.person.labels import CLASSES, NECK
 from fashion_rag.person.parser import HumanParser
@@ -76,19 +76,19 @@ class ReadingReport:
     num_seen_as_nobody: int
 
 
-def case_photos(cases: Sequence[HeldOutCase]) -> list[TruePhoto]:
-    """Return the photos of held-out cases. Their label maps are drawn in the frame of readings, so that they are exact.
+def case_photos(cases: Sequence[HeldOutCase], size: tuple[int, int]) -> list[TruePhoto]:
+    """Return photos of the persons of held-out cases, of `size`: at the model's own size, the photos that are edited.
 
-    In the cases' own label maps, a skirt has the class of trousers, and edges are half a pixel too far out.
+    Their label maps are drawn in the frame of readings, so that they are exact. In the cases' own label maps, a skirt
+    has the class of trousers, and edges are half a pixel too far out.
     """
     canvas = np.zeros((*KEYPOINT_FRAME, 3), np.uint8)
     photos = []
     for case in cases:
         _, truth = render_into(canvas, case.person, Placement(KEYPOINT_FRAME[0] / HEIGHT, 0.0, 0.0))
-        points = case.request.keypoints
-        assert points is not None
-        head_size = float(np.linalg.norm(points[RIGHT_EAR] - points[LEFT_EAR]))
-        photos.append(TruePhoto(case.request.image, truth.label_map, points, head_size, num_persons=1))
+        drawn = render(case.person, size)
+        head_size = float(np.linalg.norm(drawn.keypoints[RIGHT_EAR] - drawn.keypoints[LEFT_EAR]))
+        photos.append(TruePhoto(drawn.image, truth.label_map, drawn.keypoints, head_size, num_persons=1))
     return photos
 
 

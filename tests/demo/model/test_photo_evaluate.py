@@ -30,7 +30,7 @@ FRAME = (512, 384)
 
 @pytest.fixture(scope="module")
 def photos() -> list[TruePhoto]:
-    return case_photos(make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0))
+    return case_photos(make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0), SIZE)
 
 
 def true_reading(photo: TruePhoto) -> PhotoReading:
@@ -108,12 +108,22 @@ def test_the_truth_of_a_case_is_that_of_its_person() -> None:
     cases = make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0)
     # The middles of the photo's pixels in the label map.
     rows, columns = (((np.arange(side) + 0.5) * 16 / 3).astype(int) for side in SIZE)
-    for case, photo in zip(cases, case_photos(cases), strict=True):
+    for case, photo in zip(cases, case_photos(cases, SIZE), strict=True):
         _, drawn = render_into(np.zeros((*SIZE, 3), np.uint8), case.person, Placement(1.0, 0.0, 0.0))
         assert photo.label_map.shape == FRAME
         assert (photo.label_map[np.ix_(rows, columns)] != drawn.label_map).mean() < 0.02
         np.testing.assert_allclose(photo.keypoints, drawn.keypoints)
         np.testing.assert_array_equal(photo.image, case.request.image)
+
+
+def test_a_larger_photo_of_a_case_shows_the_same(photos: list[TruePhoto]) -> None:
+    cases = make_cases(3, SIZE, seed=1, steps=1, guidance_scale=1.0)
+    for photo, larger in zip(photos, case_photos(cases, (4 * SIZE[0], 4 * SIZE[1])), strict=True):
+        np.testing.assert_array_equal(larger.label_map, photo.label_map)
+        np.testing.assert_allclose(larger.keypoints, 4 * photo.keypoints)
+        assert larger.head_size == pytest.approx(4 * photo.head_size)
+        reduced = larger.image.reshape(SIZE[0], 4, SIZE[1], 4, 3).mean(axis=(1, 3))
+        assert np.abs(reduced - photo.image).mean() < 4
 
 
 def test_the_shipped_networks_read_the_photos(photos: list[TruePhoto], monkeypatch: pytest.MonkeyPatch) -> None:
