@@ -41,6 +41,7 @@ LAYERS = (
 HOMES = {
     "fastapi": "serve",
     "matplotlib": "serve.bench.plot",
+    "opentelemetry": "serve",
     "ray": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
@@ -60,6 +61,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
+    # Its packages share a namespace: opentelemetry-sdk, -proto and the exporter are declared beside it.
+    "opentelemetry": "opentelemetry-api",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
