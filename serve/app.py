@@ -239,16 +239,14 @@ def start(
     # The networks are exported here, where progress can be shown. The replicas find them in the cache.
     number = itertools.count(1)
     config.runtime.open(lambda: say(f"networks to be exported to ONNX, {next(number)} done"))
-    for name, value in RAY_DEFAULTS.items():
+    for name, value in (RAY_DEFAULTS | (tracing.ENVIRONMENT if traced else {})).items():
         os.environ.setdefault(name, value)
     # Ray and Serve print much at their start. The logs of the replicas are in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     say("Ray to start")
     ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        ray_serve.start(
-            http_options={"host": host, "port": port}, tracing_config=tracing.tracing_config() if traced else None
-        )
+        ray_serve.start(http_options={"host": host, "port": port})
         if listener:
             listener.hand_over()
         _deploy(config, deployments)

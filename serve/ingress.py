@@ -74,7 +74,8 @@ ASK_S = 30.0
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 logger = logging.getLogger("ray.serve")
-api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False)
+# FastAPI would make spans of its own, beside those of Serve instead of within them.
+api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False, telemetry={"tracing": False})
 add_handlers(api)
 
 

@@ -1,14 +1,15 @@
 """Traces of requests over all replicas, in OpenTelemetry. Stages, calls and the HTTP side make their spans here.
 
 Ray Serve makes a span of every request in its proxy, of every call through a handle, and of every call in a replica,
-and passes the trace on from one to the next. It sets OpenTelemetry up with `span_processors` in each of its processes
-if tracing is on: by `tracing_config`, or by the environment of every node, as serve/README.md says. The spans of this
-module lie within those of Serve. A span is made only where another is being recorded, so none is made while tracing is
-off.
+and passes the trace on from one to the next. Where a node has ENVIRONMENT, Serve sets OpenTelemetry up with
+`span_processors` in each of its processes. The spans of this module lie within those of Serve. A span is made only
+for a request that Serve traces, so none is made while tracing is off.
 
 This module has no state. What is current belongs to OpenTelemetry's context, which asyncio gives each task of its own.
 """
 
+import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,11 +29,13 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from ray.serve.schema import TracingConfig
 from starlette.datastructures import MutableHeaders
 
-# What Serve calls in each of its processes. A cluster names it in RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH.
-SPAN_PROCESSORS = "serve.tracing.span_processors"
+RATIO = "RAY_SERVE_TRACING_SAMPLING_RATIO"
+# The environment of every node of a graph that traces. Serve 2.60 has an option beside it, `tracing_config`, which does
+# not reach its proxies. Nor does Serve pass on that a request is left out of a sample: each replica would begin a trace
+# of its own. So all requests are traced, and sampling is left to the collector.
+ENVIRONMENT = {"RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.tracing.span_processors", RATIO: "1"}
 KIND = "fashion_rag.kind"
 STATUS_CODE = "http.response.status_code"
 # An event of a span: a UNet call that had an edit in it has ended. `seconds` says how long the call took.
@@ -41,6 +44,8 @@ STEP = "step"
 FIRST_FAILURE = 499
 
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
+
+logger = logging.getLogger("ray.serve")
 
 
 class Kind(StrEnum):
@@ -54,20 +59,16 @@ class Kind(StrEnum):
 
 
 def span_processors() -> list[SpanProcessor]:
-    """Return what sends the spans of this process to an OTLP collector, as the OTEL_* variables say."""
+    """Return what sends the spans of this process to an OTLP collector, as the OTEL_* variables say.
+
+    Log a warning where Serve is to leave requests out.
+    """
     # Imported here, because a process that does not trace needs no HTTP client.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+    if os.environ.get(RATIO) != ENVIRONMENT[RATIO]:
+        logger.warning("traces will be in pieces: set %s to %s on every node", RATIO, ENVIRONMENT[RATIO])
     return [BatchSpanProcessor(OTLPSpanExporter())]
-
-
-def tracing_config() -> TracingConfig:
-    """Return what makes Serve trace every request.
-
-    Serve does not pass on that a request is left out of a sample, so the later replicas would begin traces of their
-    own. Sampling is therefore left to the collector.
-    """
-    return TracingConfig(enabled=True, exporter_import_path=SPAN_PROCESSORS, sampling_ratio=1.0)
 
 
 def is_set_up() -> bool:
@@ -75,15 +76,20 @@ def is_set_up() -> bool:
     return isinstance(trace.get_tracer_provider(), TracerProvider)
 
 
+def _is_traced() -> bool:
+    """Return whether this task works for a request that is traced, even if the span around it has ended."""
+    return trace.get_current_span().get_span_context().trace_flags.sampled
+
+
 @contextmanager
 def span(name: str, kind: Kind, *, current: bool = True, **attributes: str | int | float) -> Iterator[Span]:
-    """Give the block a span within the one that is being recorded. If there is none, yield one that takes nothing.
+    """Give the block a span within the current one. Where there is none, yield one that takes nothing.
 
     current: whether spans made in the block lie within this one. It must be False in a generator, whose blocks may be
     left in another context than the one that entered them; see `within`. An error that leaves the block, a cancellation
     included, becomes the span's status.
     """
-    if not trace.get_current_span().is_recording():
+    if not _is_traced():
         yield INVALID_SPAN
         return
     opened = trace.get_tracer(__name__).start_span(name, attributes={KIND: kind, **attributes})
@@ -108,8 +114,8 @@ def within(opened: Span) -> AbstractContextManager[Span]:
 def record(
     name: str, kind: Kind, started_ns: int, ended_ns: int, error: BaseException | None = None, **attributes: int
 ) -> None:
-    """Make a span of what has happened between two times, in Unix time, within the one that is being recorded."""
-    if not trace.get_current_span().is_recording():
+    """Make a span of what has happened between two times, in Unix time, within the current one."""
+    if not _is_traced():
         return
     tracer = trace.get_tracer(__name__)
     recorded = tracer.start_span(name, attributes={KIND: kind, **attributes}, start_time=started_ns)
@@ -119,7 +125,7 @@ def record(
 
 
 def event(name: str, **attributes: str | int | float) -> None:
-    """Add an event to the span that is being recorded, if there is one."""
+    """Add an event to the current span, if there is one."""
     trace.get_current_span().add_event(name, attributes)
 
 
@@ -131,7 +137,7 @@ def fail(failed: Span, error: BaseException) -> None:
 
 
 def answered(status_code: int, opened: Span | None = None) -> None:
-    """Give a span, by default the one that is being recorded, the HTTP status of its request's answer.
+    """Give a span, by default the current one, the HTTP status of its request's answer.
 
     As OpenTelemetry's conventions for servers have it, a status that is the caller's fault is no error of the span.
     """

@@ -80,7 +80,7 @@ def run(settings: TraceSettings, done: Callable[[], None]) -> list[TracedEdit]:
     edits = []
     with (
         collector() as collecting,
-        _exported_to(collecting.url),
+        exported_to(collecting.url),
         graph(settings.bundle, settings.catalogue, traced=True, **options) as target,
         httpx.Client(base_url=target.url, timeout=TIMEOUT_S, trust_env=False) as client,
     ):
@@ -92,7 +92,7 @@ def run(settings: TraceSettings, done: Callable[[], None]) -> list[TracedEdit]:
 
 
 @contextmanager
-def _exported_to(url: str) -> Iterator[None]:
+def exported_to(url: str) -> Iterator[None]:
     """Have the processes of a graph that is started in the block send their spans to this URL, often."""
     changes = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url,
