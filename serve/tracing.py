@@ -66,7 +66,7 @@ def span_processors() -> list[SpanProcessor]:
     # Imported here, because a process that does not trace needs no HTTP client.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    if os.environ.get(RATIO) != ENVIRONMENT[RATIO]:
+    if float(os.environ.get(RATIO, 0)) != 1:
         logger.warning("traces will be in pieces: set %s to %s on every node", RATIO, ENVIRONMENT[RATIO])
     return [BatchSpanProcessor(OTLPSpanExporter())]
 
@@ -125,8 +125,10 @@ def record(
 
 
 def event(name: str, **attributes: str | int | float) -> None:
-    """Add an event to the current span, if there is one."""
-    trace.get_current_span().add_event(name, attributes)
+    """Add an event to the current span, if there is one that has not ended."""
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.add_event(name, attributes)
 
 
 def fail(failed: Span, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,8 @@ from fashion_rag.cli.checks import (
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import CATEGORIES
+
+WIDTH_IN_FILES = 160
 
 
 def serve(
@@ -244,4 +247,5 @@ def trace(
         write(out, settings, traced)
     if plot:
         write_plot(plot, settings, traced)
-    show(Console(), settings, traced)
+    # In a file there is room for a line a span.
+    show(Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES), settings, traced)

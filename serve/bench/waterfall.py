@@ -53,7 +53,9 @@ def rows(root: TracedSpan, spans: Sequence[TracedSpan]) -> Iterator[Row]:
 
 def waterfall(root: TracedSpan, spans: Sequence[TracedSpan]) -> Table:
     """Return a table of the spans of an edit, each with a bar for its time within that of `root`."""
-    table = Table("span", "", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("span", no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True, min_width=BAR_WIDTH)
     table.add_column("start, ms", justify="right")
     table.add_column("ms", justify="right")
     table.add_column("kind")

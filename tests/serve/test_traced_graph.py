@@ -185,12 +185,18 @@ def test_a_refused_edit_says_where_and_why(traced: Traced) -> None:
 
 def test_a_caller_who_leaves_ends_all_spans(traced: Traced) -> None:
     headers = traceparent()
-    with pytest.raises(httpx.ReadTimeout):
-        parts = form(steps=MANY_STEPS, keypoints=keypoints())
-        httpx.post(f"{traced.url}/v1/images/edits", headers=headers, timeout=5.0, **parts)
-    failed = errors(traced.spans(headers))
+    parts = form(steps=MANY_STEPS, keypoints=keypoints(), stream="true", partial_images=3)
+    address = f"{traced.url}/v1/images/edits"
+    with httpx.stream("POST", address, headers=headers, timeout=PATIENCE_S, **parts) as reply:
+        # The first preview comes after a quarter of the steps.
+        assert b"partial_image" in next(reply.iter_bytes())
+    spans = traced.spans(headers)
+    failed = errors(spans)
     assert failed["POST"] == "ClientDisconnect"
-    assert failed["call denoise"] == "CancelledError"
+    assert failed["call denoise"] == failed["denoise"] == "CancelledError"
+    (denoise,) = [span for span in spans if span.name == "denoise"]
+    assert max(event.attributes["step"] for event in denoise.events) < MANY_STEPS
+    assert "batch of decode" not in {span.name for span in spans}
 
 
 def test_the_command_says_where_the_time_of_an_edit_goes(tiny_bundle: Path, tmp_path: Path) -> None:
