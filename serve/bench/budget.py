@@ -15,6 +15,7 @@ from serve.tracing import KIND, STEP, Kind
 
 # Time in which only Serve's spans of a stage are open, so that no span says what was being done.
 UNACCOUNTED = "unaccounted"
+UNET_CALL = "UNet call"
 KINDS = (Kind.NETWORK, Kind.IMAGE, Kind.HANDOVER, Kind.WAIT, Kind.HTTP, UNACCOUNTED)
 MEANINGS = {
     Kind.NETWORK: "batches of networks, the search among garments included, and UNet calls with the edit",
@@ -50,16 +51,15 @@ def kind_of(span: TracedSpan) -> str:
     return next((kind for start, kind in SERVE_KINDS.items() if span.name.startswith(start)), UNACCOUNTED)
 
 
-def with_steps(spans: Iterable[TracedSpan]) -> list[TracedSpan]:
-    """Return the spans, and one for each UNet call that is an event of theirs."""
-    all_spans = []
-    for span in spans:
-        all_spans.append(span)
-        for number, event in enumerate(event for event in span.events if event.name == STEP):
+def unet_calls(span: TracedSpan) -> list[TracedSpan]:
+    """Return a span within `span` for each UNet call that is an event of it."""
+    found: list[TracedSpan] = []
+    for event in span.events:
+        if event.name == STEP:
             started_ns = event.at_ns - int(event.attributes["seconds"] * 1e9)
-            kind = {KIND: Kind.NETWORK.value}
-            all_spans.append(TracedSpan(f"{span.id}/{number}", span.id, "UNet call", started_ns, event.at_ns, kind))
-    return all_spans
+            attributes = {KIND: Kind.NETWORK.value}
+            found.append(TracedSpan(f"{span.id}/{len(found)}", span.id, UNET_CALL, started_ns, event.at_ns, attributes))
+    return found
 
 
 def shares(root: TracedSpan, spans: Sequence[TracedSpan]) -> list[Share]:
@@ -67,7 +67,9 @@ def shares(root: TracedSpan, spans: Sequence[TracedSpan]) -> list[Share]:
 
     spans: those within `root`, which may be left out of them.
     """
-    everything = with_steps({span.id: span for span in [*spans, root]}.values())
+    everything = list({span.id: span for span in [*spans, root]}.values())
+    for span in spans:
+        everything += unet_calls(span)
     parents = {span.id: span.parent_id for span in everything}
     times_ns = {root.started_ns, root.ended_ns}
     for span in everything:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from serve.bench.budget import KINDS, UNACCOUNTED, kind_of
+from serve.bench.budget import KINDS, UNACCOUNTED, kind_of, unet_calls
 from serve.bench.report import Run
 from serve.bench.spans import TracedSpan
 from serve.bench.waterfall import rows
-from serve.tracing import STEP, Kind
+from serve.tracing import Kind
 
 MARKS = {"done": (".", "C0"), "refused": ("x", "C1"), "failed": ("+", "C3")}
 KIND_COLOURS: dict[str, str] = {
@@ -58,7 +58,7 @@ def _draw_distribution(axes: Axes, run: Run) -> None:
 
 
 def plot_waterfall(root: TracedSpan, spans: Sequence[TracedSpan], title: str) -> Figure:
-    """Draw the spans of an edit as bars from left to right, the inner below the outer, with a mark for each step."""
+    """Draw the spans of an edit as bars from left to right, the inner below the outer, with its UNet calls."""
     shown = list(rows(root, spans))
     figure = Figure(figsize=(WATERFALL_SIZE[0], 1.5 + WATERFALL_SIZE[1] * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -66,8 +66,10 @@ def plot_waterfall(root: TracedSpan, spans: Sequence[TracedSpan], title: str) ->
         span = row.span
         start_ms, length_ms = (span.started_ns - root.started_ns) / 1e6, (span.ended_ns - span.started_ns) / 1e6
         axes.barh(place, length_ms, left=start_ms, color=KIND_COLOURS[kind_of(span)])
-        steps_ms = [(event.at_ns - root.started_ns) / 1e6 for event in span.events if event.name == STEP]
-        axes.plot(steps_ms, [place] * len(steps_ms), "|", color="black")
+        for call in unet_calls(span):
+            call_ms = (call.ended_ns - call.started_ns) / 1e6
+            left = (call.started_ns - root.started_ns) / 1e6
+            axes.barh(place, call_ms, left=left, color=KIND_COLOURS[Kind.NETWORK], edgecolor="black", linewidth=0.5)
     for kind in KINDS:
         axes.barh(0, 0, color=KIND_COLOURS[kind], label=kind)
     axes.set_yticks(range(len(shown)), ["  " * row.depth + row.label for row in shown], fontsize="x-small", ha="left")

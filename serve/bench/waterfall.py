@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from serve.bench.budget import KINDS, MEANINGS, UNACCOUNTED, Share, by_kind, kind_of
+from serve.bench.budget import KINDS, MEANINGS, UNACCOUNTED, Share, by_kind, kind_of, unet_calls
 from serve.bench.spans import TracedSpan
 from serve.tracing import STEP, Kind
 
@@ -62,17 +62,25 @@ def waterfall(root: TracedSpan, spans: Sequence[TracedSpan]) -> Table:
     for row in rows(root, spans):
         span, kind = row.span, kind_of(row.span)
         start_ms, length_ms = (span.started_ns - root.started_ns) / 1e6, (span.ended_ns - span.started_ns) / 1e6
-        bar = Text(_bar(root, span), COLOURS[kind])
+        bar = _bar(root, span)
         table.add_row(Text("  " * row.depth + row.label), bar, f"{start_ms:.1f}", f"{length_ms:.1f}", kind)
     return table
 
 
-def _bar(root: TracedSpan, span: TracedSpan) -> str:
-    """Return the line of a span: blank outside of its time, and at least one block long."""
+def _bar(root: TracedSpan, span: TracedSpan) -> Text:
+    """Return the line of a span: blank outside of its time, at least one block long, and with its UNet calls."""
+    first, last = _cells(root, span)
+    bar = Text(" " * first + "█" * (last - first), COLOURS[kind_of(span)])
+    for call in unet_calls(span):
+        bar.stylize(COLOURS[kind_of(call)], *_cells(root, call))
+    return bar
+
+
+def _cells(root: TracedSpan, span: TracedSpan) -> tuple[int, int]:
+    """Return the first cell of a span in a line of BAR_WIDTH cells, and the first after it."""
     per_cell = max(root.ended_ns - root.started_ns, 1) / BAR_WIDTH
     first = min(max(int((span.started_ns - root.started_ns) / per_cell), 0), BAR_WIDTH - 1)
-    last = min(max(round((span.ended_ns - root.started_ns) / per_cell), first + 1), BAR_WIDTH)
-    return " " * first + "█" * (last - first)
+    return first, min(max(round((span.ended_ns - root.started_ns) / per_cell), first + 1), BAR_WIDTH)
 
 
 def budget_table(found: Sequence[Share], title: str) -> Table:

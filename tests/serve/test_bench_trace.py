@@ -17,7 +17,7 @@ from serve.bench.budget import KINDS, UNACCOUNTED, Share, by_kind, kind_of, mean
 from serve.bench.plot import plot_waterfall
 from serve.bench.spans import Collector, SpanEvent, TracedSpan, collector
 from serve.bench.traced import TracedEdit, typical
-from serve.bench.waterfall import BAR_WIDTH, budget_table, rows, waterfall
+from serve.bench.waterfall import BAR_WIDTH, COLOURS, _bar, budget_table, rows, waterfall
 from serve.tracing import KIND, STEP, Kind
 
 MS = 1_000_000
@@ -148,6 +148,7 @@ def test_a_waterfall_has_the_spans_in_order_with_their_times() -> None:
     lines = printed(waterfall(ROOT, SHOWN)).splitlines()[1:]
     bars = [line.count("█") for line in lines]
     assert bars == [BAR_WIDTH, BAR_WIDTH // 4, 1, BAR_WIDTH // 2]
+    assert COLOURS[Kind.NETWORK] in str(_bar(ROOT, SHOWN[1]).spans)
     assert lines[3].split() == ["second", "█" * (BAR_WIDTH // 2), "50.0", "50.0", "image"]
 
 
