@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fashion_rag.artifacts import read_config
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.category import MARGIN, CategoryChooser, best_fit, named_category
+from fashion_rag.catalogue.category import MARGIN, CategoryChooser, best_fit, category_from_words
 from fashion_rag.demo.model.cases import sample_split
 from fashion_rag.demo.world.attributes import chunks
 from fashion_rag.errors import InvalidRequest
@@ -47,16 +47,24 @@ def measure(chooser: CategoryChooser, sentences: Mapping[str, Sequence[str]]) ->
     """Return the shares of OUTCOMES by way and category. sentences: by the category that they ask for."""
     shares: dict[str, dict[str, dict[str, float]]] = {"words, then encoder": {}, "encoder alone": {}}
     for category, texts in sentences.items():
-        from_encoder = [_answer(fits) for fits in chooser.likeness(list(texts))]
+        from_encoder = [_best_fit(fits) for fits in chooser.likeness(list(texts))]
         from_both = []
         for text, answer in zip(texts, from_encoder, strict=True):
-            from_both.append(named_category(text) or answer)
+            from_both.append(_answer(text, answer))
         shares["words, then encoder"][category] = _shares(from_both, category)
         shares["encoder alone"][category] = _shares(from_encoder, category)
     return shares
 
 
-def _answer(fits: np.ndarray) -> str | None:
+def _answer(text: str, from_encoder: str | None) -> str | None:
+    """Return the category that the words name, else the encoder's, None if the words are refused."""
+    try:
+        return category_from_words(text) or from_encoder
+    except InvalidRequest:
+        return None
+
+
+def _best_fit(fits: np.ndarray) -> str | None:
     """Return the category that fits best, None if the chooser refuses to say."""
     try:
         return best_fit(fits).category

@@ -1,4 +1,4 @@
-"""The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime or TensorRT.
+"""The one place that decides what runs a bundle's networks: PyTorch, torch.compile, ONNX Runtime, OpenVINO or TensorRT.
 
 Replicas open a `Runtime` (`runtime.py`) and load the parts that they need. The parts are called in the same way,
 whatever runs them.
@@ -18,7 +18,7 @@ from export.buckets import rows_of
 from export.compiled_module import CompiledModule
 from export.modules import blank_inputs, module_specs
 from export.onnx_module import load_onnx
-from export.runtime import ENGINES_FOLDER, Backend, Runtime
+from export.runtime import CPU_BACKENDS, ENGINES_FOLDER, Backend, Precision, Runtime
 from export.to_onnx import cached_onnx
 from export.trt_module import load_tensorrt
 from fashion_rag.artifacts import MANIFEST_FILE, wait_for
@@ -32,6 +32,9 @@ from fashion_rag.models.unet import ShallowUNet, SplitUNet, UNet, WholeUNet
 from fashion_rag.person.parser import HumanParser
 from fashion_rag.person.pose_estimator import PoseEstimator
 from fashion_rag.pipeline import Pipeline
+
+# The instructions that multiply in bfloat16, by PyTorch's names.
+BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16")
 
 
 def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> Parts:
@@ -53,12 +56,14 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
     if backend == "tensorrt" and not (gpu and folder):
         missing = "compiled: a folder with engines" if gpu else "a GPU"
         raise ArtifactError(f"backend: got tensorrt, which needs {missing}")
-    if backend == "onnx" and folder is None:
-        folder = cached_onnx(bundle, progress)
-    device = torch.device("cuda" if gpu and backend != "onnx" else "cpu")
+    device = torch.device("cuda" if gpu and backend not in CPU_BACKENDS else "cpu")
     precision = runtime.precision
     if precision == "auto":
         precision = "float16" if device.type == "cuda" else "float32"
+    if backend == "openvino":
+        _check_openvino(precision)
+    if backend in CPU_BACKENDS and folder is None:
+        folder = cached_onnx(bundle, progress)
     return Parts(
         bundle=bundle,
         backend=backend,
@@ -67,6 +72,21 @@ def open_parts(runtime: Runtime, progress: Callable[[], None] | None = None) -> 
         folder=folder,
         num_threads=runtime.num_threads,
     )
+
+
+def _check_openvino(precision: Precision) -> None:
+    """Raise ArtifactError if OpenVINO cannot compute in `precision` on this processor."""
+    if precision == "float16":
+        raise ArtifactError("precision: got float16; must be auto, float32 or bfloat16 for openvino")
+    # Without these instructions, OpenVINO would imitate bfloat16 or compute in float32.
+    if precision == "bfloat16" and not has_bfloat16():
+        raise ArtifactError("precision: got bfloat16, which for openvino needs a processor with AVX512-BF16 or AMX")
+
+
+def has_bfloat16() -> bool:
+    """Return whether this processor has instructions that multiply in bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +196,12 @@ class Parts:
         elif self.backend == "onnx":
             assert self.folder is not None
             network = load_onnx(self.folder, self.bundle, name, self.num_threads)
+        elif self.backend == "openvino":
+            assert self.folder is not None
+            # Imported here, because it takes 18 MiB of every process.
+            from export.openvino_module import load_openvino
+
+            network = load_openvino(self.folder, self.bundle, name, self.num_threads, self.dtype)
         else:
             assert self.folder is not None
             network = load_tensorrt(self.folder, self.bundle, name, self.device)

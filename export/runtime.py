@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 ENGINES_FOLDER = "engines"  # in the folder of the ONNX files that they are built from
 
-Backend = Literal["torch", "compile", "onnx", "tensorrt"]
+Backend = Literal["torch", "compile", "onnx", "openvino", "tensorrt"]
 Precision = Literal["float32", "float16", "bfloat16"]
+# These run exported networks on the CPU, even where there is a GPU.
+CPU_BACKENDS: tuple[Backend, ...] = ("onnx", "openvino")
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Runtime:
     bundle: the bundle's folder.
     backend: "auto" is TensorRT where there is a GPU and `compiled` has engines, torch.compile on any other GPU, and
         ONNX Runtime on the CPU where there is no GPU.
-    precision: for torch and compile only, because exported networks have their own. "auto" is float16 on a GPU and
-        float32 on a CPU.
-    compiled: a folder written by `fashion-rag export`, for onnx and tensorrt. Without one, the networks are exported
-        for ONNX Runtime when they are first needed, and kept in the user's cache.
-    num_threads: for each network under ONNX Runtime. The caller sets PyTorch's threads for the whole process.
+    precision: for torch, compile and openvino; onnx and tensorrt compute as the networks were exported. "auto" is
+        float16 on a GPU and float32 on a CPU. OpenVINO takes float32 and, on processors with AVX512-BF16 or AMX,
+        bfloat16.
+    compiled: a folder written by `fashion-rag export`, for onnx, openvino and tensorrt. Without one, the networks are
+        exported for the first two when they are first needed, and kept in the user's cache.
+    num_threads: for each network under ONNX Runtime or OpenVINO. The caller sets PyTorch's threads for the whole
+        process.
     wait_s: how long `open` waits for files that another program is still copying or building.
     """
 

@@ -18,7 +18,17 @@ from typing import Protocol
 
 import torch
 
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray", "onnxruntime", "faiss-cpu", "numpy")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "ray",
+    "onnxruntime",
+    "openvino",
+    "faiss-cpu",
+    "numpy",
+)
 
 
 class Figure(Protocol):

@@ -47,6 +47,7 @@ HOMES = {
     "uvicorn": "serve",
     "onnx": "export",
     "onnxruntime": "export",
+    "openvino": "export",
     "tensorrt": "export",
     "tensorrt_rtx_bindings": "export",
 }
@@ -66,7 +67,7 @@ DISTRIBUTIONS = {
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
-HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime")
+HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime", "openvino")
 
 
 def module_name(path: Path) -> str:
@@ -215,7 +216,7 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
 
 
 def test_the_ingress_imports_nothing_that_networks_need() -> None:
-    networks = ("torch", "torchvision", "transformers", "diffusers", "open_clip", "faiss", "onnx", "onnxruntime")
+    networks = (*HEAVY[:5], "torchvision", "onnx", "onnxruntime", "openvino")
     script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []

@@ -5,7 +5,7 @@ Every network of the bundle, with 1 to 16 rows, and a whole edit are timed with 
     eager       PyTorch as it is; on a GPU with channels last
     compile     torch.compile; on a GPU with CUDA graphs
     onnx        ONNX Runtime, on a CPU
-    openvino    OpenVINO, on a CPU, from the same files; left out where it is not installed
+    openvino    OpenVINO, on a CPU, from the same files
     tensorrt    TensorRT, on a GPU
 
 They run in float32 on a CPU and float16 on a GPU, with one thread as in a replica. Before a network is timed, it is

@@ -5,8 +5,6 @@ All are called like the PyTorch module, with tensors on the workshop's device, a
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.buckets import OTHER_ROWS, UNET_ROWS
 from export.compiled_module import CompiledModule
 from export.engines import PORTABLE, EngineKey, get_or_build
 from export.flavours import find_flavour
-from export.modules import ModuleSpec, blank_inputs, check_inputs
+from export.modules import ModuleSpec, blank_inputs
 from export.onnx_files import find_onnx, onnx_path, write_manifest
 from export.onnx_module import OnnxModule
+from export.openvino_module import OpenVinoModule
 from export.parity import Parity, measure
 from export.runtime import ENGINES_FOLDER
 from export.to_onnx import write_onnx
@@ -132,44 +131,10 @@ class Workshop:
         return TrtModule(path, key, spec, self.device, runtime_cache=path.with_suffix(".kernels"))
 
 
-class OpenVinoModule(nn.Module):
-    """A network in an ONNX file, run in float32 on the CPU by OpenVINO."""
-
-    def __init__(self, path: Path, spec: ModuleSpec, num_threads: int) -> None:
-        super().__init__()
-        self.path = path
-        self.spec = spec
-        self._core: Any = importlib.import_module("openvino").Core()
-        self._settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": num_threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        self._requests: dict[int, Any] = {}
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the network's output for any number of rows; the first call with a number of rows takes seconds."""
-        num_rows = check_inputs(self.spec, inputs)
-        if num_rows not in self._requests:
-            self._requests[num_rows] = self._compile(num_rows)
-        arrays = {name: tensor.numpy() for name, tensor in zip(self.spec.inputs, inputs, strict=True)}
-        (output,) = self._requests[num_rows].infer(arrays, share_inputs=True).values()
-        return torch.from_numpy(output)
-
-    def _compile(self, num_rows: int) -> Any:
-        # Fixed shapes run faster than one network for every number of rows.
-        model = self._core.read_model(self.path)
-        model.reshape({name: [num_rows, *tensor.shape] for name, tensor in self.spec.inputs.items()})
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-
-
 def why_not(runner: NetworkRunner, device: torch.device) -> str | None:
     """Return why a runner cannot run on `device` here; None if it can."""
     if runner in ON_CPU_ONLY and device.type != "cpu":
         return "runs on the CPU only"
-    if runner is NetworkRunner.OPENVINO and importlib.util.find_spec("openvino") is None:
-        return "not installed"
     if runner is NetworkRunner.TENSORRT:
         if device.type != "cuda":
             return "needs a GPU"

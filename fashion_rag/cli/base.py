@@ -68,7 +68,7 @@ UntrainedOption = Annotated[
     bool, typer.Option("--untrained", help="Use a bundle that is marked as untrained, whose edits are noise.")
 ]
 BackendOption = Annotated[
-    Literal["auto", "torch", "compile", "onnx", "tensorrt"] | None,
+    Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"] | None,
     typer.Option(
         help="What runs the networks; auto: TensorRT or torch.compile on a GPU, else ONNX Runtime.", show_default="auto"
     ),

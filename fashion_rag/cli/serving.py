@@ -63,7 +63,9 @@ def serve(
     compiled: CompiledOption = None,
     precision: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None,
-        typer.Option(help="Of torch and compile; what was exported has its own.", show_default="auto"),
+        typer.Option(
+            help="Of torch, compile and openvino; onnx and tensorrt compute as was exported.", show_default="auto"
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each replica.", show_default="1")] = None,
     max_rows: Annotated[

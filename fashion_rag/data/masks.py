@@ -84,11 +84,12 @@ def repaint_mask_for(
     `size` with the nearest value. For a model of small pictures it should be 512x384, because the rule's fixed widths
     would cover most of a 96x72 picture.
     """
-    mask = repaint_mask(_nearest(label_map, rule_size or size), keypoints, category, mask_type)
-    return _nearest(mask, size)
+    mask = repaint_mask(nearest(label_map, rule_size or size), keypoints, category, mask_type)
+    return nearest(mask, size)
 
 
-def _nearest(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def nearest(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a label map or mask [H, W] at `size`, with the value of the nearest pixel."""
     return np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from fashion_rag.bundle import Bundle
-from fashion_rag.catalogue.category import CategoryChooser, best_fit, named_category
+from fashion_rag.catalogue.category import CategoryChooser, best_fit, category_from_words
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.person.reading import read_photos
 from fashion_rag.preparation.pictures import Read
@@ -42,7 +42,7 @@ class WordsChooser:
 
     def __call__(self, caption: str) -> str:
         """Return the category of a caption. Raises InvalidRequest, naming the candidates, if it is not clear."""
-        named = named_category(caption)
+        named = category_from_words(caption)
         if named is not None:
             return named
         if self._chooser is None:

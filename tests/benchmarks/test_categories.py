@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.categories import captions, measure
-from fashion_rag.catalogue.category import named_category
+from fashion_rag.catalogue.category import category_from_words
 from fashion_rag.request import CATEGORIES
 
 
@@ -19,7 +19,7 @@ class Likeness:
 
 def test_answers_are_counted_with_and_without_words() -> None:
     chooser: Any = Likeness()
-    shares = measure(chooser, {"dresses": ["red", "blue", "?", "a shirt"], "lower_body": ["jeans", "denim"]})
+    shares = measure(chooser, {"dresses": ["neck", "hem", "?", "a shirt"], "lower_body": ["jeans", "hip"]})
     assert shares["encoder alone"]["dresses"] == {"right": 0.75, "wrong": 0, "refused": 0.25}
     assert shares["words, then encoder"]["dresses"] == {"right": 0.5, "wrong": 0.25, "refused": 0.25}
     assert shares["encoder alone"]["lower_body"] == {"right": 0, "wrong": 1, "refused": 0}
@@ -31,5 +31,5 @@ def test_captions_are_of_their_category(held_out: bool) -> None:
     drawn = captions(5, 0, held_out)
     assert tuple(drawn) == CATEGORIES
     for category, texts in drawn.items():
-        assert [named_category(text) for text in texts] == [category] * 5
+        assert [category_from_words(text) for text in texts] == [category] * 5
     assert drawn != captions(5, 0, not held_out)

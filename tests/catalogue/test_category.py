@@ -8,7 +8,7 @@ import pytest
 from benchmarks.categories import captions, measure
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.catalogue import Catalogue
-from fashion_rag.catalogue.category import SENTENCES, CategoryChooser, named_category
+from fashion_rag.catalogue.category import SENTENCES, CategoryChooser, category_from_words
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.person.completion import CategoryChoice
@@ -19,7 +19,7 @@ from tests.catalogue.toy import made, painted
 class Axes:
     """A stand-in for the retrieval encoder, in which each category's sentences lie along an axis of their own.
 
-    Another text is a list of three numbers, which are how far it lies along each of them.
+    Another text is a word and three numbers, which are how far it lies along each of them.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Axes:
         for axis, category in enumerate(CATEGORIES):
             if text in SENTENCES[category]:
                 return np.eye(3, dtype=np.float32)[axis]
-        vector = np.array(text.split(), np.float32)
+        vector = np.array(text.split()[1:], np.float32)
         return vector / np.linalg.norm(vector)
 
 
@@ -89,19 +89,46 @@ def test_an_unknown_garment_is_refused_as_by_the_catalogue(catalogue: Catalogue)
         ("a hooded sweatshirt with stripes", "upper_body"),
         ("short pants", "lower_body"),
         ("denim skirt and black jeans", "lower_body"),
+        ("a tank top without belt", "upper_body"),
+        ("a dress with a hat and white shoes", "dresses"),
         ("long sleeves, knee length", None),
-        ("a shirt and a skirt", None),
+        ("a turtle neck", None),
         ("short sleeves and long legs", None),
-        ("dressy stuff", None),
+        ("cap sleeves, tie neck", None),
     ],
 )
 def test_words_that_name_garments_of_one_category_decide(text: str, category: str | None) -> None:
-    assert named_category(text) == category
+    assert category_from_words(text) == category
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a red shirt and blue trousers", "lower_body and of upper_body"),
+        ("a top to go with my green trousers", "lower_body and of upper_body"),
+        ("a dress over trousers", "dresses and of lower_body"),
+        ("shirt/skirt", "lower_body and of upper_body"),
+        ("a coat, a dress & jeans", "dresses and of lower_body and of upper_body"),
+    ],
+)
+def test_words_that_name_garments_of_several_categories_are_refused(text: str, named: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        category_from_words(text)
+    assert str(refused.value) == f"category: is missing; must be given, as the words name garments of {named}"
+    assert refused.value.code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    "text", ["1234", "something nice", "naked", "a cat", "red stripes", "shoes", "boots with straps", "blaue Hose", "!"]
+)
+def test_words_that_say_nothing_about_a_garment_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be given, as the words name no dress, nor a garment of the upper"):
+        category_from_words(text)
 
 
 def test_words_are_compared_with_sentences_where_they_name_no_garment() -> None:
     encoder = Axes()
-    texts = ["1 0 0", "0 1 0", "0 0 1", "0.8 0.6 0"]
+    texts = ["sleeves 1 0 0", "sleeves 0 1 0", "sleeves 0 0 1", "sleeves 0.8 0.6 0"]
     asked = [request(text) for text in texts]
     asked.insert(2, request("a shirt"))
     choices = chooser(encoder).choose(None, asked)
@@ -121,20 +148,20 @@ def test_all_texts_are_encoded_together_and_the_sentences_once() -> None:
     encoder = Axes()
     same = chooser(encoder)
     for _ in range(2):
-        same.choose(None, [request("1 0 0"), request("a shirt"), request("0 1 0")])
+        same.choose(None, [request("sleeves 1 0 0"), request("a shirt"), request("sleeves 0 1 0")])
     texts = [call for call in encoder.calls if call[0] not in SENTENCES["dresses"] + SENTENCES["lower_body"]]
-    assert texts.count(["1 0 0", "0 1 0"]) == 2 and len(encoder.calls) == 2 + len(CATEGORIES)
+    assert texts.count(["sleeves 1 0 0", "sleeves 0 1 0"]) == 2 and len(encoder.calls) == 2 + len(CATEGORIES)
 
 
 def test_the_encoder_is_not_asked_without_need() -> None:
     encoder = Axes()
-    chooser(encoder).choose(None, [request("a shirt"), request("1 0 0", category="dresses")])
+    chooser(encoder).choose(None, [request("a shirt"), request("sleeves 1 0 0", category="dresses")])
     assert encoder.calls == []
 
 
 def test_words_that_fit_two_categories_are_refused_with_the_candidates() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        chooser().choose(None, [request("0 1 1.005")])
+        chooser().choose(None, [request("sleeves 0 1 1.005")])
     assert refused.value.code == "missing_required_parameter"
     fits = "must be given, as the words fit upper_body (0.52) and lower_body (0.48) about as well"
     assert str(refused.value) == f"category: is missing; {fits}"
@@ -142,7 +169,7 @@ def test_words_that_fit_two_categories_are_refused_with_the_candidates() -> None
 
 def test_a_caption_without_garments_needs_a_category_all_the_same() -> None:
     with pytest.raises(InvalidRequest, match="category: is missing; must be given"):
-        chooser().choose(None, [request("1 1 1", template=Template.CAPTION)])
+        chooser().choose(None, [request("sleeves 1 1 1", template=Template.CAPTION)])
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -14,8 +14,9 @@ from torch import nn
 from export import backend as export_backend
 from export.engines import use_engines
 from export.modules import ModuleSpec
-from export.onnx_module import OnnxModule
-from export.runtime import Runtime
+from export.onnx_module import OnnxModule, load_onnx
+from export.openvino_module import OpenVinoModule
+from export.runtime import CPU_BACKENDS, Runtime
 from fashion_rag.bundle import Bundle
 from fashion_rag.catalogue.garments import Garment
 from fashion_rag.errors import ArtifactError
@@ -53,17 +54,21 @@ def shirt(catalogue: Path) -> Garment:
     return Garment("red-shirt", "upper_body", "", pictures / "upper_body" / "red-shirt.png")
 
 
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
 @pytest.mark.parametrize("seed", range(4))
-def test_an_edit_is_the_same_picture(onnx_folder: Path, tiny_catalogue: Path, tiny_bundle: Path, seed: int) -> None:
+def test_an_edit_is_the_same_picture(
+    onnx_folder: Path, tiny_catalogue: Path, tiny_bundle: Path, seed: int, backend: Any
+) -> None:
     pipeline = Pipeline.load(tiny_bundle)
-    compiled = Runtime(str(tiny_bundle), "onnx", compiled=str(onnx_folder)).open().load_pipeline()
+    compiled = Runtime(str(tiny_bundle), backend, compiled=str(onnx_folder)).open().load_pipeline()
     assert largest_difference(pipeline, compiled, request(seed, 4), shirt(tiny_catalogue)) <= 2
 
 
 @pytest.mark.slow
-def test_edits_of_the_demo_bundle_are_the_same_pictures(tiny_catalogue: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_edits_of_the_demo_bundle_are_the_same_pictures(tiny_catalogue: Path, backend: Any) -> None:
     pipeline = Pipeline.load(DEMO_BUNDLE)
-    compiled = Runtime(str(DEMO_BUNDLE), "onnx").open().load_pipeline()
+    compiled = Runtime(str(DEMO_BUNDLE), backend).open().load_pipeline()
     steps, garment = pipeline.manifest.num_inference_steps, shirt(tiny_catalogue)
     differences = [largest_difference(pipeline, compiled, request(seed, steps), garment) for seed in range(20)]
     assert max(differences) <= 2, differences
@@ -98,7 +103,10 @@ def test_without_a_gpu_networks_are_exported_once_and_kept(
     assert other_parts.folder != parts.folder
 
 
-@pytest.mark.parametrize(("backend", "kind"), [("torch", None), ("onnx", OnnxModule)])
+KINDS = [("torch", None), ("onnx", OnnxModule), ("openvino", OpenVinoModule)]
+
+
+@pytest.mark.parametrize(("backend", "kind"), KINDS)
 def test_a_part_runs_what_was_chosen(tiny_bundle: Path, onnx_folder: Path, backend: Any, kind: type | None) -> None:
     parts = Runtime(str(tiny_bundle), backend, compiled=str(onnx_folder)).open()
     vae = parts.load_vae()
@@ -111,7 +119,44 @@ def test_a_part_runs_what_was_chosen(tiny_bundle: Path, onnx_folder: Path, backe
         parts.load_prompt_encoder().text_encoder,
         parts.load_garment_encoder().network,
     )
-    assert [isinstance(network, OnnxModule) for network in networks] == [kind is OnnxModule] * 6
+    compiled = [type(network) if isinstance(network, OnnxModule | OpenVinoModule) else None for network in networks]
+    assert compiled == [kind] * 6
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_openvino_computes_in_the_precision_asked_for(
+    tiny_bundle: Path, onnx_folder: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    asked: list[tuple[str, int, torch.dtype]] = []
+
+    def load(folder: Path, bundle: Bundle, name: str, num_threads: int, dtype: torch.dtype) -> nn.Module:
+        asked.append((name, num_threads, dtype))
+        return load_onnx(folder, bundle, name, num_threads)
+
+    monkeypatch.setattr("export.openvino_module.load_openvino", load)
+    runtime = Runtime(str(tiny_bundle), "openvino", precision, str(onnx_folder), num_threads=2)
+    runtime.open().load_garment_encoder()
+    wanted = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    assert asked == [("garment_encoder", 2, wanted)]
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}])
+def test_openvino_s_bfloat16_needs_a_processor_that_has_it(
+    tiny_bundle: Path, onnx_folder: Path, capabilities: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    runtime = Runtime(str(tiny_bundle), "openvino", "bfloat16", str(onnx_folder))
+    with pytest.raises(ArtifactError, match="precision: got bfloat16, which for openvino needs a processor with AVX"):
+        runtime.open()
+    assert replace(runtime, precision="auto").open().dtype == torch.float32
+    # PyTorch computes in bfloat16 on every processor.
+    assert replace(runtime, backend="torch").open().dtype == torch.bfloat16
+
+
+def test_openvino_has_no_half_precision(tiny_bundle: Path, onnx_folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="precision: got float16; must be auto, float32 or bfloat16 for openvino"):
+        Runtime(str(tiny_bundle), "openvino", "float16", str(onnx_folder)).open()
 
 
 def test_the_outermost_layers_are_the_whole_unet_s_own(tiny_bundle: Path) -> None:
@@ -134,8 +179,9 @@ def test_compiled_outermost_layers_are_the_whole_unet_s_own(tiny_bundle: Path, m
     assert {weight.data_ptr() for weight in compiled["unet_shallow"].parameters()} < whole
 
 
-def test_nothing_of_what_onnx_runtime_runs_is_held_in_pytorch(tiny_bundle: Path, onnx_folder: Path) -> None:
-    parts = Runtime(str(tiny_bundle), "onnx", compiled=str(onnx_folder)).open()
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_nothing_of_an_exported_network_is_held_in_pytorch(tiny_bundle: Path, onnx_folder: Path, backend: Any) -> None:
+    parts = Runtime(str(tiny_bundle), backend, compiled=str(onnx_folder)).open()
     prompts = parts.load_prompt_encoder()
     unet = parts.load_unet()
     for module in (unet.whole, unet.outermost, parts.load_vae(), parts.load_garment_encoder()):
@@ -188,7 +234,9 @@ def test_on_a_gpu_engines_are_taken_where_there_are_some(
     assert (parts.backend, parts.device.type, parts.dtype) == ("compile", "cuda", torch.float16)
     assert replace(runtime, precision="bfloat16").open().dtype == torch.bfloat16
     assert replace(runtime, backend="torch", precision="float32").open().dtype == torch.float32
-    assert replace(runtime, backend="onnx").open().device.type == "cpu"
+    for backend in CPU_BACKENDS:
+        on_cpu = replace(runtime, backend=backend).open()
+        assert (on_cpu.device.type, on_cpu.dtype) == ("cpu", torch.float32)
     (tmp_path / "engines").mkdir()
     use_engines(tmp_path / "engines", {})
     assert runtime.open().backend == "tensorrt"

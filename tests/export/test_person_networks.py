@@ -1,6 +1,7 @@
 """Tests of the human parser and the pose estimator as exported and compiled networks."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from export import to_onnx
 from export.compiled_module import CompiledModule
@@ -15,6 +17,7 @@ from export.flavours import find_flavour
 from export.modules import ModuleSpec, module_specs
 from export.onnx_files import onnx_path
 from export.onnx_module import OnnxModule, load_onnx
+from export.openvino_module import OpenVinoModule, load_openvino
 from export.parity import random_inputs
 from export.runtime import Runtime
 from export.to_tensorrt import build_engine
@@ -64,14 +67,17 @@ def test_every_export_is_compared_with_pytorch(person_folder: Path) -> None:
         assert 0 < entry["max_rel_error"] <= entry["tolerance"] == 1e-4
 
 
+@pytest.mark.parametrize("load", [load_onnx, load_openvino])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_rows", [1, 3, 9])
-def test_one_file_serves_any_number_of_rows(person_folder: Path, bundle: Bundle, name: str, num_rows: int) -> None:
+def test_one_file_serves_any_number_of_rows(
+    person_folder: Path, bundle: Bundle, name: str, num_rows: int, load: Callable[..., nn.Module]
+) -> None:
     spec = module_specs(bundle)[name]
     inputs = random_inputs(spec, num_rows, torch.Generator().manual_seed(num_rows))
     with torch.inference_mode():
         expected = spec.load(bundle, torch.float32)(*inputs)
-        got = load_onnx(person_folder, bundle, name, 1)(*inputs)
+        got = load(person_folder, bundle, name, 1)(*inputs)
     (output,) = spec.outputs.values()
     assert tuple(got.shape) == (num_rows, *output.shape)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.std().item())
@@ -87,16 +93,16 @@ def test_half_precision_keeps_float32_at_the_border(bundle: Bundle, name: str) -
     torch.testing.assert_close(half, single, rtol=0, atol=0.03 * single.std().item())
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize(("backend", "kind"), [("torch", None), ("onnx", OnnxModule), ("openvino", OpenVinoModule)])
 def test_a_photo_is_read_alike_whatever_runs_the_networks(
-    bundle: Bundle, person_folder: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, person_folder: Path, backend: Any, kind: type | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.backend.cached_onnx", lambda bundle, progress: person_folder)
     parts = Runtime(str(bundle.path), backend).open()
     parser, estimator = parts.load_parser(), parts.load_pose_estimator()
     for part in (parser, estimator):
-        assert isinstance(part.network, OnnxModule) == (backend == "onnx")
-        assert backend == "torch" or list(part.state_dict()) == []
+        assert kind is None or isinstance(part.network, kind)
+        assert bool(part.state_dict()) == (backend == "torch")
     photos, boxes = [photo(0), photo(1)], [PersonBox(10, 10, 60, 100)] * 2
     with torch.inference_mode():
         maps, wanted_maps = (which.label_maps(photos, (128, 96)) for which in (parser, bundle.load_parser()))

@@ -43,9 +43,9 @@ def test_words_that_name_a_garment_need_no_encoder(tiny_bundle: Path, monkeypatc
 def test_other_words_are_compared_and_an_unclear_caption_is_refused(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = {"long sleeves": [0.1, 0.1, 0.8], "green": [0.35, 0.3, 0.35]}
+    shares = {"long sleeves": [0.1, 0.1, 0.8], "high neck": [0.35, 0.3, 0.35]}
     monkeypatch.setattr(CategoryChooser, "likeness", lambda chooser, texts: np.array([shares[text] for text in texts]))
     choose = WordsChooser(Bundle.open(tiny_bundle))
     assert choose("long sleeves") == "upper_body"
     with pytest.raises(InvalidRequest, match=r"dresses \(0\.35\) and upper_body \(0\.35\)"):
-        choose("green")
+        choose("high neck")

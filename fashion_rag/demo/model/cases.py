@@ -1,7 +1,9 @@
 """Training cases of the paper-doll world, drawn once and kept in files. `train` calls it.
 
 A case is a dressed person, a mask over one of their garments, and three in-shop pictures: the garment itself, a sibling
-(the same colours and pattern, another cut) and a cousin (the same kind, other colours or another pattern).
+(the same colours and pattern, another cut) and a cousin (the same kind, other colours or another pattern). Half of the
+persons fill the frame of the drawn world, and half are seen through a window as edits have it of larger photos. Half of
+the masks follow the paper's rule, and half that for shoppers' photos.
 """
 
 from __future__ import annotations
@@ -20,23 +22,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fashion_rag.data.masks import repaint_mask_for
+from fashion_rag.data.masks import nearest, repaint_mask_for
 from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
+from fashion_rag.data.window import PERSON_SHARE, box_of
 from fashion_rag.demo.world.attributes import (
     KINDS,
     PALETTE,
     PATTERNS,
     DollGarment,
+    DollPerson,
     chunks,
     kind_caption,
     sample_garment,
     sample_person,
 )
-from fashion_rag.demo.world.draw import render, render_garment
+from fashion_rag.demo.world.backgrounds import draw_room
+from fashion_rag.demo.world.draw import Placement, Rendering, render, render_garment, render_into
+from fashion_rag.demo.world.figure import FLOOR_TOP, HEIGHT, LABELS, SKIRT
+from fashion_rag.person.worn_mask import worn_mask
 from fashion_rag.request import CATEGORIES, MaskType
 
 CHUNK = 500
 MASK_RULE_SIZE = (512, 384)
+# How often a person is seen through a window, and how often the mask follows the rule for shoppers' photos.
+WINDOW_SHARE, WORN_MASK_SHARE = 0.5, 0.5
 # The order of the garments of a case.
 WORN, SIBLING, COUSIN = range(3)
 # The attributes that are stored as class numbers.
@@ -102,13 +111,12 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
         garment = sample_split(rng, category, test)
         person = sample_person(rng, category, garment)
         drawn = render(person, size)
-        frame = scale_keypoints(drawn.keypoints, size, KEYPOINT_FRAME)
+        if rng.random() < WINDOW_SHARE:
+            drawn = _in_window(rng, person, drawn)
         mask_type: MaskType = "mask" if rng.random() < 0.3 else "bounding_box"
         case_garments = (garment, _sibling(rng, garment), _cousin(rng, garment))
         images.append(drawn.image)
-        masks.append(
-            repaint_mask_for(drawn.label_map, frame, category, mask_type=mask_type, size=size, rule_size=MASK_RULE_SIZE)
-        )
+        masks.append(_mask_over(rng, drawn, category, mask_type))
         garments.append(np.stack([render_garment(case_garment, size) for case_garment in case_garments]))
         keypoints.append(drawn.keypoints)
         attributes.append([attribute_ids(case_garment) for case_garment in case_garments])
@@ -125,6 +133,38 @@ def _draw_chunk(folder: Path, size: tuple[int, int], seed: int, test: bool, leng
         texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
     )
     partial_file.rename(folder / f"{number:04d}.npz")
+
+
+def _in_window(rng: np.random.Generator, person: DollPerson, drawn: Rendering) -> Rendering:
+    """Return a person as a window round them shows them, at the size of `drawn`, which shows them in their own frame.
+
+    The window is moved a little and has another size than the pipeline's, because what finds the person may be wrong.
+    """
+    height, width = drawn.label_map.shape
+    box = box_of(drawn.label_map > 0)
+    assert box is not None
+    rows, columns = box.size
+    # All lengths are in pixels of the person's own frame.
+    window_height = max(rows, columns * height / width) / PERSON_SHARE * rng.uniform(0.92, 1.15)
+    top = (box.top + box.bottom) / 2 - window_height * (0.5 + rng.uniform(-0.05, 0.05))
+    left = (box.left + box.right) / 2 - window_height * width / height * (0.5 + rng.uniform(-0.05, 0.05))
+    zoom = height / window_height
+    place = Placement(zoom * height / HEIGHT, -left * zoom, -top * zoom)
+    room = draw_room((height, width), person.background, horizon=place.top + place.scale * FLOOR_TOP)
+    image, truth = render_into(room, person, place, has_shadow=True)
+    # The paper's rule knows trousers, but no skirts.
+    labels = np.where(truth.label_map == SKIRT, LABELS["lower_body"], truth.label_map)
+    return Rendering(image, labels, truth.keypoints)
+
+
+def _mask_over(rng: np.random.Generator, drawn: Rendering, category: str, mask_type: MaskType) -> NDArray[np.uint8]:
+    """Return the mask over the garment of a category, uint8 [H, W], by one of the two rules."""
+    height, width = drawn.label_map.shape
+    frame = scale_keypoints(drawn.keypoints, (height, width), KEYPOINT_FRAME)
+    if rng.random() < WORN_MASK_SHARE:
+        labels = nearest(drawn.label_map, MASK_RULE_SIZE)
+        return nearest(worn_mask(labels, frame, category, mask_type), (height, width))
+    return repaint_mask_for(drawn.label_map, frame, category, mask_type, (height, width), MASK_RULE_SIZE)
 
 
 @dataclass(frozen=True, eq=False)

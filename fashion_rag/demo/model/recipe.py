@@ -178,7 +178,7 @@ def text_config() -> CLIPTextConfig:
 def make_parser() -> SegformerForSemanticSegmentation:
     """Return the untrained human parser. Its logits have half the height and width of its input."""
     config = SegformerConfig(
-        depths=[1, 2, 2, 2],
+        depths=[1, 2, 2, 1],
         hidden_sizes=[16, 32, 64, 96],
         num_attention_heads=[1, 2, 4, 6],
         mlp_ratios=[2, 2, 4, 4],

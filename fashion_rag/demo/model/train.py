@@ -51,9 +51,9 @@ PLANS = {
     "vae": TrainingPlan(num_steps=3200, batch_size=16, learning_rate=2e-3),
     "clip": TrainingPlan(num_steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05),
     "adapter": TrainingPlan(num_steps=500, batch_size=64, learning_rate=1e-3),
-    "unet": TrainingPlan(num_steps=14_000, batch_size=16, learning_rate=7e-4),
+    "unet": TrainingPlan(num_steps=17_500, batch_size=16, learning_rate=7e-4),
     "small_parser": _photo_plan(num_steps=2500, learning_rate=2e-3),
-    "parser": _photo_plan(num_steps=1600, learning_rate=1.5e-3, decay_share=0.4),
+    "parser": _photo_plan(num_steps=6500, learning_rate=1.5e-3, decay_share=0.4),
     "pose": _photo_plan(num_steps=6500, learning_rate=1.5e-3),
 }
 MIX = SampleMix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)

@@ -21,6 +21,8 @@ LABELS = {"hair": 2, "upper_body": 4, "lower_body": 6, "dresses": 7, "head": 11}
 SKIRT = 5
 LEFT_SHOE, RIGHT_SHOE, LEFT_LEG, RIGHT_LEG, LEFT_ARM, RIGHT_ARM = 9, 10, 12, 13, 14, 15
 FLOOR_Y = 90.0
+# The row at which the floor begins.
+FLOOR_TOP = 80
 # The factor on all widths of the body.
 BREADTH = 1.13
 NEUTRAL_POSE = Pose(Arm(26, 20), Arm(26, 20), 1.0, 1.0)

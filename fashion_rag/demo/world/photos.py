@@ -17,7 +17,7 @@ from fashion_rag.data.window import Box, box_of
 from fashion_rag.demo.world.attributes import DollGarment, DollPerson, sample_garment, sample_person
 from fashion_rag.demo.world.backgrounds import draw_background, draw_room
 from fashion_rag.demo.world.draw import PersonTruth, Placement, render_into
-from fashion_rag.demo.world.figure import FLOOR_Y, HEIGHT, WIDTH
+from fashion_rag.demo.world.figure import FLOOR_TOP, FLOOR_Y, HEIGHT, WIDTH
 
 # Returns a random garment of a category.
 GarmentSource: TypeAlias = Callable[[np.random.Generator, str], DollGarment]
@@ -26,11 +26,11 @@ GarmentSource: TypeAlias = Callable[[np.random.Generator, str], DollGarment]
 SHAPES = ((4, 3), (3, 4), (1, 1), (16, 9), (9, 16), (2, 1))
 SHAPE_SHARES = (0.45, 0.15, 0.15, 0.1, 0.1, 0.05)
 # The longer side of photos in pixels, as ranges, and how often each range is drawn.
-LONG_SIDES = ((96, 96), (128, 200), (200, 320))
-LONG_SIDE_SHARES = (0.2, 0.4, 0.4)
+LONG_SIDES = ((192, 192), (128, 200), (200, 320))
+LONG_SIDE_SHARES = (0.3, 0.3, 0.4)
 # How often a photo shows a person in the frame of the drawn world, a whole person elsewhere, or a part of a person.
 VIEWS = ("frame", "whole", "upper", "lower", "portrait", "off_edge")
-VIEW_SHARES = (0.3, 0.35, 0.12, 0.08, 0.07, 0.08)
+VIEW_SHARES = (0.4, 0.28, 0.1, 0.08, 0.06, 0.08)
 NOBODY_SHARE = 0.04
 SECOND_PERSON_SHARE = 0.5
 # The least pixels for a 96th of a person's own picture, below which no garment can be made out.
@@ -78,7 +78,7 @@ def sample_photo(rng: np.random.Generator, garments: GarmentSource = sample_garm
     place = _sample_place(rng, size, view)
     has_room = rng.random() < (0.8 if view == "frame" else 0.3)
     if has_room:
-        image = draw_room(size, person.background, horizon=place.top + place.scale * 80)
+        image = draw_room(size, person.background, horizon=place.top + place.scale * FLOOR_TOP)
     else:
         image = draw_background(rng, size)
     label_map = np.zeros(size, np.uint8)

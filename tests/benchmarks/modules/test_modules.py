@@ -27,11 +27,10 @@ from benchmarks.modules.run import (
     measure_network,
     with_shares,
 )
-from benchmarks.modules.runners import NetworkRunner, OpenVinoModule, Workshop, batch_sizes, count_flops, why_not
+from benchmarks.modules.runners import NetworkRunner, Workshop, batch_sizes, count_flops, why_not
 from export.compiled_module import CompiledModule
 from export.engines import EngineKey
 from export.modules import ModuleSpec, blank_inputs
-from export.onnx_files import onnx_path
 from export.parity import measure
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError
@@ -280,18 +279,6 @@ def test_engines_are_built_once_for_the_rows_that_are_measured(
         assert workshop.load(NetworkRunner.TENSORRT, model.specs["unet"]) == (b"engine", (1, 2, 16))
         assert workshop.load(NetworkRunner.TENSORRT, model.specs["vae_decoder"]) == (b"engine", (1, 2, 8))
     assert built == [(1, 2, 16), (1, 2, 8)]
-
-
-def test_openvino_takes_any_number_of_rows(tiny_bundle: Path, onnx_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    model = bundle_model(Bundle.open(tiny_bundle), CPU, tmp_path)
-    spec = model.specs["vae_decoder"]
-    network = OpenVinoModule(onnx_path(onnx_folder, spec), spec, 1)
-    reference = spec.load(model.bundle, torch.float32)
-    for rows in (1, 3, 1):
-        inputs = torch.randn(rows, *spec.inputs["latents"].shape)
-        with torch.inference_mode():
-            assert torch.allclose(network(inputs), reference(inputs), atol=1e-4)
 
 
 def test_batch_sizes_are_no_larger_than_those_of_replicas() -> None:

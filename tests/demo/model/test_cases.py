@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fashion_rag.data.masks import nearest, repaint_mask_for
+from fashion_rag.data.pose import KEYPOINT_FRAME, scale_keypoints
 from fashion_rag.demo.model import cases
-from fashion_rag.demo.world.attributes import sample_garment
+from fashion_rag.demo.world.attributes import sample_garment, sample_person
+from fashion_rag.demo.world.draw import render
+from fashion_rag.person.worn_mask import worn_mask
 from fashion_rag.request import CATEGORIES
 
 SIZE = (96, 72)
@@ -62,3 +66,33 @@ def test_a_sibling_has_the_colours_and_a_cousin_the_kind(tmp_path: Path) -> None
     np.testing.assert_array_equal(sibling[:, 1:], worn[:, 1:])
     np.testing.assert_array_equal(cousin[:, 0], worn[:, 0])
     assert (cousin != worn).any(axis=1).all()
+
+
+def test_a_window_round_a_person_shows_all_of_them_where_their_points_are() -> None:
+    """Test that what a window shows is what it says: labels and key points move and grow with the picture."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        garment = cases.sample_split(rng, "lower_body", test=False)
+        person = sample_person(rng, "lower_body", garment)
+        own = render(person, SIZE)
+        seen = cases._in_window(rng, person, own)
+        assert set(np.unique(seen.label_map)) == set(np.unique(own.label_map)), "a skirt is class 6 here, too"
+        scale = np.ptp(seen.keypoints[:, 1]) / np.ptp(own.keypoints[:, 1])
+        assert (seen.label_map > 0).sum() == pytest.approx(scale**2 * (own.label_map > 0).sum(), rel=0.1)
+        rows, columns = seen.keypoints[[8, 11, 9, 12]].astype(int)[:, ::-1].T
+        assert (seen.label_map[rows, columns] > 0).all(), "hips and knees are on the person"
+        assert not np.array_equal(seen.image, own.image)
+
+
+def test_masks_follow_the_rule_for_shoppers_about_as_often_as_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    person = sample_person(rng, "dresses", cases.sample_split(rng, "dresses", test=False))
+    drawn = render(person, SIZE)
+    frame = scale_keypoints(drawn.keypoints, SIZE, KEYPOINT_FRAME)
+    paper = repaint_mask_for(drawn.label_map, frame, "dresses", "mask", SIZE, KEYPOINT_FRAME)
+    worn = nearest(worn_mask(nearest(drawn.label_map, KEYPOINT_FRAME), frame, "dresses", "mask"), SIZE)
+    assert not np.array_equal(paper, worn)
+    masks = [cases._mask_over(rng, drawn, "dresses", "mask") for _ in range(40)]
+    num_worn = sum(np.array_equal(mask, worn) for mask in masks)
+    assert num_worn + sum(np.array_equal(mask, paper) for mask in masks) == 40
+    assert 10 <= num_worn <= 30

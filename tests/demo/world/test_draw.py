@@ -15,7 +15,7 @@ from fashion_rag.demo.world.attributes import (
     sample_garment,
     sample_person,
 )
-from fashion_rag.demo.world.draw import pattern_maps, render, render_garment
+from fashion_rag.demo.world.draw import Placement, pattern_maps, render, render_garment, render_into
 from fashion_rag.demo.world.figure import shade
 from fashion_rag.request import CATEGORIES
 
@@ -191,3 +191,17 @@ def test_a_white_garment_has_a_visible_outline() -> None:
 def test_shades_can_be_seen_on_black_and_white() -> None:
     assert min(shade(PALETTE["black"])) > max(PALETTE["black"]) + 40
     assert max(shade(PALETTE["white"])) < min(PALETTE["white"]) - 60
+
+
+def test_label_maps_of_small_pictures_make_nothing_larger() -> None:
+    """Test with the smallest parts, the shoes, whose area the maps of several persons must have in all sizes."""
+    areas = {}
+    for height, width in ((192, 144), (768, 576)):
+        canvas = np.zeros((height, width, 3), np.uint8)
+        counts = []
+        for seed in range(12):
+            person = sample_person(np.random.default_rng(seed), "upper_body")
+            _, truth = render_into(canvas, person, Placement(height / 96, 0.0, 0.0))
+            counts.append(np.isin(truth.label_map, (9, 10)).sum())
+        areas[height] = sum(counts) / height**2
+    assert areas[192] == pytest.approx(areas[768], rel=0.04)
