@@ -87,7 +87,6 @@ RAY_DEFAULTS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "20",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy.middlewares",
-    "OTEL_SERVICE_NAME": "fashion-rag",
 }
 
 
@@ -158,8 +157,8 @@ def run(
     bundle, catalogue: by default the file's, else the bundle that ships and a catalogue of drawn garments. file: a
     Serve config file whose graph is served; this machine must have the GPUs and labels that it asks for. settings:
     fields of ServeConfig, which go before those of the file. listener: answers on the port until the graph's proxy
-    does. progress: is entered while the graph starts. traced: as for `start`. Raises
-    ArtifactError for what cannot be served.
+    does. progress: is entered while the graph starts. traced: as for `start`. Raises ArtifactError for what cannot be
+    served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
     args = dict(graph.args)

@@ -70,9 +70,9 @@ def outcomes_of(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T
     return outcomes
 
 
-def checked(outcome: R | BaseException) -> R:
-    """Return an outcome of `outcomes_of`, or of `asyncio.gather`. Raises it if it is an error."""
-    if isinstance(outcome, BaseException):
+def checked(outcome: R | Exception) -> R:
+    """Return an outcome of `outcomes_of`. Raises it if it is an error."""
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 

@@ -24,7 +24,7 @@ from fashion_rag.person.completion import CategoryChoice
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
 from serve import metrics, tracing
-from serve.batching import Cache, Outcome, checked, in_batch, run_batch, set_max_batch
+from serve.batching import Cache, Outcome, in_batch, run_batch, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
 from serve.logs import leave_out_expected_errors
@@ -94,10 +94,10 @@ class Conditioner:
         num_hits = len(retrieved.garments) - num_stored - len(missing)
         metrics.count_lookups(stored=num_stored, hit=num_hits, miss=len(missing))
         if missing:
-            inverted = await asyncio.gather(*map(self._inverted, missing.values()), return_exceptions=True)
-            for garment_id, outcome in zip(missing, inverted, strict=True):
-                known[garment_id] = checked(outcome)
-                self.pseudo_words.put((retrieved.version, garment_id), known[garment_id])
+            inverted = await asyncio.gather(*map(self._inverted, missing.values()))
+            for garment_id, made in zip(missing, inverted, strict=True):
+                known[garment_id] = made
+                self.pseudo_words.put((retrieved.version, garment_id), made)
         return torch.stack([known[garment.id] for garment in retrieved.garments]) if known else None
 
     async def _inverted(self, content: bytes) -> Tensor:

@@ -35,7 +35,11 @@ RATIO = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 # The environment of every node of a graph that traces. Serve 2.60 has an option beside it, `tracing_config`, which does
 # not reach its proxies. Nor does Serve pass on that a request is left out of a sample: each replica would begin a trace
 # of its own. So all requests are traced, and sampling is left to the collector.
-ENVIRONMENT = {"RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.tracing.span_processors", RATIO: "1"}
+ENVIRONMENT = {
+    "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.tracing.span_processors",
+    RATIO: "1",
+    "OTEL_SERVICE_NAME": "fashion-rag",
+}
 KIND = "fashion_rag.kind"
 STATUS_CODE = "http.response.status_code"
 # An event of a span: a UNet call that had an edit in it has ended. `seconds` says how long the call took.

@@ -222,6 +222,14 @@ def test_the_ingress_imports_nothing_that_networks_need() -> None:
     assert run.stdout.split() == []
 
 
+def test_the_server_loads_nothing_of_opentelemetry_that_ray_serve_does_not() -> None:
+    """What sends spans is loaded only where tracing is on."""
+    before = "import sys, fastapi, ray.serve; before = set(sys.modules); import serve.app, serve.proxy"
+    script = f"{before}; print(*(name for name in set(sys.modules) - before if name.startswith('opentelemetry')))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
 def requirements() -> dict[str, list[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"": project["dependencies"], **project["optional-dependencies"]}

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, StatusCode
 from ray.exceptions import ActorDiedError
 from ray.serve._private.tracing_utils import _load_span_processors
@@ -22,6 +25,9 @@ from serve.tracing import KIND, Kind
 from tests.serve.test_calls import HANG, Response, asks
 from tests.serve.tracing_tools import Recorder, id_of, parent_of, set_up, trace_of
 from tests.test_imports import TREES
+
+# A collector that hangs does so for no longer, so that work that waits for it fails a test instead of stopping it.
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -273,7 +279,7 @@ def test_a_status_that_is_the_callers_fault_is_no_error(recorder: Recorder, stat
 
 
 def test_serve_can_load_what_sets_tracing_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    path, ratio = tracing.ENVIRONMENT.values()
+    path, ratio, _ = tracing.ENVIRONMENT.values()
     monkeypatch.delenv(tracing.RATIO, raising=False)
     for processor in _load_span_processors(path, "unused"):
         processor.shutdown()
@@ -283,6 +289,32 @@ def test_serve_can_load_what_sets_tracing_up(monkeypatch: pytest.MonkeyPatch, ca
     for processor in _load_span_processors(path, "unused"):
         processor.shutdown()
     assert caplog.text == ""
+
+
+def test_a_collector_that_hangs_holds_up_no_work(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, let_go, were_let_go = threading.Event(), threading.Event(), []
+
+    def export(self: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        hangs.set()
+        were_let_go.append(let_go.wait(PATIENCE_S))
+        return SpanExportResult.FAILURE
+
+    monkeypatch.setattr(OTLPSpanExporter, "export", export)
+    for name, value in (("SCHEDULE_DELAY", "1"), ("MAX_QUEUE_SIZE", "8"), ("MAX_EXPORT_BATCH_SIZE", "4")):
+        monkeypatch.setenv(f"OTEL_BSP_{name}", value)
+    (processor,) = tracing.span_processors()
+    recorder.provider.add_span_processor(processor)
+    with recorder.root():
+        pass
+    assert hangs.wait(PATIENCE_S)
+    # These are more spans than there is room for.
+    for _ in range(3):
+        with recorder.root():
+            asyncio.run(work())
+    let_go.set()
+    processor.shutdown()
+    assert len(recorder.spans) == 19
+    assert set(were_let_go) == {True}
 
 
 def test_tracing_is_set_up_once_there_is_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
