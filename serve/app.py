@@ -43,6 +43,7 @@ from fashion_rag.bundle import Bundle
 from fashion_rag.demo.world.catalogue import ensure_demo_world
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE
+from serve import tracing
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
 from serve.config import Config, ServeConfig
@@ -148,6 +149,7 @@ def run(
     file: Path | None = None,
     listener: StartupListener | None = None,
     progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
+    traced: bool = False,
     **settings: Any,
 ) -> None:
     """Serve the graph on this machine until Ctrl-C.
@@ -155,7 +157,8 @@ def run(
     bundle, catalogue: by default the file's, else the bundle that ships and a catalogue of drawn garments. file: a
     Serve config file whose graph is served; this machine must have the GPUs and labels that it asks for. settings:
     fields of ServeConfig, which go before those of the file. listener: answers on the port until the graph's proxy
-    does. progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
+    does. progress: is entered while the graph starts. traced: as for `start`. Raises ArtifactError for what cannot be
+    served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
     args = dict(graph.args)
@@ -170,7 +173,9 @@ def run(
                 config = local_config(bundle, catalogue, **args)
             except ValidationError as error:
                 raise ArtifactError(_faults(error)) from error
-            warnings = start(config, host, port, deployments=graph.deployments, listener=listener, report=report)
+            warnings = start(
+                config, host, port, deployments=graph.deployments, listener=listener, report=report, traced=traced
+            )
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
@@ -206,12 +211,14 @@ def start(
     deployments: Sequence[dict[str, Any]] = (),
     listener: StartupListener | None = None,
     report: Report = no_report,
+    traced: bool = False,
 ) -> list[str]:
     """Start Ray on this machine, and the graph in it; return the graph's warnings when it is ready.
 
     dashboard: whether to start Ray's dashboard, through which `serve deploy` brings new settings. deployments: the
     options of deployments in a Serve config file. listener: answers on the port until the graph's proxy does. report:
-    is called with what the start waits for. Raises ArtifactError for what cannot be served.
+    is called with what the start waits for. traced: whether the spans of requests go to an OTLP collector, as the
+    OTEL_* variables say. Raises ArtifactError for what cannot be served.
     """
 
     def say(awaited: str, num_ready: int = 0) -> None:
@@ -231,7 +238,7 @@ def start(
     # The networks are exported here, where progress can be shown. The replicas find them in the cache.
     number = itertools.count(1)
     config.runtime.open(lambda: say(f"networks to be exported to ONNX, {next(number)} done"))
-    for name, value in RAY_DEFAULTS.items():
+    for name, value in (RAY_DEFAULTS | (tracing.ENVIRONMENT if traced else {})).items():
         os.environ.setdefault(name, value)
     # Ray and Serve print much at their start. The logs of the replicas are in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

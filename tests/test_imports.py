@@ -41,6 +41,7 @@ LAYERS = (
 HOMES = {
     "fastapi": "serve",
     "matplotlib": "serve.bench.plot",
+    "opentelemetry": "serve",
     "ray": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
@@ -61,6 +62,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
+    # Its packages share a namespace: opentelemetry-sdk, -proto and the exporter are declared beside it.
+    "opentelemetry": "opentelemetry-api",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
@@ -215,6 +218,14 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
 def test_the_ingress_imports_nothing_that_networks_need() -> None:
     networks = (*HEAVY[:5], "torchvision", "onnx", "onnxruntime", "openvino")
     script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_server_loads_nothing_of_opentelemetry_that_ray_serve_does_not() -> None:
+    """What sends spans is loaded only where tracing is on."""
+    before = "import sys, fastapi, ray.serve; before = set(sys.modules); import serve.app, serve.proxy"
+    script = f"{before}; print(*(name for name in set(sys.modules) - before if name.startswith('opentelemetry')))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 
