@@ -31,6 +31,7 @@ from ray.serve.schema import (  # type: ignore[attr-defined]
 from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
+from serve import tracing
 from serve.config import ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
 from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
@@ -100,6 +101,7 @@ def run(
     listener: StartupListener | None = None,
     progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
     starter: Starter | None = None,
+    traced: bool = False,
     **settings: Any,
 ) -> None:
     """Serve the graph on this machine until Ctrl-C.
@@ -107,8 +109,8 @@ def run(
     bundle, catalogue: by default the file's, else the bundle that ships and a catalogue of drawn garments. file: a
     Serve config file whose graph is served; this machine must have the GPUs and labels that it asks for. settings:
     fields of ServeConfig, which go before those of the file. listener: answers on the port until the graph's proxy
-    does. progress: is entered while the graph starts. starter: a process that is already there for the start. Raises
-    ArtifactError for what cannot be served.
+    does. progress: is entered while the graph starts. starter: a process that is already there for the start. traced:
+    as for `start`. Raises ArtifactError for what cannot be served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
     args = dict(graph.args)
@@ -126,7 +128,14 @@ def run(
             except ValidationError as error:
                 raise ArtifactError(_faults(error)) from error
             warnings = start(
-                config, host, port, deployments=graph.deployments, listener=listener, report=report, starter=starter
+                config,
+                host,
+                port,
+                deployments=graph.deployments,
+                listener=listener,
+                report=report,
+                starter=starter,
+                traced=traced,
             )
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -180,13 +189,15 @@ def start(
     listener: StartupListener | None = None,
     report: Report = no_report,
     starter: Starter | None = None,
+    traced: bool = False,
 ) -> list[str]:
     """Start Ray on this machine, and the graph in it; return the graph's warnings when it is ready.
 
     dashboard: whether to start Ray's dashboard, through which `serve deploy` brings new settings. deployments: the
     options of deployments in a Serve config file. listener: answers on the port until the graph's proxy does. report:
     is called with what the start waits for. starter: a process that is already there for the start, and ends with it.
-    Raises ArtifactError for what cannot be served.
+    traced: whether the spans of requests go to an OTLP collector, as the OTEL_* variables say. Raises ArtifactError for
+    what cannot be served.
     """
     loads = LOADS_IN_ONE_PROCESS if config.one_process else LOADS
 
@@ -202,7 +213,7 @@ def start(
     Manifest.read(path / MANIFEST_FILE).check_trained(path, config.untrained)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
-    for name, value in RAY_DEFAULTS.items():
+    for name, value in (RAY_DEFAULTS | (tracing.ENVIRONMENT if traced else {})).items():
         os.environ.setdefault(name, value)
     # Ray and Serve print much at their start. The logs of the replicas are in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

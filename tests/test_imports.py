@@ -41,6 +41,7 @@ LAYERS = (
 HOMES = {
     "fastapi": "serve",
     "matplotlib": "serve.bench.plot",
+    "opentelemetry": "serve",
     "ray": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
@@ -61,6 +62,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
+    # Its packages share a namespace: opentelemetry-sdk, -proto and the exporter are declared beside it.
+    "opentelemetry": "opentelemetry-api",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
@@ -235,6 +238,14 @@ def test_no_replica_imports_what_builds_networks() -> None:
     # Compiled networks run without them; where PyTorch runs the networks, they are imported when these are loaded.
     builders = ("transformers.modeling_utils", "diffusers", "open_clip", "torchvision", "sklearn", "onnx", "matplotlib")
     script = f"import sys, serve.stages, serve.denoiser; print(*sorted(set({builders}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_server_loads_nothing_of_opentelemetry_that_ray_serve_does_not() -> None:
+    """What sends spans is loaded only where tracing is on."""
+    before = "import sys, fastapi, ray.serve; before = set(sys.modules); import serve.app, serve.proxy"
+    script = f"{before}; print(*(name for name in set(sys.modules) - before if name.startswith('opentelemetry')))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 
