@@ -60,7 +60,7 @@ ACTIVITIES = {
 }
 ELSE, BESIDE = "else in Python", "beside Python: networks, codecs"
 SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE", "Proxy")
+PROCESSES = ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE", "Stages", "Proxy")
 
 
 def main(

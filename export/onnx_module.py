@@ -23,6 +23,8 @@ class OnnxModule(nn.Module):
         options.intra_op_num_threads = num_threads
         # Operators run one after the other, each on all threads.
         options.inter_op_num_threads = 1
+        # It would plan, and keep, memory for each number of rows. Without it, all of them share the same blocks.
+        options.enable_mem_pattern = False
         # Threads that spin while they wait would take cores from the other replicas of the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -103,6 +102,9 @@ def write_onnx(module: nn.Module, spec: ModuleSpec, weights: str, folder: Path) 
 
     module: of one floating-point dtype, which the files have, too. weights: as `ModuleSpec.weights` returns it.
     """
+    # Imported here, because only the export needs it, and replicas import this module.
+    import onnx
+
     dtype = next(module.parameters()).dtype
     examples = blank_inputs(spec, EXAMPLE_ROWS)
     batch = torch.export.Dim("batch", max=MAX_ROWS)

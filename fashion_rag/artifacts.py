@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fashion_rag.errors import ArtifactError
 MANIFEST_FILE = "manifest.json"
 LOOK_EVERY_S = 1.0
 LOG_EVERY_S = 30.0
+# The coarsest clock by which a file system dates files, that of FAT, ticks every 2 s.
+RECENT_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,23 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    A process reads a file again only if it has changed, or was written so lately that its times might not show that.
+    """
+    stat = path.stat()
+    if time.time() - stat.st_mtime < RECENT_S:
+        return _read_sha256(path)
+    return _kept_sha256(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _kept_sha256(path: Path, identity: tuple[int, ...]) -> str:
+    """Return the SHA-256 of a file. identity: what tells the file from all others at `path`, earlier ones included."""
+    return _read_sha256(path)
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

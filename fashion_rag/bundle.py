@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fashion_rag.artifacts import MANIFEST_FILE, joint_sha256, read_config, sha256
 from fashion_rag.bundle_checks import (
@@ -33,6 +34,7 @@ from fashion_rag.bundle_checks import (
     check_student,
     check_text,
     check_vision,
+    crop_of,
     downsampling_of,
 )
 from fashion_rag.catalogue import retrieval_encoder as retrieval
@@ -46,7 +48,7 @@ from fashion_rag.catalogue.versions import live
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
 from fashion_rag.errors import ArtifactError
 from fashion_rag.manifest import DEMO_BUNDLE, Manifest
-from fashion_rag.models.adapter import GarmentEncoder
+from fashion_rag.models.adapter import GarmentEncoder, GarmentNetwork
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.pretrained import (
     CLIP_FILE,
@@ -55,6 +57,7 @@ from fashion_rag.models.pretrained import (
     PROCESSOR_FILE,
     read_adapter,
     read_text_encoder,
+    read_token_table,
     read_tokenizer,
     read_unet,
     read_vae,
@@ -62,10 +65,16 @@ from fashion_rag.models.pretrained import (
 )
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
-from fashion_rag.person.files import PARSER, POSE, read_parser, read_pose_estimator
+from fashion_rag.person.files import (
+    PARSER,
+    POSE,
+    parser_without_network,
+    pose_estimator_without_network,
+    read_parser,
+    read_pose_estimator,
+)
 from fashion_rag.person.parser import HumanParser
 from fashion_rag.person.pose_estimator import PoseEstimator
-from fashion_rag.weights import Wanted, all_keys, no_keys
 
 SCHEDULER_FILE = "scheduler_config.json"
 WEIGHTS = {
@@ -82,8 +91,8 @@ OPTIONAL_WEIGHTS = {STUDENT: DIFFUSERS_FILE, PARSER: CLIP_FILE, POSE: CLIP_FILE}
 # Names the way in which garment pictures are brought to the model's shape. Another way needs another name.
 PICTURE_RULE = "bordered"
 
-# The weights of the text encoder that `PromptEncoder` looks tokens up in.
-TOKEN_TABLE = "embeddings.token_embedding.weight"
+# What diffusers takes where a VAE's configuration names no factor.
+DEFAULT_SCALING_FACTOR = 0.18215
 
 Device = str | torch.device
 
@@ -95,8 +104,8 @@ class Bundle:
     The `load_` methods read weights and return their part in evaluation mode, without gradients. They raise
     ArtifactError, naming file, keys and shapes, for weights that are not exactly those of the configuration.
 
-    With `networks=False` a part comes without the weights of its networks, on the CPU, for callers who replace them by
-    compiled networks. The weights are checked all the same.
+    With `networks=False` a part comes without its networks, on the CPU, for callers who put compiled networks in their
+    place. Neither are their weights read then, nor the code that would build them imported.
     """
 
     path: Path
@@ -165,34 +174,39 @@ class Bundle:
 
     def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True) -> VAE:
         """Return the VAE, whose halves are two networks."""
-        vae = VAE(read_vae(self.path / "vae", dtype, all_keys if networks else no_keys)).eval()
-        return vae.to(device, dtype) if networks else vae
+        if networks:
+            return VAE.of(read_vae(self.path / "vae", dtype)).eval().to(device, dtype)
+        config = read_config(self.path / "vae" / CONFIG_FILE)
+        scaling_factor = config.get("scaling_factor", DEFAULT_SCALING_FACTOR)
+        return VAE(nn.Module(), nn.Module(), scaling_factor, downsampling_of(config)).eval()
 
     def load_prompt_encoder(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> PromptEncoder:
         """Return the text encoder, which is a network, with its tokenizer and its table of tokens."""
         tokenizer = read_tokenizer(self.path / "tokenizer")
-        wanted: Wanted = all_keys if networks else lambda key: key == TOKEN_TABLE
-        encoder = PromptEncoder(tokenizer, read_text_encoder(self.path / "text_encoder", dtype, wanted)).eval()
-        return encoder.to(device, dtype) if networks else encoder
+        if networks:
+            text_model = read_text_encoder(self.path / "text_encoder", dtype)
+            return PromptEncoder.of(tokenizer, text_model).eval().to(device, dtype)
+        return PromptEncoder(tokenizer, read_token_table(self.path / "text_encoder"), nn.Module()).eval()
 
     def load_garment_encoder(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> GarmentEncoder:
         """Return the vision encoder and the inversion adapter, which together are one network."""
-        wanted = all_keys if networks else no_keys
-        vision_encoder = read_vision_encoder(self.path / "vision_encoder", dtype, wanted)
+        network = nn.Module()
+        if networks:
+            vision_encoder = read_vision_encoder(self.path / "vision_encoder", dtype)
+            adapter = read_adapter(self.path / "inversion_adapter", vision_encoder.config, dtype)
+            network = GarmentNetwork(vision_encoder, adapter).to(device, dtype)
         processor = read_config(self.path / "image_processor" / PROCESSOR_FILE)
-        encoder = GarmentEncoder(
-            vision_encoder,
-            read_adapter(self.path / "inversion_adapter", vision_encoder.config, dtype, wanted),
+        return GarmentEncoder(
+            network,
             picture_size=self.manifest.image_size,
-            crop=vision_encoder.config.image_size,
+            crop=crop_of(self.path),
             mean=processor["image_mean"],
             std=processor["image_std"],
         ).eval()
-        return encoder.to(device, dtype) if networks else encoder
 
     def load_retrieval_encoder(self, device: Device = "cpu") -> RetrievalEncoder:
         """Return the encoder that catalogues are built and searched with, always float32."""
@@ -212,15 +226,17 @@ class Bundle:
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> HumanParser:
         """Return the human parser, which must be there."""
-        parser = read_parser(self.path / PARSER, dtype, all_keys if networks else no_keys)
-        return parser.to(device, dtype) if networks else parser
+        if not networks:
+            return parser_without_network(self.path / PARSER)
+        return read_parser(self.path / PARSER, dtype).to(device, dtype)
 
     def load_pose_estimator(
         self, device: Device = "cpu", dtype: torch.dtype = torch.float32, *, networks: bool = True
     ) -> PoseEstimator:
         """Return the pose estimator, which must be there."""
-        estimator = read_pose_estimator(self.path / POSE, dtype, all_keys if networks else no_keys)
-        return estimator.to(device, dtype) if networks else estimator
+        if not networks:
+            return pose_estimator_without_network(self.path / POSE)
+        return read_pose_estimator(self.path / POSE, dtype).to(device, dtype)
 
     def load_encoders(self, device: Device = "cpu") -> Encoders:
         """Return the two encoders that garments of a catalogue are encoded with, always float32."""

@@ -37,14 +37,12 @@ def check_text(path: Path, manifest: Manifest) -> None:
 
 def check_vision(path: Path) -> None:
     """Raise ArtifactError unless the picture processor fits the vision encoder."""
-    vision = read_config(path / "vision_encoder" / CONFIG_FILE)
-    image_size = vision.get("vision_config", vision).get("image_size")
     processor = path / "image_processor" / PROCESSOR_FILE
     config = read_config(processor)
     crop = config.get("crop_size")
     if isinstance(crop, dict):
         crop = crop["height"]
-    _require(processor, "crop_size", crop, image_size, "the vision encoder's image_size")
+    _require(processor, "crop_size", crop, crop_of(path), "the vision encoder's image_size")
     for key in ("image_mean", "image_std"):
         _require(processor, f"length of {key}", len(config.get(key, ())), 3)
 
@@ -79,6 +77,12 @@ def check_student(student: Path, unet: Path) -> None:
     for key in sorted(own.keys() | expected.keys()):
         if not key.startswith("_"):
             _require(student / CONFIG_FILE, key, own.get(key), expected.get(key), "as the UNet has it")
+
+
+def crop_of(path: Path) -> Any:
+    """Return the side of the vision encoder's square input, as its configuration in the bundle `path` has it."""
+    config = read_config(path / "vision_encoder" / CONFIG_FILE)
+    return config.get("vision_config", config).get("image_size")
 
 
 def downsampling_of(vae_config: Mapping[str, Any]) -> int:

@@ -1,19 +1,12 @@
-"""The graph: its deployments, how they scale, and how they start. The command line calls `run`.
+"""How the graph starts: on this machine with `run`, which the command line calls, and on a cluster with `app`.
 
     serve run serve.app:app bundle=/models/bundle catalogue=/models/catalogue     # on a Ray cluster
     grep REQUEST_ID /tmp/ray/session_latest/logs/serve/*.log                      # what the replicas say of one edit
 
-    ingress ──► denoiser ──► retriever.choose         where the caller names no category
-       │            ├──────► conditioner ──► retriever
-       │            ├──────► parser                   where the photo is to be read
-       │            └──────► VAE.encode
-       ├──────────► VAE.decode
-       └──────────► parser                            for a mask alone
-
-An arrow points to the stage that is called. The denoiser calls once it has taken an edit on (`preparation.py`).
+The process of the command line waits here as long as the server runs. So this module does not import `graph.py`, which
+would bring PyTorch along: the processes that deploy the graph do (`starter.py`, or Serve's own).
 """
 
-import itertools
 import logging
 import os
 import sys
@@ -21,47 +14,33 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
-import torch
 from pydantic import ValidationError
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.context import _get_global_client
-from ray.serve.schema import (
+from ray.serve.schema import (  # type: ignore[attr-defined]
     ApplicationStatus,
     ApplicationStatusOverview,
     DeploymentStatus,
-    LoggingConfig,
-    ServeDeploySchema,
 )
 
-from fashion_rag.bundle import Bundle
-from fashion_rag.demo.world.catalogue import ensure_demo_world
+from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.errors import ArtifactError
-from fashion_rag.manifest import DEMO_BUNDLE
-from serve.autoscaling import LoadPolicy
-from serve.conditioner import Conditioner
-from serve.config import Config, ServeConfig
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
+from serve import tracing
+from serve.config import ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
-from serve.denoiser import Denoiser
 from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys
-from serve.ingress import Ingress
-from serve.parser import Parser
 from serve.ports import local_url
-from serve.retriever import Retriever
+from serve.starter import Starter
 from serve.startup_listener import StartupListener
-from serve.vae import VAE
 
 DEMO_WORLD = Path("out/world")
 LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
-# Far more calls than a stage ever has at once: the ingress and the denoiser refuse edits before.
-MAX_CALLS = 1000
-# Stages other than the denoiser get another replica for more calls in flight than this, which is about a batch.
-TARGET_CALLS = 8
 # The share of a GPU for each of the four replicas that run networks on it, so that one GPU holds the graph.
 GPU_SHARE = 0.25
 
@@ -74,6 +53,14 @@ LOADS = {
     "VAE": "the VAE",
     "Denoiser": "the UNet",
 }
+# The same, where stages share a process.
+LOADS_IN_ONE_PROCESS = {
+    "Ingress": "the routes",
+    "Stages": "the catalogue, the encoders, the VAE and what reads photos",
+    "Denoiser": "the UNet",
+}
+# One of these is there where the system has a driver of a GPU. To ask PyTorch for GPUs, it must be imported.
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 POLL_S = 0.2
 
 RAY_DEFAULTS = {
@@ -97,46 +84,11 @@ def no_report(awaited: str, num_ready: int, num_all: int) -> None:
     """Report nothing."""
 
 
-def build(config: ServeConfig) -> ray_serve.Application:
-    """Return the graph, with one replica for each deployment, or as many as its load asks for."""
-    runtime = config.runtime
-    by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
-    retriever = Retriever.options(**_options(config, config.retriever)).bind(runtime, config.catalogue)
-    on_gpu = {"num_gpus": config.replica_gpus}
-    # It is part of the graph whatever the bundle has, because a graph may be built where its bundle is not.
-    parser = Parser.options(**_options(config, config.parser, on_gpu)).bind(runtime)
-    conditioner = Conditioner.options(**_options(config, config.conditioner, on_gpu)).bind(runtime, retriever)
-    vae = VAE.options(**_options(config, config.vae, on_gpu)).bind(runtime)
-    stages = {"retriever": retriever, "parser": parser, "conditioner": conditioner, "vae": vae}
-    denoiser = Denoiser.options(**_options(config, config.denoiser, on_gpu, policy=by_load)).bind(runtime, stages)
-    return Ingress.options(**_options(config, config.ingress)).bind(config, stages | {"denoiser": denoiser})
-
-
-def _options(
-    config: ServeConfig, settings: Config, resources: Mapping[str, float] | None = None, **scaling: Any
-) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": config.replica_cpus, **(resources or {})},
-        "max_ongoing_requests": MAX_CALLS,
-        "graceful_shutdown_timeout_s": config.drain_s,
-        # Serve notices the death of a replica at the next check, and only then starts another.
-        "health_check_period_s": 1.0,
-        "user_config": settings.to_args(),
-        "logging_config": LoggingConfig(encoding="JSON"),
-    }
-    if config.max_replicas > 1:
-        options["autoscaling_config"] = AutoscalingConfig(
-            max_replicas=config.max_replicas,
-            target_ongoing_requests=TARGET_CALLS,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
-            **scaling,
-        )
-    return options
-
-
 def app(args: dict[str, Any]) -> ray_serve.Application:
     """Return the graph for a Serve config file, which has the fields of ServeConfig as `args`."""
+    # Imported here, because it brings PyTorch along.
+    from serve.graph import build
+
     return build(ServeConfig.from_args(args))
 
 
@@ -148,6 +100,8 @@ def run(
     file: Path | None = None,
     listener: StartupListener | None = None,
     progress: Callable[[], AbstractContextManager[Report]] = lambda: nullcontext(no_report),
+    starter: Starter | None = None,
+    traced: bool = False,
     **settings: Any,
 ) -> None:
     """Serve the graph on this machine until Ctrl-C.
@@ -155,22 +109,34 @@ def run(
     bundle, catalogue: by default the file's, else the bundle that ships and a catalogue of drawn garments. file: a
     Serve config file whose graph is served; this machine must have the GPUs and labels that it asks for. settings:
     fields of ServeConfig, which go before those of the file. listener: answers on the port until the graph's proxy
-    does. progress: is entered while the graph starts. Raises ArtifactError for what cannot be served.
+    does. progress: is entered while the graph starts. starter: a process that is already there for the start. traced:
+    as for `start`. Raises ArtifactError for what cannot be served.
     """
     graph = (read_graph(file) if file else Graph({}, [])).changed(settings)
     args = dict(graph.args)
     file_bundle, file_catalogue = args.pop("bundle", DEMO_BUNDLE), args.pop("catalogue", None)
     bundle, catalogue = bundle or Path(file_bundle), catalogue or file_catalogue
     try:
-        with progress() as report:
+        with progress() as report, starter or Starter() as starter:
             if catalogue is None:
-                report("a catalogue to be drawn", 0, 0)
-                catalogue = ensure_demo_world(DEMO_WORLD, bundle)
+                catalogue = starter.do("draw_catalogue", DEMO_WORLD, bundle, say=lambda awaited: report(awaited, 0, 0))
+            if graph.deployments:
+                # They may be options of any stage, which then must be a deployment.
+                args.setdefault("one_process", False)
             try:
                 config = local_config(bundle, catalogue, **args)
             except ValidationError as error:
                 raise ArtifactError(_faults(error)) from error
-            warnings = start(config, host, port, deployments=graph.deployments, listener=listener, report=report)
+            warnings = start(
+                config,
+                host,
+                port,
+                deployments=graph.deployments,
+                listener=listener,
+                report=report,
+                starter=starter,
+                traced=traced,
+            )
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         print(f"ready on {local_url(host, port)}; logs in {LOG_FOLDER}; Ctrl-C ends it", flush=True)
@@ -191,11 +157,27 @@ def _faults(error: ValidationError) -> str:
 
 
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
-    """Return the configuration of a graph on this machine, with its GPU if there is one. Raises as ServeConfig."""
+    """Return the configuration of a graph on this machine, with its GPU if there is one. Raises as ServeConfig.
+
+    Where the stages have one replica each and compute on the CPU, they share a process.
+    """
     root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
     here = {"bundle": str(bundle.resolve()), "catalogue": root}
-    gpus = {"replica_gpus": GPU_SHARE} if torch.cuda.is_available() else {}
-    return ServeConfig.from_args(here | gpus | settings)
+    gpus = {"replica_gpus": GPU_SHARE} if _has_gpu() else {}
+    config = ServeConfig.from_args(here | gpus | settings)
+    if "one_process" in settings:
+        return config
+    return replace(config, one_process=config.max_replicas == 1 and config.replica_gpus == 0)
+
+
+def _has_gpu() -> bool:
+    """Return whether PyTorch finds a GPU on this machine."""
+    if not any(map(os.path.exists, GPU_DRIVERS)):
+        return False
+    # Imported here, because it takes seconds.
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def start(
@@ -206,60 +188,53 @@ def start(
     deployments: Sequence[dict[str, Any]] = (),
     listener: StartupListener | None = None,
     report: Report = no_report,
+    starter: Starter | None = None,
+    traced: bool = False,
 ) -> list[str]:
     """Start Ray on this machine, and the graph in it; return the graph's warnings when it is ready.
 
     dashboard: whether to start Ray's dashboard, through which `serve deploy` brings new settings. deployments: the
     options of deployments in a Serve config file. listener: answers on the port until the graph's proxy does. report:
-    is called with what the start waits for. Raises ArtifactError for what cannot be served.
+    is called with what the start waits for. starter: a process that is already there for the start, and ends with it.
+    traced: whether the spans of requests go to an OTLP collector, as the OTEL_* variables say. Raises ArtifactError for
+    what cannot be served.
     """
+    loads = LOADS_IN_ONE_PROCESS if config.one_process else LOADS
 
     def say(awaited: str, num_ready: int = 0) -> None:
-        report(awaited, num_ready, len(LOADS))
+        report(awaited, num_ready, len(loads))
         if listener:
             listener.awaited = awaited
 
     say("the bundle and the catalogue to be checked")
     if listener:
         listener.allow(config.allow_origins)
-    # What cannot be opened is found here at once, while a replica would try to start again and again.
-    bundle = Bundle.open(Path(config.bundle))
-    bundle.manifest.check_trained(bundle.path, config.untrained)
-    bundle.open_catalogue(config.catalogue)
+    path = Path(config.bundle)
+    Manifest.read(path / MANIFEST_FILE).check_trained(path, config.untrained)
     ApiKeys.load(config.api_keys, API_KEYS, os.environ)
     ApiKeys.load(config.catalogue_keys, CATALOGUE_KEYS, os.environ)
-    # The networks are exported here, where progress can be shown. The replicas find them in the cache.
-    number = itertools.count(1)
-    config.runtime.open(lambda: say(f"networks to be exported to ONNX, {next(number)} done"))
-    for name, value in RAY_DEFAULTS.items():
+    for name, value in (RAY_DEFAULTS | (tracing.ENVIRONMENT if traced else {})).items():
         os.environ.setdefault(name, value)
     # Ray and Serve print much at their start. The logs of the replicas are in files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    say("Ray to start")
-    ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        ray_serve.start(http_options={"host": host, "port": port})
-        if listener:
-            listener.hand_over()
-        _deploy(config, deployments)
-        return _wait_until_ready(local_url(host, port), say)
+        with starter or Starter() as starter:
+            starter.begin("check", config)
+            say("Ray to start")
+            ray.init(address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            ray_serve.start(http_options={"host": host, "port": port})
+            if listener:
+                listener.hand_over()
+            say("the bundle and the catalogue to be checked")
+            starter.result(say)
+            starter.do("deploy", ray.get_runtime_context().gcs_address, config, deployments, say=say)
+        return _wait_until_ready(local_url(host, port), loads, say)
     except BaseException:
         stop()
         raise
 
 
-def _deploy(config: ServeConfig, deployments: Sequence[dict[str, Any]]) -> None:
-    """Deploy the graph on the running Serve, without waiting until it is ready."""
-    if deployments:
-        client = _get_global_client()
-        assert client is not None
-        client.deploy_apps(ServeDeploySchema.model_validate(Graph(config.to_args(), list(deployments)).as_config()))
-    else:
-        target = ray_serve.RunTarget(target=build(config), name=APP_NAME)
-        ray_serve.run_many([target], wait_for_applications_running=False)
-
-
-def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
+def _wait_until_ready(url: str, loads: Mapping[str, str], say: Callable[[str, int], None]) -> list[str]:
     """Return the warnings of the graph once all of it answers. Raises ArtifactError where Serve gives up."""
     while True:
         application = ray_serve.status().applications[APP_NAME]
@@ -273,8 +248,8 @@ def _wait_until_ready(url: str, say: Callable[[str, int], None]) -> list[str]:
                     warnings: list[str] = reply.json()["warnings"]
                     return warnings
         states = application.deployments
-        ready = [name for name in LOADS if name in states and states[name].status == DeploymentStatus.HEALTHY]
-        loading = [f"{name} to load {loads}" for name, loads in LOADS.items() if name not in ready]
+        ready = [name for name in loads if name in states and states[name].status == DeploymentStatus.HEALTHY]
+        loading = [f"{name} to load {loaded}" for name, loaded in loads.items() if name not in ready]
         say(", ".join(loading) or "all stages to answer", len(ready))
         time.sleep(POLL_S)
 

@@ -1,12 +1,57 @@
 """What the stages share that work on batches: an error stays with its own item, and values are kept by key."""
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from serve import tracing
+from serve.tracing import Kind
 
 T = TypeVar("T")
 R = TypeVar("R")
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Generic[R]):
+    """What a batch made of one of its items: a value, or the item's own error.
+
+    started_ns, ended_ns: when the batch was computed, in Unix time. num_items: how many items were in it.
+    """
+
+    value: R | Exception
+    started_ns: int
+    ended_ns: int
+    num_items: int
+
+
+async def run_batch(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[Outcome[R]]:
+    """Return what `compute` makes of the items, in a thread. A method that `ray.serve.batch` decorates calls this."""
+
+    def run() -> list[Outcome[R]]:
+        started_ns = tracing.now_ns()
+        values = outcomes_of(compute, items)
+        ended_ns = tracing.now_ns()
+        return [Outcome(value, started_ns, ended_ns, len(items)) for value in values]
+
+    return await asyncio.to_thread(run)
+
+
+async def in_batch(name: str, method: Callable[[T], Awaitable[Outcome[R]]], item: T) -> R:
+    """Return what a method that `ray.serve.batch` decorates makes of an item. Raises the item's error.
+
+    name: that of the work, for the spans of the wait for a batch and of the batch, which each of its items has.
+    """
+    asked_ns = tracing.now_ns()
+    outcome = await method(item)
+    error = outcome.value if isinstance(outcome.value, Exception) else None
+    # Who joins late, as one may a reading under way, has waited for none of it.
+    started_ns = max(asked_ns, outcome.started_ns)
+    tracing.record(f"wait for a batch of {name}", Kind.WAIT, asked_ns, started_ns)
+    tracing.record(f"batch of {name}", Kind.NETWORK, started_ns, outcome.ended_ns, error, num_items=outcome.num_items)
+    return checked(outcome.value)
 
 
 def outcomes_of(compute: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | Exception]:

@@ -13,7 +13,8 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUnavailableError
 
 from fashion_rag.errors import DeadlineExceeded, Overloaded
-from serve import metrics
+from serve import metrics, tracing
+from serve.tracing import Kind
 
 MAX_DEATHS = 4
 # How long to wait after the first death of a replica, until the handle has heard of it. It is doubled each time.
@@ -43,16 +44,17 @@ async def answer(stage: str, make_call: MakeCall, deadline_unix_s: float) -> Any
     Overloaded once too many replicas have died.
     """
     num_deaths = 0
-    while True:
-        response = make_call()
-        try:
-            return await _within(deadline_unix_s, stage, response)
-        except (RayError, RayServeException) as error:
-            num_deaths += 1
-            await _wait_to_call_again(stage, error, num_deaths)
-        except BaseException:
-            response.cancel()
-            raise
+    with tracing.span(f"call {stage}", Kind.HANDOVER):
+        while True:
+            response = make_call()
+            try:
+                return await _within(deadline_unix_s, stage, response)
+            except (RayError, RayServeException) as error:
+                num_deaths += 1
+                await _wait_to_call_again(stage, error, num_deaths)
+            except BaseException:
+                response.cancel()
+                raise
 
 
 async def stream(stage: str, make_call: MakeCall, deadline_unix_s: float) -> AsyncGenerator[Any, None]:
@@ -63,22 +65,24 @@ async def stream(stage: str, make_call: MakeCall, deadline_unix_s: float) -> Asy
     is made until there is room.
     """
     num_deaths, was_admitted = 0, False
-    while True:
-        response = make_call()
-        try:
-            while (item := await _within(deadline_unix_s, stage, anext(response, END))) is not END:
-                was_admitted = True
-                yield item
-            return
-        except (RayError, RayServeException) as error:
-            if was_admitted and isinstance(unwrapped(error), Overloaded):
-                await _within(deadline_unix_s, stage, asyncio.sleep(ROOM_PAUSE_S))
-            else:
-                num_deaths += 1
-                await _wait_to_call_again(stage, error, num_deaths)
-        except BaseException:
-            response.cancel()
-            raise
+    with tracing.span(f"call {stage}", Kind.HANDOVER, current=False) as calling:
+        while True:
+            with tracing.within(calling):
+                response = make_call()
+            try:
+                while (item := await _within(deadline_unix_s, stage, anext(response, END))) is not END:
+                    was_admitted = True
+                    yield item
+                return
+            except (RayError, RayServeException) as error:
+                if was_admitted and isinstance(unwrapped(error), Overloaded):
+                    await _within(deadline_unix_s, stage, asyncio.sleep(ROOM_PAUSE_S))
+                else:
+                    num_deaths += 1
+                    await _wait_to_call_again(stage, error, num_deaths)
+            except BaseException:
+                response.cancel()
+                raise
 
 
 async def _within(deadline_unix_s: float, stage: str, response: Awaitable[Any]) -> Any:
@@ -103,4 +107,5 @@ async def _wait_to_call_again(stage: str, error: Exception, num_deaths: int) -> 
     if num_deaths == MAX_DEATHS:
         raise Overloaded(f"the stage {stage!r} is restarting", RESTART_S) from error
     metrics.retries().inc(tags={"stage": stage})
+    tracing.event("call again", stage=stage)
     await asyncio.sleep(FIRST_PAUSE_S * 2 ** (num_deaths - 1))

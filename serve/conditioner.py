@@ -23,13 +23,14 @@ from fashion_rag.data.image import open_image
 from fashion_rag.person.completion import CategoryChoice
 from fashion_rag.pipeline import Conditioning
 from fashion_rag.request import EditRequest
-from serve import metrics
-from serve.batching import Cache, checked, outcomes_of, set_max_batch
+from serve import metrics, tracing
+from serve.batching import Cache, Outcome, in_batch, run_batch, set_max_batch
 from serve.calls import answer
 from serve.config import ConditionerSettings
 from serve.logs import leave_out_expected_errors
 from serve.messages import Conditioned, Job, RetrievedGarments
 from serve.preparation import with_category
+from serve.tracing import Kind
 
 # A request, and the pseudo-words [n, P, D] of its n garments; None where it has none.
 RequestAndWords = tuple[EditRequest, Tensor | None]
@@ -67,12 +68,13 @@ class Conditioner:
         )
         with metrics.timed("condition") as timings_s:
             words = await self._words(retrieved)
-            conditioning: Conditioning = checked(await self._condition((with_category(request, choice), words)))
+            pair = (with_category(request, choice), words)
+            conditioning = await in_batch("condition", self._condition, pair)
         return Conditioned(conditioning, retrieved.garments, retrieved.version, retrieved.timings_s | timings_s)
 
     async def invert(self, content: bytes) -> NDArray[np.float32]:
         """Return the pseudo-words [P, D] of the garment in a picture file, for the catalogue."""
-        words: Tensor = checked(await self._invert(await asyncio.to_thread(open_image, content)))
+        words = await self._inverted(content)
         array: NDArray[np.float32] = words.numpy()
         return array
 
@@ -92,16 +94,21 @@ class Conditioner:
         num_hits = len(retrieved.garments) - num_stored - len(missing)
         metrics.count_lookups(stored=num_stored, hit=num_hits, miss=len(missing))
         if missing:
-            pictures = await asyncio.to_thread(lambda: [open_image(content) for content in missing.values()])
-            outcomes = await asyncio.gather(*map(self._invert, pictures))
-            for garment_id, outcome in zip(missing, outcomes, strict=True):
-                known[garment_id] = checked(outcome)
-                self.pseudo_words.put((retrieved.version, garment_id), known[garment_id])
+            inverted = await asyncio.gather(*map(self._inverted, missing.values()))
+            for garment_id, made in zip(missing, inverted, strict=True):
+                known[garment_id] = made
+                self.pseudo_words.put((retrieved.version, garment_id), made)
         return torch.stack([known[garment.id] for garment in retrieved.garments]) if known else None
 
+    async def _inverted(self, content: bytes) -> Tensor:
+        """Return the pseudo-words [P, D] of the garment in a picture file."""
+        with tracing.span("open garment", Kind.IMAGE):
+            picture = await asyncio.to_thread(open_image, content)
+        return await in_batch("invert", self._invert, picture)
+
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _invert(self, pictures: list[Image.Image]) -> list[Tensor | Exception]:
-        return await asyncio.to_thread(outcomes_of, self._invert_all, pictures)
+    async def _invert(self, pictures: list[Image.Image]) -> list[Outcome[Tensor]]:
+        return await run_batch(self._invert_all, pictures)
 
     @torch.inference_mode()
     def _invert_all(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
@@ -109,8 +116,8 @@ class Conditioner:
         return [words.clone() for words in pipeline.invert(self.garment_encoder, pictures)]
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _condition(self, pairs: list[RequestAndWords]) -> list[Conditioning | Exception]:
-        return await asyncio.to_thread(outcomes_of, self._condition_all, pairs)
+    async def _condition(self, pairs: list[RequestAndWords]) -> list[Outcome[Conditioning]]:
+        return await run_batch(self._condition_all, pairs)
 
     @torch.inference_mode()
     def _condition_all(self, pairs: Sequence[RequestAndWords]) -> list[Conditioning]:

@@ -1,7 +1,7 @@
 """What an operator may set. `ServeConfig` is fixed while a graph runs; the settings of each deployment may change.
 
 The settings are the `user_config` of their deployments. A Serve config file that changes nothing else reaches the
-running replicas without a restart. `app.build` gives each deployment its defaults.
+running replicas without a restart. `graph.build` gives each deployment its defaults.
 """
 
 import dataclasses
@@ -171,6 +171,16 @@ class DenoiserSettings(Limits, Config):
 
 
 @dataclass(frozen=True)
+class StagesSettings(Config):
+    """The settings of the stages that share a process, which each of them has for itself otherwise."""
+
+    retriever: RetrieverSettings = RetrieverSettings()
+    parser: ParserSettings = ParserSettings()
+    conditioner: ConditionerSettings = ConditionerSettings()
+    vae: BatchSettings = BatchSettings()
+
+
+@dataclass(frozen=True)
 class ServeConfig(Config):
     """The configuration of a graph.
 
@@ -185,7 +195,9 @@ class ServeConfig(Config):
     `/readyz` names them.
 
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
-    default. untrained: whether a bundle may be served that is marked as untrained.
+    default. untrained: whether a bundle may be served that is marked as untrained. one_process: whether the retriever,
+    the parser, the conditioner and the VAE share a process, which saves memory and time at the start. They then scale
+    as one. `app.local_config` decides where it is not given.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
@@ -208,6 +220,7 @@ class ServeConfig(Config):
     wait_s: float = 0.0
     allow_origins: tuple[str, ...] = ()
     untrained: bool = False
+    one_process: bool = False
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0

@@ -12,10 +12,12 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
+from opentelemetry.trace import Span
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
@@ -23,12 +25,12 @@ from torch import Tensor
 
 from export.runtime import Runtime
 from fashion_rag import pipeline
-from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview
+from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview, Progress
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.scheduler import running_rows
 from fashion_rag.errors import DeadlineExceeded, Overloaded
 from fashion_rag.request import EditRequest
-from serve import metrics
+from serve import metrics, tracing
 from serve.autoscaling import LOAD, WorkMeter
 from serve.batching import Cache
 from serve.config import DenoiserSettings
@@ -36,11 +38,25 @@ from serve.cores import cores_by_node, pin, share_of
 from serve.logs import leave_out_expected_errors
 from serve.messages import Admitted, Denoised, Job, Partial, Prepared
 from serve.preparation import Preparation, Preparer
+from serve.tracing import Kind
 
 # After so many UNet calls that failed one after the other, Serve is told to replace the replica.
 MAX_FAILED_CALLS = 3
 
 DenoiserMessage = Admitted | Prepared | Partial | Denoised
+
+
+@dataclass(frozen=True)
+class UNetCall:
+    """A UNet call: how long it took, when it ended in nanoseconds of Unix time, and the rows that it had."""
+
+    seconds: float
+    ended_ns: int
+    num_rows: int
+
+
+# What happens to an edit, with the call that brought it; None where no call did.
+Events = asyncio.Queue[tuple[Event, UNetCall | None]]
 
 
 @ray_serve.deployment
@@ -64,7 +80,7 @@ class Denoiser:
         self.results: Cache[Tensor] = Cache(0, attrgetter("nbytes"))
         self.meter = WorkMeter()
         self.num_steps_done = 0
-        self._events: dict[str, asyncio.Queue[Event]] = {}
+        self._events: dict[str, Events] = {}
         self._thread = ThreadPoolExecutor(1, "denoise")
         self._to_do = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
@@ -127,10 +143,13 @@ class Denoiser:
             if latents is not None:
                 metrics.repeats().inc()
             else:
-                with metrics.timed("denoise") as denoise_s:
+                with (
+                    metrics.timed("denoise") as denoise_s,
+                    tracing.span("denoise", Kind.WAIT, current=False) as denoising,
+                ):
                     self._provide(edit_id, prepared)
-                    started = time.perf_counter()
-                    while not isinstance(event := await events.get(), Finished):
+                    started, provided_ns = time.perf_counter(), tracing.now_ns()
+                    while not isinstance(event := await _next_event(events, denoising, provided_ns), Finished):
                         if isinstance(event, Failed):
                             raise event.error
                         if event.step == 1:
@@ -181,7 +200,8 @@ class Denoiser:
         """
         if self.results.max_bytes == 0:
             return None
-        request: EditRequest = await job.request
+        with tracing.span("get request", Kind.HANDOVER):
+            request: EditRequest = await job.request
         digest = await asyncio.to_thread(request.digest)
         conditioned = prepared.conditioned
         garment_ids = tuple(garment.id for garment in conditioned.garments)
@@ -202,16 +222,18 @@ class Denoiser:
         loop = asyncio.get_running_loop()
         while True:
             batch, events = self.engine.schedule()
+            call = None
             if batch:
                 outcome = await loop.run_in_executor(self._thread, self.engine.run, batch)
-                metrics.step_seconds().observe(outcome.seconds)
-                metrics.rows_per_step().observe(running_rows(batch).total)
+                call = UNetCall(outcome.seconds, tracing.now_ns(), running_rows(batch).total)
+                metrics.step_seconds().observe(call.seconds)
+                metrics.rows_per_step().observe(call.num_rows)
                 self.num_steps_done += 1
                 events += self.engine.postprocess(batch, outcome)
             for event in events:
                 # The edit of a caller who has just left has no queue any more.
                 if queue := self._events.get(event.id):
-                    queue.put_nowait(event)
+                    queue.put_nowait((event, call))
             self._count()
             if not batch:
                 self._to_do.clear()
@@ -221,3 +243,19 @@ class Denoiser:
         """Bring the gauges up to date."""
         metrics.rows_in_flight().set(self.engine.num_rows)
         metrics.edits_waiting().set(self.engine.num_waiting)
+
+
+async def _next_event(events: Events, denoising: Span, provided_ns: int) -> Event:
+    """Return what happens to an edit next. A step becomes an event of the edit's span, `denoising`.
+
+    provided_ns: when the engine was given the edit's tensors, from which on it waited for its first step.
+    """
+    event, call = await events.get()
+    if isinstance(event, Progress) and call and denoising.is_recording():
+        if event.step == 1:
+            with tracing.within(denoising):
+                started_ns = call.ended_ns - int(call.seconds * 1e9)
+                tracing.record("wait for the first step", Kind.WAIT, provided_ns, started_ns)
+        attributes = {"step": event.step, "seconds": call.seconds, "num_rows": call.num_rows}
+        denoising.add_event(tracing.STEP, attributes, call.ended_ns)
+    return event

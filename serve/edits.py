@@ -21,13 +21,14 @@ from ray.serve.handle import DeploymentHandle
 from fashion_rag.data.finish import finish
 from fashion_rag.person.completion import CategoryChoice, Found, complete, find, wants_reading
 from fashion_rag.request import CompleteRequest, EditRequest
-from serve import metrics
+from serve import metrics, tracing
 from serve.calls import answer, stream
 from serve.http.errors import error_reply, explained
 from serve.http.forms import EditForm
 from serve.http.replies import GarmentUsed, edit_completed, partial_image, sse
 from serve.http.streaming import newest
 from serve.messages import Admitted, Decoded, Denoised, Job, Partial, Prepared, Timings
+from serve.tracing import Kind
 
 T = TypeVar("T")
 
@@ -117,7 +118,9 @@ class EditRunner:
             async for item in items:
                 match item:
                     case Prepared() if accepted is None:
-                        accepted = Accepted(await asyncio.to_thread(complete, request, item.found), item.found)
+                        with tracing.span("complete request", Kind.IMAGE):
+                            completed = await asyncio.to_thread(complete, request, item.found)
+                        accepted = Accepted(completed, item.found)
                         yield accepted
                     case Partial() if item.step > last_step:
                         last_step = item.step
@@ -138,9 +141,11 @@ class EditRunner:
         choice = None if request.category is None else CategoryChoice(request.category)
         is_read = self.has_parser and wants_reading(request)
         found = None if choice is None or is_read else find(request, choice, self.shape, None)
+        # The request goes into shared memory once, and the stages read it from there.
+        with tracing.span("put request", Kind.HANDOVER):
+            shared = ray.put(request)
         return Job(
-            # The request goes into shared memory once, and the stages read it from there.
-            request=ray.put(request),
+            request=shared,
             choice=choice,
             is_read=is_read,
             found=found,
@@ -159,7 +164,8 @@ class EditRunner:
             "decode", lambda: self.vae.decode.remote(denoised.latents), request.deadline_unix_s
         )
         started = time.perf_counter()
-        image = await asyncio.to_thread(finish, request, decoded.picture)
+        with tracing.span("paste", Kind.IMAGE):
+            image = await asyncio.to_thread(finish, request, decoded.picture)
         timings_s = denoised.timings_s | decoded.timings_s
         timings_s["decode"] += time.perf_counter() - started
         return EditedPhoto(image, denoised.garments, accepted.found, timings_s, denoised_unix_s)
@@ -225,7 +231,8 @@ def partial_event(form: EditForm, request: CompleteRequest, partial: Partial, in
 
     Pastes and encodes, so keep it off an event loop.
     """
-    pixels = finish(request, partial.preview)
+    with tracing.span("paste", Kind.IMAGE):
+        pixels = finish(request, partial.preview)
     event = partial_image(
         form, pixels, index=index, step=partial.step, num_steps=partial.num_steps, icc_profile=request.icc_profile
     )

@@ -28,7 +28,7 @@ from fashion_rag.catalogue.garments import MAX_STORED_SIDE
 from fashion_rag.data.image import open_image
 from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, NotFound
 from fashion_rag.manifest import Manifest, has_parser
-from serve import metrics
+from serve import metrics, tracing
 from serve.calls import answer
 from serve.config import IngressSettings, ServeConfig
 from serve.edits import EditRunner
@@ -66,6 +66,7 @@ from serve.memory import give_back_large_blocks
 from serve.proxy.cors import ORIGINS_HEADER
 from serve.proxy.replay import MAX_BODY_BYTES
 from serve.readiness import READY_TIMEOUT_S, deadline_warnings, is_answering
+from serve.tracing import Kind
 
 # How long a route that makes no edit waits for a stage.
 ASK_S = 30.0
@@ -73,7 +74,8 @@ ASK_S = 30.0
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 logger = logging.getLogger("ray.serve")
-api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False)
+# FastAPI would make spans of its own, beside those of Serve instead of within them.
+api = DocumentedAPI(title="Fashion-RAG", redirect_slashes=False, telemetry={"tracing": False})
 add_handlers(api)
 
 
@@ -143,7 +145,7 @@ class Ingress:
 
     async def _form(self, http: Request, kind: type[Form], key_name: str | None) -> Form:
         """Return the form in a request's body. Raises Overloaded before it is read where too much is under way."""
-        with self.admission.upload(key_name):
+        with self.admission.upload(key_name), tracing.span("read form", Kind.HTTP):
             return await read_form(http, MAX_BODY_BYTES, kind, self.admission.settings)
 
     @api.post(
@@ -166,9 +168,10 @@ class Ingress:
                 rule = f"must be at most {max_pictures} on this server"
                 raise InvalidRequest("n", form.n, rule, "unsupported_value")
             held.enter_context(self.admission.hold(key_name, form.n))
-            requests = await asyncio.to_thread(
-                edit_requests, form, self.manifest, settings, request_id, arrived, self.finds_masks
-            )
+            with tracing.span("open pictures", Kind.IMAGE):
+                requests = await asyncio.to_thread(
+                    edit_requests, form, self.manifest, settings, request_id, arrived, self.finds_masks
+                )
             user = form.safety_identifier or form.user
             logger.info("edit from key %s for user %r: seed %d", key_name, user, requests[0].seed)
             if form.stream:
@@ -177,19 +180,20 @@ class Ingress:
                 await anext(events)
                 return PacedResponse(events, "text/event-stream", {"cache-control": "no-store"})
             photos = await self.edits.edit_all(requests)
-            reply = await asyncio.to_thread(
-                edit_reply,
-                form,
-                pictures=[photo.image for photo in photos],
-                seeds=[request.seed for request in requests],
-                garments=photos[0].garments,
-                found=photos[0].found,
-                timings_s=photos[0].timings_s,
-                icc_profile=requests[0].icc_profile,
-            )
-            for photo in photos:
-                self.edits.answer_times.record(photo)
-            return JSONResponse(reply.model_dump())
+            with tracing.span("write reply", Kind.HTTP):
+                reply = await asyncio.to_thread(
+                    edit_reply,
+                    form,
+                    pictures=[photo.image for photo in photos],
+                    seeds=[request.seed for request in requests],
+                    garments=photos[0].garments,
+                    found=photos[0].found,
+                    timings_s=photos[0].timings_s,
+                    icc_profile=requests[0].icc_profile,
+                )
+                for photo in photos:
+                    self.edits.answer_times.record(photo)
+                return JSONResponse(reply.model_dump())
 
     @api.post("/v1/images/masks", responses=errors(*READING), openapi_extra=form_document(MaskForm))
     async def mask(self, http: Request) -> MaskReply:

@@ -13,9 +13,11 @@ from fashion_rag.person.completion import CategoryChoice, complete, find
 from fashion_rag.person.reading import PhotoReading
 from fashion_rag.person.regions import worn_category
 from fashion_rag.request import EditRequest
+from serve import tracing
 from serve.calls import answer
 from serve.http.mask_reply import MaskReply, mask_reply
 from serve.messages import Chosen
+from serve.tracing import Kind
 
 
 class MaskFinder:
@@ -33,7 +35,8 @@ class MaskFinder:
         has_words: whether the request's words are the caller's. Without them and a category, the mask is for the
         largest garment that is worn. Raises InvalidRequest if the photo does not show what it must.
         """
-        shared = await asyncio.to_thread(ray.put, request)
+        with tracing.span("put request", Kind.HANDOVER):
+            shared = await asyncio.to_thread(ray.put, request)
         reading: PhotoReading = await answer("parse", lambda: self.parser.read.remote(shared), request.deadline_unix_s)
         if request.category is not None:
             choice = CategoryChoice(request.category)

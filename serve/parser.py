@@ -22,13 +22,14 @@ from fashion_rag.manifest import Manifest
 from fashion_rag.person.completion import CategoryChoice, find
 from fashion_rag.person.reading import PhotoReading, read_photos
 from fashion_rag.request import EditRequest
-from serve import metrics
-from serve.batching import checked, outcomes_of, set_max_batch
+from serve import metrics, tracing
+from serve.batching import Outcome, run_batch, set_max_batch
 from serve.config import ParserSettings
 from serve.logs import leave_out_expected_errors
 from serve.memory import give_back_large_blocks
 from serve.messages import FoundInPhoto
 from serve.readings import Readings
+from serve.tracing import Kind
 
 # Returns what is seen in each photo, which is RGB and in sRGB.
 ReadPhotos = Callable[[Sequence[Image.Image]], list[PhotoReading]]
@@ -66,7 +67,8 @@ class Parser:
         """
         with metrics.timed("parse") as timings_s:
             reading = await self.readings.of(request)
-            found = await asyncio.to_thread(find, request, choice, self.shape, reading)
+            with tracing.span("find mask and window", Kind.IMAGE):
+                found = await asyncio.to_thread(find, request, choice, self.shape, reading)
         return FoundInPhoto(found, timings_s)
 
     async def read(self, request: EditRequest) -> PhotoReading:
@@ -74,16 +76,16 @@ class Parser:
         with metrics.timed("parse"):
             return await self.readings.of(request)
 
-    async def _read_one(self, request: EditRequest) -> PhotoReading:
+    async def _read_one(self, request: EditRequest) -> Outcome[PhotoReading]:
         if self.read_photos is None:
             rule = "cannot be read: the bundle that is served has no human parser; give a mask"
             raise InvalidRequest("image", "a photo", rule, "unsupported_value")
-        reading: PhotoReading = checked(await self._read(request))
-        return reading
+        outcome: Outcome[PhotoReading] = await self._read(request)
+        return outcome
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _read(self, requests: list[EditRequest]) -> list[PhotoReading | Exception]:
-        return await asyncio.to_thread(outcomes_of, self._read_all, requests)
+    async def _read(self, requests: list[EditRequest]) -> list[Outcome[PhotoReading]]:
+        return await run_batch(self._read_all, requests)
 
     def _read_all(self, requests: Sequence[EditRequest]) -> list[PhotoReading]:
         assert self.read_photos is not None

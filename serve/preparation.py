@@ -13,8 +13,10 @@ from ray.serve.handle import DeploymentHandle
 
 from fashion_rag.person.completion import CategoryChoice, Found, find
 from fashion_rag.request import EditRequest
+from serve import tracing
 from serve.calls import answer
 from serve.messages import Chosen, Conditioned, EncodedPerson, FoundInPhoto, Job, Timings
+from serve.tracing import Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +88,10 @@ class Preparer:
                 "parse", lambda: self.parser.find.remote(job.request, choice), job.deadline_unix_s
             )
             return found
-        request = await job.request
-        return FoundInPhoto(await asyncio.to_thread(find, request, choice, self.shape, None), {})
+        with tracing.span("get request", Kind.HANDOVER):
+            request = await job.request
+        with tracing.span("find mask and window", Kind.IMAGE):
+            return FoundInPhoto(await asyncio.to_thread(find, request, choice, self.shape, None), {})
 
 
 def with_category(request: EditRequest, choice: CategoryChoice) -> EditRequest:

@@ -10,7 +10,7 @@ import numpy as np
 from fashion_rag.person.reading import PhotoReading
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import Cache
+from serve.batching import Cache, Outcome, in_batch
 
 
 class Readings:
@@ -19,12 +19,12 @@ class Readings:
     `kept` has the readings within its bound in bytes. `num_read` counts the photos that were read.
     """
 
-    def __init__(self, read: Callable[[EditRequest], Awaitable[PhotoReading]]) -> None:
-        """Take what reads the photo of a request."""
+    def __init__(self, read: Callable[[EditRequest], Awaitable[Outcome[PhotoReading]]]) -> None:
+        """Take what reads the photo of a request, in a batch."""
         self.kept: Cache[PhotoReading] = Cache(0, _num_bytes)
         self.num_read = 0
         self._read = read
-        self._under_way: dict[str, asyncio.Task[PhotoReading]] = {}
+        self._under_way: dict[str, asyncio.Task[Outcome[PhotoReading]]] = {}
 
     async def of(self, request: EditRequest) -> PhotoReading:
         """Return what is seen in the photo of the request. Raises what the reading raises.
@@ -41,14 +41,15 @@ class Readings:
             # In a context of its own, because it is not for the first of its requests alone.
             under_way = asyncio.create_task(self._read_and_keep(digest, request), context=contextvars.Context())
             self._under_way[digest] = under_way
-        return await asyncio.shield(under_way)
+        return await in_batch("read", asyncio.shield, under_way)
 
-    async def _read_and_keep(self, digest: str, request: EditRequest) -> PhotoReading:
+    async def _read_and_keep(self, digest: str, request: EditRequest) -> Outcome[PhotoReading]:
         try:
-            reading = await self._read(request)
-            self.num_read += 1
-            self.kept.put(digest, reading)
-            return reading
+            outcome = await self._read(request)
+            if not isinstance(outcome.value, Exception):
+                self.num_read += 1
+                self.kept.put(digest, outcome.value)
+            return outcome
         finally:
             del self._under_way[digest]
 

@@ -37,7 +37,7 @@ from fashion_rag.errors import ArtifactError
 from fashion_rag.person.completion import CategoryChoice
 from fashion_rag.request import EditRequest
 from serve import metrics
-from serve.batching import checked, outcomes_of, set_max_batch
+from serve.batching import Outcome, in_batch, run_batch, set_max_batch
 from serve.config import RetrieverSettings
 from serve.http.replies import GarmentFound, GarmentUsed
 from serve.logs import leave_out_expected_errors
@@ -107,12 +107,12 @@ class Retriever:
     async def choose(self, request: EditRequest) -> Chosen:
         """Return the category of a request that has none. Raises InvalidRequest as `CategoryChooser.choose`."""
         with metrics.timed("category") as timings_s:
-            choice = checked(await self._choose(request))
+            choice = await in_batch("choose", self._choose, request)
         return Chosen(choice, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _choose(self, requests: list[EditRequest]) -> list[CategoryChoice | Exception]:
-        return await asyncio.to_thread(outcomes_of, partial(self.chooser.choose, self.catalogue), requests)
+    async def _choose(self, requests: list[EditRequest]) -> list[Outcome[CategoryChoice]]:
+        return await run_batch(partial(self.chooser.choose, self.catalogue), requests)
 
     async def retrieve(self, request: EditRequest, choice: CategoryChoice) -> RetrievedGarments:
         """Return the garments that the request names, or else the nearest to its prompt in the category.
@@ -120,15 +120,16 @@ class Retriever:
         Raises InvalidRequest for an id that is not in the catalogue.
         """
         with metrics.timed("retrieve") as timings_s:
-            matches, words, version = checked(await self._retrieve(with_category(request, choice)))
+            asked = with_category(request, choice)
+            matches, words, version = await in_batch("retrieve", self._retrieve, asked)
         garments = tuple(
             GarmentUsed(id=match.garment.id, score=match.score, caption=match.garment.caption) for match in matches
         )
         return RetrievedGarments(garments, words, version, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _retrieve(self, requests: list[EditRequest]) -> list[MatchesAndWords | Exception]:
-        return await asyncio.to_thread(outcomes_of, partial(_retrieve_from, self.catalogue), requests)
+    async def _retrieve(self, requests: list[EditRequest]) -> list[Outcome[MatchesAndWords]]:
+        return await run_batch(partial(_retrieve_from, self.catalogue), requests)
 
     async def search(self, like: str | Image.Image, category: str, k: int, attributes: Filter) -> list[GarmentFound]:
         """Return the `k` garments of `category` nearest to a text or picture.

@@ -82,7 +82,7 @@ def run(out: Path = Path("out/demo.png"), keep: bool = False, bundle: Path = DEM
     world = out.parent / "world"
     catalogue = ensure_demo_world(world, bundle)
     cases = read_cases(world, bundle)
-    console.print("Starting Ray Serve with six replicas; this takes half a minute on two cores ...")
+    console.print("Starting Ray Serve ...")
     url = f"http://127.0.0.1:{(port := free_port())}"
     app.start(app.local_config(bundle, catalogue), "127.0.0.1", port)
     try:

@@ -15,12 +15,13 @@ from fashion_rag import pipeline
 from fashion_rag.person.completion import Found, complete
 from fashion_rag.pipeline import Person
 from fashion_rag.request import CompleteRequest, EditRequest
-from serve import metrics
-from serve.batching import checked, outcomes_of, set_max_batch
+from serve import metrics, tracing
+from serve.batching import Outcome, in_batch, run_batch, set_max_batch
 from serve.config import BatchSettings
 from serve.logs import leave_out_expected_errors
 from serve.memory import give_back_large_blocks
 from serve.messages import Decoded, EncodedPerson
+from serve.tracing import Kind
 
 
 @ray_serve.deployment
@@ -48,13 +49,14 @@ class VAE:
         found: what completes the request.
         """
         with metrics.timed("encode") as timings_s:
-            completed = await asyncio.to_thread(complete, request, found)
-            latents, person = checked(await self._encode(completed))
+            with tracing.span("complete request", Kind.IMAGE):
+                completed = await asyncio.to_thread(complete, request, found)
+            latents, person = await in_batch("encode", self._encode, completed)
         return EncodedPerson(person, latents, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _encode(self, requests: list[CompleteRequest]) -> list[tuple[Tensor, Person] | Exception]:
-        return await asyncio.to_thread(outcomes_of, self._encode_all, requests)
+    async def _encode(self, requests: list[CompleteRequest]) -> list[Outcome[tuple[Tensor, Person]]]:
+        return await run_batch(self._encode_all, requests)
 
     @torch.inference_mode()
     def _encode_all(self, requests: Sequence[CompleteRequest]) -> list[tuple[Tensor, Person]]:
@@ -63,12 +65,12 @@ class VAE:
     async def decode(self, latents: NDArray[np.float32]) -> Decoded:
         """Return the picture, in the model's size, that scaled latents [1, 4, h, w] stand for."""
         with metrics.timed("decode") as timings_s:
-            picture = checked(await self._decode(torch.tensor(latents)))
+            picture = await in_batch("decode", self._decode, torch.tensor(latents))
         return Decoded(picture, timings_s)
 
     @ray_serve.batch(batch_wait_timeout_s=0)
-    async def _decode(self, latents: list[Tensor]) -> list[NDArray[np.uint8] | Exception]:
-        return await asyncio.to_thread(outcomes_of, self._decode_all, latents)
+    async def _decode(self, latents: list[Tensor]) -> list[Outcome[NDArray[np.uint8]]]:
+        return await run_batch(self._decode_all, latents)
 
     @torch.inference_mode()
     def _decode_all(self, latents: Sequence[Tensor]) -> list[NDArray[np.uint8]]:

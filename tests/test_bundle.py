@@ -80,6 +80,23 @@ def test_all_parts_load_with_the_weights_that_were_written(tmp_path: Path) -> No
         assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
 
 
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_parts_without_networks_are_otherwise_the_same(bundle: Path, factor: float | None) -> None:
+    path = bundle / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    del config["scaling_factor"]
+    path.write_text(json.dumps(config if factor is None else config | {"scaling_factor": factor}))
+    opened = Bundle.open(bundle)
+    for load in (opened.load_vae, opened.load_garment_encoder, opened.load_prompt_encoder):
+        whole, rest = load(), load(networks=False)
+        for name in ("scaling_factor", "downsampling", "picture_size", "crop", "mean", "std"):
+            assert getattr(rest, name, None) == getattr(whole, name, None)
+        kept = whole.state_dict()
+        assert set(rest.state_dict()) == {name for name in kept if name.startswith("token_embedding.")}
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in rest.state_dict().items())
+        assert not rest.training and not any(weight.requires_grad for weight in rest.parameters())
+
+
 def test_a_bundle_is_written_with_the_preview_of_its_stored_weights(tmp_path: Path) -> None:
     parts = tiny.make_parts(tmp_path)
     bundle = write_bundle(tmp_path / "bundle", tiny.MANIFEST, parts, torch.float16)

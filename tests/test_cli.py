@@ -691,6 +691,7 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(
                 "host": "127.0.0.1",
                 "port": 8123,
                 "file": None,
+                "traced": False,
                 "settings": {"backend": "torch", "api_keys": "/keys.txt"},
             },
         ),
@@ -703,6 +704,7 @@ def test_bundle_import_hands_its_options_on_and_shows_the_licence(
                 "host": "127.0.0.1",
                 "port": 8000,
                 "file": Path("serve.yaml"),
+                "traced": False,
                 "settings": {},
             },
         ),
@@ -723,8 +725,9 @@ def test_a_command_hands_its_options_on(
     def record(*args: object, **kwargs: object) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        # These two are not options: the socket that is open already, and the bar that shows the start.
-        calls.append({name: value for name, value in bound.arguments.items() if name not in ("listener", "progress")})
+        # These are not options: the socket that is open already, the bar that shows the start, and its process.
+        given = ("listener", "progress", "starter")
+        calls.append({name: value for name, value in bound.arguments.items() if name not in given})
 
     monkeypatch.setattr(target, record)
     # Other tests see that files which are named must be there.

@@ -41,6 +41,7 @@ LAYERS = (
 HOMES = {
     "fastapi": "serve",
     "matplotlib": "serve.bench.plot",
+    "opentelemetry": "serve",
     "ray": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
@@ -61,10 +62,14 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
+    # Its packages share a namespace: opentelemetry-sdk, -proto and the exporter are declared beside it.
+    "opentelemetry": "opentelemetry-api",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "yaml": "pyyaml",
 }
 HEAVY = ("torch", "transformers", "diffusers", "open_clip", "faiss", "ray", "fastapi", "onnxruntime", "openvino")
+# What networks need, and a process without them must not import.
+NETWORKS = (*HEAVY[:5], "torchvision", "onnx", "onnxruntime", "openvino")
 
 
 def module_name(path: Path) -> str:
@@ -213,8 +218,34 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
 
 
 def test_the_ingress_imports_nothing_that_networks_need() -> None:
-    networks = (*HEAVY[:5], "torchvision", "onnx", "onnxruntime", "openvino")
-    script = f"import sys, serve.ingress; print(*sorted(set({networks}) & set(sys.modules)))"
+    script = f"import sys, serve.ingress, serve.handles; print(*sorted(set({NETWORKS}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_process_that_waits_imports_nothing_that_networks_need() -> None:
+    # The command imports the starter and the listener first, then the rest.
+    script = (
+        "import sys, fashion_rag.cli.serving, serve.starter, serve.startup_listener\n"
+        "early = 'ray' in sys.modules\n"
+        f"import serve.app\nprint(early, *sorted(set({NETWORKS}) & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == ["False"]
+
+
+def test_no_replica_imports_what_builds_networks() -> None:
+    # Compiled networks run without them; where PyTorch runs the networks, they are imported when these are loaded.
+    builders = ("transformers.modeling_utils", "diffusers", "open_clip", "torchvision", "sklearn", "onnx", "matplotlib")
+    script = f"import sys, serve.stages, serve.denoiser; print(*sorted(set({builders}) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_server_loads_nothing_of_opentelemetry_that_ray_serve_does_not() -> None:
+    """What sends spans is loaded only where tracing is on."""
+    before = "import sys, fastapi, ray.serve; before = set(sys.modules); import serve.app, serve.proxy"
+    script = f"{before}; print(*(name for name in set(sys.modules) - before if name.startswith('opentelemetry')))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
 

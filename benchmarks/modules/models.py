@@ -149,7 +149,7 @@ def untrained_model(
     for layer in (*unet.modules(), *autoencoder.modules()):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.mul_(3**0.5)
-    vae = VAE(autoencoder)
+    vae = VAE.of(autoencoder)
     height, width = (side // vae.downsampling for side in image_size)
     image, latents = TensorSpec((3, *image_size)), TensorSpec((LATENT_CHANNELS, height, width))
     text = TensorSpec((MAX_TOKENS, unet_config["cross_attention_dim"]))
@@ -177,7 +177,7 @@ def untrained_model(
     )
 
     def make_edit(networks: Networks, batch: int) -> MakePictures:
-        halves = VAE(autoencoder)
+        halves = VAE.of(autoencoder)
         halves.encoder, halves.decoder = networks["vae_encoder"], networks["vae_decoder"]
         return _untrained_edit(networks["unet"], halves, image_size, text, batch, num_steps, device)
 

@@ -1,19 +1,18 @@
 """The retrieval encoder: an OpenCLIP model that puts texts and garment pictures into one space.
 
-The catalogue is built and searched with it; a bundle keeps its files in `retrieval/`.
+The catalogue is built and searched with it; a bundle keeps its files in `retrieval/`. OpenCLIP is imported where an
+encoder is loaded, because that takes seconds and 150 MB, and most processes load none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +20,9 @@ from fashion_rag.artifacts import read_config, sha256
 from fashion_rag.data.image import bordered
 from fashion_rag.errors import ArtifactError
 from fashion_rag.weights import StateFile, hollow, load_strict
+
+if TYPE_CHECKING:
+    import open_clip
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -60,6 +62,9 @@ class RetrievalEncoder:
         otherwise the tokenizer is OpenCLIP's own. The encoder computes in float32. Raises ArtifactError for a file that
         is missing or does not fit the others.
         """
+        import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
         config = read_config(folder / CONFIG_FILE)
         try:
             with hollow():
@@ -102,6 +107,8 @@ class RetrievalEncoder:
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> Callable[[Sequence[str]], Tensor]:
     """Return the tokenizer in `folder`. Raises ArtifactError if it does not fit a model of `vocab_size` tokens."""
+    import open_clip
+
     try:
         tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (OSError, ValueError) as error:

@@ -61,6 +61,7 @@ for command in (
     evaluation.evaluate,
     serving.serve,
     serving.bench,
+    serving.trace,
     preparation.prepare,
     training.train,
     training.distill,

@@ -1,15 +1,19 @@
-"""The commands that start the server, and that measure it under load."""
+"""The commands that start the server, that measure it under load, and that show where the time of an edit goes."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from fashion_rag.cli.base import (
     BackendOption,
+    BundleOption,
     CompiledOption,
     UntrainedOption,
     load_progress,
@@ -28,6 +32,8 @@ from fashion_rag.cli.checks import (
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.request import CATEGORIES
+
+WIDTH_IN_FILES = 160
 
 
 def serve(
@@ -69,6 +75,12 @@ def serve(
         float | None, typer.Option(help="Seconds that an edit may take at most.", show_default="300")
     ] = None,
     untrained: UntrainedOption = False,
+    traced: Annotated[
+        bool,
+        typer.Option(
+            "--traced", help="Send the spans of each request to an OTLP collector, which OTEL_* variables name."
+        ),
+    ] = False,
 ) -> None:
     """Answer edits over HTTP until Ctrl-C."""
     for option, path in (("config", config), ("api-keys", api_keys), ("catalogue-keys", catalogue_keys)):
@@ -78,6 +90,7 @@ def serve(
     if bundle is not None:
         check_bundle(bundle)
 
+    from serve.starter import Starter
     from serve.startup_listener import StartupListener
 
     paths = {"api_keys": api_keys, "catalogue_keys": catalogue_keys, "compiled": compiled}
@@ -93,11 +106,23 @@ def serve(
     except OSError as error:
         typer.echo(f"error: --host {host} --port {port}: cannot listen there: {error.strerror}", err=True)
         raise typer.Exit(1) from None
-    with listener:
+    # The starter's process imports while this one does.
+    with listener, Starter() as starter:
         from serve.app import run
 
         settings = {name: value for name, value in given.items() if value is not None}
-        run(bundle, catalogue, host, port, config, listener=listener, progress=start_progress, **settings)
+        run(
+            bundle,
+            catalogue,
+            host,
+            port,
+            config,
+            listener=listener,
+            progress=start_progress,
+            starter=starter,
+            traced=traced,
+            **settings,
+        )
 
 
 def bench(
@@ -190,3 +215,50 @@ def bench(
     for load in runs:
         if load.summary.late:
             typer.echo(f"{load.name}: this client was late, so the latencies are in part its own", err=True)
+
+
+def trace(
+    steps: Annotated[int, typer.Option(min=1, help="Of each edit.")] = 20,
+    edits: Annotated[int, typer.Option(min=1, help="Edits, one after the other, whose budget is averaged.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Edits made before them.")] = 3,
+    photo_alone: Annotated[
+        bool, typer.Option("--photo-alone", help="Send no mask, key points and category; the server finds them.")
+    ] = False,
+    catalogue: Annotated[str | None, typer.Option(help="What is searched.", show_default="drawn garments")] = None,
+    bundle: BundleOption = DEMO_BUNDLE,
+    backend: BackendOption = None,
+    compiled: CompiledOption = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same edits.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON to write the budget and all spans to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw the waterfall to; needs matplotlib.")] = None,
+) -> None:
+    """Make edits with a graph that is started, and show where the time of an edit goes."""
+    for option, path in (("out", out), ("plot", plot)):
+        check_out_file(option, path)
+    check_bundle(bundle)
+    check_folder("compiled", compiled)
+    check_catalogue(catalogue)
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        raise InvalidRequest("plot", str(plot), "needs matplotlib: pip install matplotlib")
+
+    from serve.bench.traced import TraceSettings, run, show, write, write_plot
+
+    settings = TraceSettings(
+        bundle=bundle,
+        steps=steps,
+        num_edits=edits,
+        num_warm_up=warm_up,
+        photo_alone=photo_alone,
+        seed=seed,
+        catalogue=catalogue,
+        backend=backend,
+        compiled=compiled,
+    )
+    with progress("making edits", warm_up + edits) as advance:
+        traced = run(settings, advance)
+    if out:
+        write(out, settings, traced)
+    if plot:
+        write_plot(plot, settings, traced)
+    # In a file there is room for a line a span.
+    show(Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES), settings, traced)

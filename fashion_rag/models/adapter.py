@@ -6,14 +6,16 @@ The pipeline and the garment-encoding replica call `GarmentEncoder`, and the tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from fashion_rag.data.image import vision_pixels
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
 # A new adapter's inner width as a multiple of the vision tower's; in the paper they are 5120 and 1280.
 HIDDEN_RATIO = 4
@@ -33,9 +35,12 @@ class InversionAdapter(nn.Module):
         num_pseudo_words: int,
         dropout: float = 0.5,
     ) -> None:
+        # Imported here, because a process that runs compiled networks does without those of transformers.
+        from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
         super().__init__()
         # Without this setting, a layer that is used on its own warns and takes the slow attention.
-        config = CLIPVisionConfig.from_dict(vision_config.to_dict(), attn_implementation="sdpa")
+        config = type(vision_config).from_dict(vision_config.to_dict(), attn_implementation="sdpa")
         width = config.hidden_size
         self.num_pseudo_words = num_pseudo_words
         self.encoder_layers = nn.ModuleList([CLIPEncoderLayer(config)])
@@ -103,15 +108,15 @@ class GarmentEncoder(nn.Module):
 
     def __init__(
         self,
-        vision_encoder: CLIPVisionModel,
-        adapter: InversionAdapter,
+        network: nn.Module,
         picture_size: tuple[int, int],
         crop: int,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
+        """Take the network, and how pictures become its pixels, as `vision_pixels` has it."""
         super().__init__()
-        self.network: nn.Module = GarmentNetwork(vision_encoder, adapter)
+        self.network = network
         self.picture_size = picture_size
         self.crop = crop
         self.mean = tuple(mean)

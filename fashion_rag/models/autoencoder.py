@@ -7,11 +7,14 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 # The random pictures on which the preview's map is fitted: their number, their largest side in latents, the numbers of
 # background cells along a side, which take turns, and the number of coloured patches in each. A latent depends on the
@@ -53,12 +56,20 @@ class VAEDecoder(nn.Module):
 class VAE(nn.Module):
     """The VAE from pictures to scaled latents and back. Compiled modules may replace `encoder` and `decoder`."""
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, scaling_factor: float, downsampling: int) -> None:
+        """Take both networks. downsampling: how many pixels, in height and width, a latent stands for."""
         super().__init__()
-        self.encoder: nn.Module = VAEEncoder(autoencoder)
-        self.decoder: nn.Module = VAEDecoder(autoencoder)
-        self.scaling_factor: float = autoencoder.config["scaling_factor"]
-        self.downsampling: int = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.scaling_factor = scaling_factor
+        self.downsampling = downsampling
+
+    @classmethod
+    def of(cls, autoencoder: AutoencoderKL) -> Self:
+        """Return the VAE whose networks are the halves of `autoencoder`."""
+        config = autoencoder.config
+        downsampling = 2 ** (len(config["block_out_channels"]) - 1)
+        return cls(VAEEncoder(autoencoder), VAEDecoder(autoencoder), config["scaling_factor"], downsampling)
 
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
         """Return scaled latents [B, 4, h, w]: the sample of the posterior that the noise selects.

@@ -1,31 +1,36 @@
 """Networks in the folders that transformers and diffusers publish: a `config.json` and a safetensors file.
 
 Called by the bundle, and by the import of released checkpoints. A weight that a file does not hold is an error; it is
-never filled in with random numbers.
+never filled in with random numbers. The functions import what they build from, because importing transformers' and
+diffusers' networks takes seconds and 150 MB, and a process that runs compiled networks needs none of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.adapter import InversionAdapter
 from fashion_rag.weights import StateFile, Wanted, all_keys, hollow, load_strict
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+
 CONFIG_FILE = "config.json"
 CLIP_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
 FLOAT32 = torch.float32
+# The weights of the text encoder that tokens are looked up in.
+TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 # Published files name the VAE's attention layers as older versions of diffusers did.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,12 +46,27 @@ def read_text_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted
 
     Like all functions here, it raises ArtifactError for files that are missing, damaged, or do not fit each other.
     """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     model = build(lambda raw: CLIPTextModel(CLIPTextConfig.from_dict(raw)), folder / CONFIG_FILE)
     return fill(model, current_names(StateFile(folder / CLIP_FILE)), folder / CLIP_FILE, dtype, wanted)
 
 
+def read_token_table(folder: Path) -> nn.Embedding:
+    """Return the token embeddings of the CLIP text encoder in `folder`, in float32; no other weights are read."""
+    path = folder / CLIP_FILE
+    state = current_names(StateFile(path))
+    if TOKEN_TABLE not in state:
+        raise ArtifactError(f"{path}: does not fit its configuration: {TOKEN_TABLE} is missing")
+    # Copied, as in `load_strict`, because the network must not change with the file.
+    table: nn.Embedding = nn.Embedding.from_pretrained(state[TOKEN_TABLE].to(FLOAT32, copy=True))
+    return table
+
+
 def read_vision_encoder(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> CLIPVisionModel:
     """Return the CLIP vision encoder in `folder`. If the folder has a whole CLIP model, only this part is read."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
     model = build(
         lambda raw: CLIPVisionModel(CLIPVisionConfig.from_dict(raw.get("vision_config", raw))), folder / CONFIG_FILE
     )
@@ -72,18 +92,24 @@ def read_adapter(
 
 def read_unet(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> UNet2DConditionModel:
     """Return the UNet in `folder`."""
+    from diffusers import UNet2DConditionModel
+
     model = build(UNet2DConditionModel.from_config, folder / CONFIG_FILE)
     return fill(model, StateFile(folder / DIFFUSERS_FILE), folder / DIFFUSERS_FILE, dtype, wanted)
 
 
 def read_vae(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> AutoencoderKL:
     """Return the VAE in `folder`."""
+    from diffusers import AutoencoderKL
+
     model = build(AutoencoderKL.from_config, folder / CONFIG_FILE)
     return fill(model, current_names(StateFile(folder / DIFFUSERS_FILE)), folder / DIFFUSERS_FILE, dtype, wanted)
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
     """Return the CLIP tokenizer in `folder`."""
+    from transformers import CLIPTokenizer
+
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder / name}: no such file")

@@ -6,14 +6,16 @@ The pipeline and the garment-encoding replica call `PromptEncoder`; training and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from fashion_rag.errors import InvalidRequest
 from fashion_rag.request import Template
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 GARMENT_WORDS = {
     "dresses": "a dress",
@@ -79,11 +81,17 @@ class PromptEncoder(nn.Module):
     A compiled module may replace `text_encoder`.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, tokenizer: Any, token_embedding: nn.Module, text_encoder: nn.Module) -> None:
+        """Take a tokenizer of transformers, the table of its tokens' embeddings, and the network after the table."""
         super().__init__()
         self.tokenizer = tokenizer
-        self.token_embedding: nn.Module = text_encoder.embeddings.token_embedding
-        self.text_encoder: nn.Module = TextEncoder(text_encoder)
+        self.token_embedding = token_embedding
+        self.text_encoder = text_encoder
+
+    @classmethod
+    def of(cls, tokenizer: Any, text_model: CLIPTextModel) -> Self:
+        """Return the encoder whose table and network are those of `text_model`."""
+        return cls(tokenizer, text_model.embeddings.token_embedding, TextEncoder(text_model))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids of the texts, int64 [B, 77] on the CPU, padded with PAD_ID.

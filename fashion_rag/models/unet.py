@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 LATENT_CHANNELS = 4
 POSE_CHANNELS = 18

@@ -10,21 +10,23 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, VitPoseConfig, VitPoseForPoseEstimation
+from torch import Tensor, nn
 
 from fashion_rag.artifacts import read_config
 from fashion_rag.errors import ArtifactError
 from fashion_rag.models.pretrained import CLIP_FILE, CONFIG_FILE, FLOAT32, PROCESSOR_FILE, Renamed, build, fill
 from fashion_rag.person.labels import NUM_COCO_POINTS, class_table
-from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.parser import HumanParser, ParserNetwork
 from fashion_rag.person.pixels import InputPicture
-from fashion_rag.person.pose_estimator import PoseEstimator
+from fashion_rag.person.pose_estimator import PoseEstimator, PoseNetwork
 from fashion_rag.weights import StateFile, Wanted, all_keys
+
+if TYPE_CHECKING:
+    from transformers import SegformerConfig, VitPoseConfig
 
 # The folders in a bundle.
 PARSER, POSE = "parser", "pose"
@@ -52,19 +54,39 @@ def read_parser(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all
     dtype: the type of its weights. wanted: which weights are read; a network that lacks some cannot be called. Raises
     ArtifactError for files that are missing, damaged, or do not fit each other.
     """
-    config, input_picture = check_parser(folder)
-    classes = class_table(config.id2label, folder / CONFIG_FILE)
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    parser = parser_without_network(folder)
     network = build(lambda raw: SegformerForSemanticSegmentation(SegformerConfig.from_dict(raw)), folder / CONFIG_FILE)
     state = _current_names(StateFile(folder / CLIP_FILE))
-    return HumanParser(fill(network, state, folder / CLIP_FILE, dtype, wanted), input_picture, classes).eval()
+    parser.network = ParserNetwork(fill(network, state, folder / CLIP_FILE, dtype, wanted)).eval()
+    return parser
+
+
+def parser_without_network(folder: Path) -> HumanParser:
+    """Return the human parser in `folder` for a caller who sets its `network`. Raises ArtifactError as `check_parser`.
+
+    The weights are not read, and transformers' networks are not imported.
+    """
+    config, input_picture = check_parser(folder)
+    return HumanParser(nn.Module(), input_picture, class_table(config.id2label, folder / CONFIG_FILE)).eval()
 
 
 def read_pose_estimator(folder: Path, dtype: torch.dtype = FLOAT32, wanted: Wanted = all_keys) -> PoseEstimator:
     """Return the pose estimator in `folder`. Arguments and errors as for `read_parser`."""
-    _, input_picture = check_pose_estimator(folder)
+    from transformers import VitPoseConfig, VitPoseForPoseEstimation
+
+    estimator = pose_estimator_without_network(folder)
     network = build(lambda raw: VitPoseForPoseEstimation(VitPoseConfig.from_dict(raw)), folder / CONFIG_FILE)
     state = StateFile(folder / CLIP_FILE)
-    return PoseEstimator(fill(network, state, folder / CLIP_FILE, dtype, wanted), input_picture).eval()
+    estimator.network = PoseNetwork(fill(network, state, folder / CLIP_FILE, dtype, wanted)).eval()
+    return estimator
+
+
+def pose_estimator_without_network(folder: Path) -> PoseEstimator:
+    """Return the pose estimator in `folder` for a caller who sets its `network`, as for `parser_without_network`."""
+    _, input_picture = check_pose_estimator(folder)
+    return PoseEstimator(nn.Module(), input_picture).eval()
 
 
 def copy_part(source: Path, target: Path) -> None:
@@ -84,8 +106,10 @@ def check_parser(folder: Path) -> tuple[SegformerConfig, InputPicture]:
     Raises ArtifactError, naming the file, for a file that is missing, another network, or classes of unknown names. The
     weights are not read.
     """
+    from transformers import SegformerConfig
+
     path = folder / CONFIG_FILE
-    config = _read_config(folder, SegformerConfig, SegformerForSemanticSegmentation.__name__)
+    config: SegformerConfig = _read_config(folder, SegformerConfig, "SegformerForSemanticSegmentation")
     class_table(config.id2label, path)
     return config, _input_picture(folder / PROCESSOR_FILE)
 
@@ -96,8 +120,10 @@ def check_pose_estimator(folder: Path) -> tuple[VitPoseConfig, InputPicture]:
     Raises ArtifactError, naming the file, for a file that is missing, another network, joints other than COCO's, or
     input of another size. The weights are not read.
     """
+    from transformers import VitPoseConfig
+
     path = folder / CONFIG_FILE
-    config = _read_config(folder, VitPoseConfig, VitPoseForPoseEstimation.__name__)
+    config: VitPoseConfig = _read_config(folder, VitPoseConfig, "VitPoseForPoseEstimation")
     input_picture = _input_picture(folder / PROCESSOR_FILE)
     backbone = config.backbone_config
     _require(path, "the number of joints in id2label", len(config.id2label), NUM_COCO_POINTS)

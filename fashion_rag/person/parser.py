@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import SegformerForSemanticSegmentation
 
 from fashion_rag.person.labels import CLASSES
 from fashion_rag.person.pixels import InputPicture, normalised
+
+if TYPE_CHECKING:
+    from transformers import SegformerForSemanticSegmentation
 
 # A large picture is first reduced, by averaging, to about so many times the size that it is then resized to.
 REDUCING_GAP = 3.0
@@ -92,12 +94,10 @@ class Look:
 class HumanParser(nn.Module):
     """The finder of the parts of persons in pictures. A compiled module may replace `network`."""
 
-    def __init__(
-        self, segformer: SegformerForSemanticSegmentation, input_picture: InputPicture, classes: Sequence[int]
-    ) -> None:
+    def __init__(self, network: nn.Module, input_picture: InputPicture, classes: Sequence[int]) -> None:
         """Take the network, the form of its input, and the class of Dress Code for each of its classes."""
         super().__init__()
-        self.network: nn.Module = ParserNetwork(segformer)
+        self.network = network
         self.input_picture = input_picture
         self.classes = tuple(classes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
-from transformers import VitPoseForPoseEstimation
 
 from fashion_rag.person.labels import openpose_points
 from fashion_rag.person.pixels import InputPicture, normalised
+
+if TYPE_CHECKING:
+    from transformers import VitPoseForPoseEstimation
 
 # How much larger than the person's box the part of the photo is that the network sees, as in its training.
 PADDING = 1.25
@@ -69,10 +71,10 @@ class PoseNetwork(nn.Module):
 class PoseEstimator(nn.Module):
     """The finder of the key points of persons whose boxes are known. A compiled module may replace `network`."""
 
-    def __init__(self, vitpose: VitPoseForPoseEstimation, input_picture: InputPicture) -> None:
+    def __init__(self, network: nn.Module, input_picture: InputPicture) -> None:
         """Take the network and the form of its input."""
         super().__init__()
-        self.network: nn.Module = PoseNetwork(vitpose)
+        self.network = network
         self.input_picture = input_picture
 
     def view(self, box: PersonBox) -> View:

@@ -11,9 +11,10 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from k8s.checks.overlay import Overlay, WorkerGroup, groups_of, sound_graph_of
-from serve.app import build
 from serve.config import ServeConfig
 from serve.config_file import Graph
+from serve.graph import build
+from serve.handles import StageHandle
 
 # Ray counts CPUs and GPUs in ten-thousandths.
 TINY = 1e-4
@@ -120,6 +121,8 @@ def deployments_of(graph: Graph) -> list[Any]:
         node = pending.pop()
         if isinstance(node, dict):
             pending += node.values()
+        elif isinstance(node, StageHandle):
+            pending.append(node.handle)
         elif isinstance(node, Application):
             deployments[node._bound_deployment.name] = node._bound_deployment
             pending += node._bound_deployment.init_args

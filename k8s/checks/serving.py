@@ -9,13 +9,31 @@ from pydantic import ValidationError
 from k8s.checks.capacity import deployments_of
 from k8s.checks.overlay import Document, Overlay, graph_of, groups_of, pods_of
 from serve.app import RAY_DEFAULTS
-from serve.config import ServeConfig
+from serve.config import (
+    BatchSettings,
+    ConditionerSettings,
+    Config,
+    DenoiserSettings,
+    IngressSettings,
+    ParserSettings,
+    RetrieverSettings,
+    ServeConfig,
+    StagesSettings,
+)
 from serve.config_file import Graph
 
 # The longest name of a RayService.
 MAX_NAME = 47
-# The settings in ServeConfig that each deployment reads in its `reconfigure`.
-SETTINGS = {name: name.lower() for name in ("Ingress", "Denoiser", "Conditioner", "Retriever", "Parser", "VAE")}
+# The settings that each deployment reads in its `reconfigure`.
+SETTINGS: dict[str, type[Config]] = {
+    "Ingress": IngressSettings,
+    "Denoiser": DenoiserSettings,
+    "Conditioner": ConditionerSettings,
+    "Retriever": RetrieverSettings,
+    "Parser": ParserSettings,
+    "VAE": BatchSettings,
+    "Stages": StagesSettings,
+}
 
 
 def check(overlay: Overlay) -> list[str]:
@@ -47,7 +65,7 @@ def _graph_faults(graph: Graph) -> list[str]:
             faults.append(f"deployment {name}: is not in the graph, which has {', '.join(sorted(bound))}")
             continue
         try:
-            type(getattr(ServeConfig.from_args(graph.args), SETTINGS[name])).from_args(settings)
+            SETTINGS[name].from_args(settings)
         except ValidationError as error:
             faults.append(f"deployment {name}: user_config: {error}")
         scaling = options.get("autoscaling_config", {})

@@ -51,11 +51,14 @@ class Target:
 
 
 @contextmanager
-def graph(bundle: Path, catalogue: str | None, **settings: Any) -> Iterator[Target]:
-    """Start a graph on this machine, yield it, and stop it after the block. The arguments are those of `app.run`."""
+def graph(bundle: Path, catalogue: str | None, traced: bool = False, **settings: Any) -> Iterator[Target]:
+    """Start a graph on this machine, yield it, and stop it after the block.
+
+    traced: as for `app.start`. The other arguments are those of `app.run`.
+    """
     catalogue = catalogue or str(ensure_demo_world(app.DEMO_WORLD, bundle))
     port = free_port()
-    app.start(app.local_config(bundle, catalogue, **settings), "127.0.0.1", port)
+    app.start(app.local_config(bundle, catalogue, **settings), "127.0.0.1", port, traced=traced)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         metrics_urls = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]

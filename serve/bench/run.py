@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fashion_rag.bundle import Bundle
 from fashion_rag.errors import ArtifactError, InvalidRequest
@@ -108,7 +109,7 @@ def _plan(settings: BenchSettings) -> list[PlannedLoad]:
 def _target(settings: BenchSettings) -> Iterator[Target]:
     """Yield the server that is given, or one that is started and runs as long as the block."""
     keys = _keys(settings.api_keys) if settings.api_keys else ()
-    options = {"backend": settings.backend} if settings.backend else {}
+    options: dict[str, Any] = {"backend": settings.backend} if settings.backend else {}
     if settings.compiled:
         options["compiled"] = str(settings.compiled.resolve())
     server: AbstractContextManager[Target]

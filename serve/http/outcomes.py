@@ -7,19 +7,22 @@ from contextlib import contextmanager
 from ray.serve.metrics import Counter
 
 from fashion_rag.errors import InvalidRequest, NotFound
-from serve import metrics
+from serve import metrics, tracing
 from serve.http.errors import explained
 
 
 @contextmanager
 def counted(answered: Counter) -> Iterator[None]:
-    """Count in `answered`, by HTTP status, how the block ends."""
+    """Count in `answered`, by HTTP status, how the block ends, and give the status to the span of the request."""
+    status = 200
     try:
         yield
     except BaseException as error:
-        answered.inc(tags={"status": str(explained(error)[1])})
+        status = explained(error)[1]
         raise
-    answered.inc(tags={"status": "200"})
+    finally:
+        answered.inc(tags={"status": str(status)})
+        tracing.answered(status)
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from PIL import Image
 from pydantic import BaseModel, computed_field
 
 from fashion_rag.person.completion import Found
+from serve import tracing
 from serve.http.forms import EditForm, OutputFormat, Quality
+from serve.tracing import Kind
 
 # The levels go to 9. Level 1 is two and a half times as fast as the usual 6, for a photo that is a sixth larger.
 PNG_LEVEL = 1
@@ -236,8 +238,9 @@ def encode_picture(
         options = {"compress_level": PNG_LEVEL}
     if icc_profile is not None:
         options["icc_profile"] = icc_profile
-    Image.fromarray(pixels).save(content, format=output_format, **options)
-    return base64.b64encode(content.getvalue()).decode()
+    with tracing.span(f"encode {output_format}", Kind.IMAGE, num_pixels=pixels.shape[0] * pixels.shape[1]):
+        Image.fromarray(pixels).save(content, format=output_format, **options)
+        return base64.b64encode(content.getvalue()).decode()
 
 
 def _event_fields(form: EditForm, pixels: NDArray[np.uint8], icc_profile: bytes | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy.middlewares
 
-`cors` lets pages of other origins in, `gate` answers 503 while the graph starts, and `replay` sends a request again
-whose replica has died.
+`cors` lets pages of other origins in, `traced` begins the trace of a request where tracing is on, `gate` answers 503
+while the graph starts, and `replay` sends a request again whose replica has died.
 """
 
 from starlette.middleware import Middleware
@@ -13,6 +13,7 @@ from serve.memory import give_back_large_blocks
 from serve.proxy.cors import Cors
 from serve.proxy.gate import Gate
 from serve.proxy.replay import Replay
+from serve.proxy.traced import Traced
 
 
 def middlewares() -> list[Middleware]:
@@ -24,4 +25,4 @@ def middlewares() -> list[Middleware]:
     """
     give_back_large_blocks()
     HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
-    return [Middleware(Replay), Middleware(Gate), Middleware(Cors)]
+    return [Middleware(Replay), Middleware(Gate), Middleware(Traced), Middleware(Cors)]

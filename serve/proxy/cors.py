@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.proxy.gate import ask_graph
+from serve.proxy.traced import TRACE_RESPONSE
 
 ORIGINS_HEADER = "x-allow-origins"
 # Origins older than this are read again, because another graph may have been deployed.
@@ -20,7 +21,7 @@ FRESH_S = 10.0
 # A request waits no longer than this for the origins of a busy graph.
 WAIT_S = 2.0
 MAX_AGE_S = 600
-EXPOSED_HEADERS = ("retry-after", "x-request-id", "www-authenticate")
+EXPOSED_HEADERS = ("retry-after", "x-request-id", "www-authenticate", TRACE_RESPONSE)
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

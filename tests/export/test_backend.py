@@ -1,6 +1,8 @@
 """Tests of the choice of what runs the networks, and that an edit gives the same picture whatever runs them."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
@@ -28,6 +30,9 @@ from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
 from fashion_rag.weights import read_state, write_state
 from tests.tiny import make_tiny_bundle
+
+# What the networks of transformers, diffusers and OpenCLIP come from, and what these import beside PyTorch.
+BUILDERS = {"transformers.modeling_utils", "diffusers", "open_clip", "torchvision", "sklearn", "torch._dynamo"}
 
 
 def request(seed: int, num_inference_steps: int) -> EditRequest:
@@ -191,6 +196,18 @@ def test_nothing_of_an_exported_network_is_held_in_pytorch(tiny_bundle: Path, on
     assert list(prompts.state_dict()) == ["token_embedding.weight"]
 
 
+def test_what_builds_networks_is_not_imported_where_compiled_ones_run(tiny_bundle: Path, onnx_folder: Path) -> None:
+    script = f"""
+import sys
+from export.runtime import Runtime
+parts = Runtime({str(tiny_bundle)!r}, "onnx", compiled={str(onnx_folder)!r}).open()
+loaded = parts.load_unet(), parts.load_vae(), parts.load_prompt_encoder(), parts.load_garment_encoder()
+print(*sorted({BUILDERS} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_weights_are_those_of_the_bundle_in_the_precision_asked_for(tiny_bundle: Path, precision: Any) -> None:
     parts = Runtime(str(tiny_bundle), "torch", precision=precision).open()
@@ -211,15 +228,21 @@ def test_weights_are_those_of_the_bundle_in_the_precision_asked_for(tiny_bundle:
     assert torch.equal(prompts.token_embedding.weight, prompt_encoder.token_embedding.weight)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("torch", r"extra \[3\] is unexpected"), ("onnx", "was exported of other weights")],
+)
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "vision_encoder"])
-def test_weights_that_do_not_fit_are_refused_whatever_runs_them(tiny_bundle: Path, tmp_path: Path, part: str) -> None:
+def test_weights_that_do_not_fit_are_refused_whatever_runs_them(
+    tiny_bundle: Path, onnx_folder: Path, tmp_path: Path, part: str, backend: Any, message: str
+) -> None:
     path = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (weights,) = (path / part).glob("*.safetensors")
     write_state(weights, read_state(weights) | {"extra": torch.zeros(3)})
-    bundle = Bundle.open(path)
-    load = {"vae": bundle.load_vae, "text_encoder": bundle.load_prompt_encoder}.get(part, bundle.load_garment_encoder)
-    with pytest.raises(ArtifactError, match=r"extra \[3\] is unexpected"):
-        load(networks=False)
+    parts = Runtime(str(path), backend, compiled=str(onnx_folder)).open()
+    load = {"vae": parts.load_vae, "text_encoder": parts.load_prompt_encoder}.get(part, parts.load_garment_encoder)
+    with pytest.raises(ArtifactError, match=message):
+        load()
 
 
 def test_a_student_is_run_like_its_teacher(tiny_student_bundle: Path, tmp_path: Path) -> None:

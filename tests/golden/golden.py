@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from fashion_rag.denoising.noise_schedule import NoiseSchedule
-from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
+from fashion_rag.models.adapter import GarmentEncoder, GarmentNetwork, InversionAdapter
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 from fashion_rag.models.unet import UNet
@@ -134,7 +134,7 @@ class Golden:
         weights.pop("visual_projection.weight", None)  # leads to the pooled output, of no use here
         model.load_state_dict(weights)
         return GarmentEncoder(
-            model, self.adapter, self.picture_size, self.crop, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+            GarmentNetwork(model, self.adapter), self.picture_size, self.crop, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
         ).eval()
 
     @cached_property
@@ -142,7 +142,7 @@ class Golden:
         special = {"bos_token_id": self.case("2_text")["bos"], "eos_token_id": self.case("2_text")["eos"]}
         model = CLIPTextModel(CLIPTextConfig(**self.config("text_encoder"), **special))
         model.load_state_dict(_without_prefix(self.tensors("weights_text_encoder"), "text_model."))
-        return PromptEncoder(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), model).eval()
+        return PromptEncoder.of(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), model).eval()
 
     @cached_property
     def unet(self) -> UNet:
@@ -159,7 +159,7 @@ class Golden:
                 name = name.replace(f"attentions.0.{old}.", f"attentions.0.{new}.")
             weights[name] = weight
         autoencoder.load_state_dict(weights)
-        return VAE(autoencoder).eval()
+        return VAE.of(autoencoder).eval()
 
 
 def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def test_wording(golden: Golden) -> None:
 def real_prompt_encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
     """Return a prompt encoder with the whole CLIP vocabulary, of which only the tokens are of use."""
     tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), FULL_VOCAB_SIZE))
-    return PromptEncoder(tokenizer, CLIPTextModel(CLIPTextConfig(hidden_size=8, num_hidden_layers=1)))
+    return PromptEncoder.of(tokenizer, CLIPTextModel(CLIPTextConfig(hidden_size=8, num_hidden_layers=1)))
 
 
 def test_tokens_of_the_real_vocabulary(golden: Golden, real_prompt_encoder: PromptEncoder) -> None:

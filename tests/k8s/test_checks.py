@@ -13,6 +13,7 @@ import yaml
 from k8s.checks import capacity, commands, references, schemas, security, serving
 from k8s.checks.__main__ import REPOSITORY, RUNBOOK, faults_of, folders
 from k8s.checks.overlay import ROOT, Overlay, graph_of, groups_of, quantity
+from serve.app import LOADS
 from serve.config_file import read_graph
 
 CRD = Path(__file__).parents[2] / "../shared/crds/ray.io_rayservices.yaml"
@@ -191,6 +192,24 @@ def test_what_does_not_fit_is_found(fault: str) -> None:
     change, words = CAPACITY_FAULTS[fault]
     found = capacity.check(broken("overlays/gpu", change))
     assert any(words in line for line in found), found
+
+
+@pytest.mark.parametrize("name", ["cpu-demo", "gpu", "gpu-split"])
+def test_every_stage_scales_by_itself(name: str) -> None:
+    deployments = capacity.deployments_of(graph_of(service(rendered(f"overlays/{name}"))))
+    assert {deployment.name for deployment in deployments} == set(LOADS)
+
+
+def test_stages_that_are_to_share_a_process_are_looked_at() -> None:
+    def share(application: dict[str, Any]) -> None:
+        application["args"]["one_process"] = True
+        options = {"ray_actor_options": {"num_cpus": 7}, "user_config": {"vae": {"max_batch": 0}}}
+        application["deployments"] = [{"name": "Stages"} | options]
+
+    overlay = broken("overlays/gpu", graph(share))
+    assert any("Stages: no worker group has 7 CPUs" in line for line in capacity.check(overlay))
+    (fault,) = serving.check(overlay)
+    assert "deployment Stages: user_config" in fault and "max_batch" in fault
 
 
 def test_ray_start_parameters_go_before_limits() -> None:
@@ -415,7 +434,7 @@ COMMAND_FAULTS = {
     "fashion-rag serve --prot 80": "No such option: --prot",
     "fashion-rag serve --port $PORT --host": "'--host' requires an argument",
     "fashion-rag serve --port eighty": "Invalid value for '--port'",
-    "fashion-rag export coreml a": "there is no command coreml; there are onnx, tensorrt",
+    "fashion-rag export coreml a": "there is no command coreml; there are measure, onnx, tensorrt",
     "fashion-rag export": "is not a whole command",
     "fashion-rag serve 'a": "not a shell script",
 }

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from fashion_rag.demo.model.tokenizer import write_tokenizer
-from fashion_rag.models.adapter import GarmentEncoder, InversionAdapter
+from fashion_rag.models.adapter import GarmentEncoder, GarmentNetwork, InversionAdapter
 from fashion_rag.models.autoencoder import VAE
 from fashion_rag.models.prompt import PromptEncoder
 
@@ -20,7 +20,7 @@ def prompt_encoder(folder: Path) -> PromptEncoder:
     sizes = {"hidden_size": TEXT_WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"vocab_size": VOCAB_SIZE, "bos_token_id": VOCAB_SIZE - 2, "eos_token_id": VOCAB_SIZE - 1}
     model = CLIPTextModel(CLIPTextConfig(**sizes, **special)).eval()
-    return PromptEncoder(CLIPTokenizer.from_pretrained(write_tokenizer(folder, VOCAB_SIZE)), model)
+    return PromptEncoder.of(CLIPTokenizer.from_pretrained(write_tokenizer(folder, VOCAB_SIZE)), model)
 
 
 def garment_encoder(num_pseudo_words: int) -> GarmentEncoder:
@@ -30,7 +30,9 @@ def garment_encoder(num_pseudo_words: int) -> GarmentEncoder:
     )
     adapter = InversionAdapter(config, hidden_dim=24, text_width=TEXT_WIDTH, num_pseudo_words=num_pseudo_words)
     model = CLIPVisionModel(config)
-    return GarmentEncoder(model, adapter, (64, 48), crop=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).eval()
+    return GarmentEncoder(
+        GarmentNetwork(model, adapter), (64, 48), crop=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    ).eval()
 
 
 def diffusers_unet(in_channels: int) -> UNet2DConditionModel:
@@ -60,4 +62,4 @@ def autoencoder() -> AutoencoderKL:
 
 
 def vae() -> VAE:
-    return VAE(autoencoder())
+    return VAE.of(autoencoder())

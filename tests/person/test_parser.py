@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import SegformerImageProcessor
 
 from fashion_rag.person.labels import CLASSES
-from fashion_rag.person.parser import HumanParser
+from fashion_rag.person.parser import HumanParser, ParserNetwork
 from fashion_rag.person.pixels import InputPicture
 from tests.person import toy
 
@@ -17,7 +17,7 @@ INPUT = InputPicture(toy.PARSER_SIZE, toy.MEAN, toy.STD)
 def parser() -> HumanParser:
     """Return a small parser with random weights."""
     torch.manual_seed(0)
-    return HumanParser(toy.make_segformer(), INPUT, tuple(range(18))).requires_grad_(False)
+    return HumanParser(ParserNetwork(toy.make_segformer()), INPUT, tuple(range(18))).requires_grad_(False)
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -79,7 +79,7 @@ def test_a_picture_keeps_its_shape_and_has_the_mean_colour_around_it(
 
 @pytest.mark.parametrize("size", [(90, 120), (200, 50), (64, 48)])
 def test_a_label_map_shows_the_picture_without_what_is_around_it(parser: HumanParser, size: tuple[int, int]) -> None:
-    coloured = HumanParser(toy.make_segformer(), INPUT, tuple(range(18)))
+    coloured = HumanParser(ParserNetwork(toy.make_segformer()), INPUT, tuple(range(18)))
     coloured.network = toy.ColourParser()
     height, width = size
     picture = Image.new("RGB", (width, height), toy.COLOURS["pants"])
@@ -92,7 +92,7 @@ def test_a_label_map_shows_the_picture_without_what_is_around_it(parser: HumanPa
 def test_probabilities_of_classes_that_mean_the_same_are_added() -> None:
     # Skin is the likeliest single class, but it is likelier that the pixel is some part of an arm.
     logits = torch.tensor([0.1, 0.4, 0.25, 0.25]).log().view(4, 1, 1)
-    parser = HumanParser(toy.make_segformer(), INPUT, (0, 11, 14, 14))
+    parser = HumanParser(ParserNetwork(toy.make_segformer()), INPUT, (0, 11, 14, 14))
     parser.network = Told(logits)
     (label_map,) = parser.label_maps([noise(64, 48)], (8, 6))
     assert (label_map == 14).all()

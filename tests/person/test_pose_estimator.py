@@ -8,7 +8,7 @@ from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
 from fashion_rag.person.labels import openpose_points
 from fashion_rag.person.pixels import InputPicture
-from fashion_rag.person.pose_estimator import PersonBox, PoseEstimator, View, cut_view, peaks
+from fashion_rag.person.pose_estimator import PersonBox, PoseEstimator, PoseNetwork, View, cut_view, peaks
 from tests.person import toy
 from tests.person.test_parser import noise
 
@@ -21,7 +21,7 @@ BOXES = [PersonBox(20.0, 10.0, 30.0, 55.5), PersonBox(-5.25, 30.0, 60.0, 20.0), 
 def estimator() -> PoseEstimator:
     """Return a small pose estimator with random weights."""
     torch.manual_seed(0)
-    return PoseEstimator(toy.make_vitpose(), INPUT).requires_grad_(False)
+    return PoseEstimator(PoseNetwork(toy.make_vitpose()), INPUT).requires_grad_(False)
 
 
 def bumps(points: NDArray[np.float64], size: tuple[int, int], height: float = 1.0) -> NDArray[np.float64]:
@@ -56,7 +56,7 @@ def test_points_are_those_of_transformers(box: PersonBox, estimator: PoseEstimat
     outputs = VitPoseEstimatorOutput(heatmaps=torch.from_numpy(heat_maps)[None])
     ((expected,),) = PROCESSOR.post_process_pose_estimation(outputs, boxes=[[list(box)]])
     # In the same way as the network's own heat maps.
-    told = PoseEstimator(toy.make_vitpose(), INPUT)
+    told = PoseEstimator(PoseNetwork(toy.make_vitpose()), INPUT)
     told.network = torch.nn.Identity()
     told.pixels = lambda photos, boxes: torch.from_numpy(heat_maps)[None]  # type: ignore[method-assign]
     ((found, confidences),) = told.coco_points([noise(120, 90)], [box])
@@ -89,7 +89,7 @@ def test_a_map_without_a_peak_keeps_its_pixel() -> None:
 
 
 def test_a_point_is_found_where_the_photo_has_it(estimator: PoseEstimator) -> None:
-    coloured = PoseEstimator(toy.make_vitpose(), INPUT)
+    coloured = PoseEstimator(PoseNetwork(toy.make_vitpose()), INPUT)
     coloured.network = toy.ColourPose()
     photo = Image.new("RGB", (900, 1200), toy.COLOURS["background"])
     photo.paste(toy.COLOURS["head"], (400, 300, 461, 361))

@@ -18,17 +18,13 @@ HEAD, SHIRT, TROUSERS = (CLASSES.index(name) for name in ("head", "upper_clothes
 @pytest.fixture
 def parser() -> HumanParser:
     """Return a parser that knows a class by its colour."""
-    parser = HumanParser(toy.make_segformer(), InputPicture((128, 96), toy.MEAN, toy.STD), tuple(range(18)))
-    parser.network = toy.ColourParser()
-    return parser
+    return HumanParser(toy.ColourParser(), InputPicture((128, 96), toy.MEAN, toy.STD), tuple(range(18)))
 
 
 @pytest.fixture
 def pose_estimator() -> PoseEstimator:
     """Return a pose estimator whose joints are all at the middle of the head."""
-    estimator = PoseEstimator(toy.make_vitpose(), InputPicture(toy.POSE_SIZE, toy.MEAN, toy.STD))
-    estimator.network = toy.ColourPose()
-    return estimator
+    return PoseEstimator(toy.ColourPose(), InputPicture(toy.POSE_SIZE, toy.MEAN, toy.STD))
 
 
 def wall(height: int, width: int) -> Image.Image:

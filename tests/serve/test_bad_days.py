@@ -37,6 +37,7 @@ from fashion_rag.pipeline import Pipeline
 from serve import app
 from serve.config import ServeConfig
 from serve.config_file import Graph
+from serve.graph import build
 from tests.serve.client import PATIENCE_S, decoded, edit, empty, expected, exported, form, same, total, until
 from tests.serve.pictures import SIZE, mask, photo, png
 from tests.tiny import make_tiny_catalogue
@@ -56,8 +57,16 @@ MANY_EDITS = 40
 
 # Which stage to hold up for a while, so that a kill finds calls in the deployment, however fast the machine is. The
 # conditioner waits for the retriever; the denoiser and the ingress wait for the VAE.
-HELD_UP = {"Retriever": "Retriever", "Conditioner": "Retriever", "VAE": "VAE", "Denoiser": "VAE", "Ingress": "VAE"}
+HELD_UP = {
+    "Retriever": "Retriever",
+    "Conditioner": "Retriever",
+    "VAE": "VAE",
+    "Denoiser": "VAE",
+    "Ingress": "VAE",
+    "Stages": "Stages",
+}
 ONE_BY_ONE: Settings = {"Retriever": {"max_batch": 1}, "VAE": {"max_batch": 1}}
+ONE_BY_ONE_TOGETHER: Settings = {"Stages": {"retriever": {"max_batch": 1}, "vae": {"max_batch": 1}}}
 
 OVERLOAD = 5
 OVERLOAD_S = 30.0
@@ -82,7 +91,7 @@ def deploy(url: str, config: ServeConfig, tmp_path_factory: pytest.TempPathFacto
         wait_for(lambda: ray_serve.status().applications[app.APP_NAME].status == "RUNNING")
 
     yield bring
-    ray_serve.run(app.build(config), name=app.APP_NAME)
+    ray_serve.run(build(config), name=app.APP_NAME)
 
 
 @pytest.fixture
@@ -212,11 +221,14 @@ def num_repeated(deployment: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deployment", ["Retriever", "Conditioner", "VAE", "Denoiser", "Ingress"])
+@pytest.mark.parametrize("deployment", HELD_UP)
 def test_a_replica_that_is_killed_costs_no_edit(
     url: str, deploy: Deploy, config: ServeConfig, wanted: list[NDArray[np.uint8]], deployment: str
 ) -> None:
-    deploy(config, ROOMY | ONE_BY_ONE)
+    if deployment == "Stages":
+        deploy(replace(config, one_process=True), ROOMY | ONE_BY_ONE_TOGETHER)
+    else:
+        deploy(config, ROOMY | ONE_BY_ONE)
     num_before, num_calls_before = num_repeated(deployment), asyncio.run(until(empty))
     (pid,) = pids(deployment)
     # A stream ends with the ingress that sends it, so there are none where that is killed.

@@ -67,7 +67,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[ServeConfig, Any]] = []
 
-    def start(config: ServeConfig, host: str, port: int, deployments: Any, listener: Any, report: Any) -> None:
+    def start(config: ServeConfig, host: str, port: int, deployments: Any, **given: Any) -> None:
         started.append((config, deployments))
         raise KeyboardInterrupt
 
@@ -80,6 +80,7 @@ def test_what_is_given_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.
     (as_told, deployments), (changed, _) = started
     assert (as_told.bundle, as_told.catalogue, as_told.drain_s) == ("/b", "/c", 60)
     assert deployments == [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
+    assert not as_told.one_process
     assert (changed.bundle, changed.catalogue) == (str(tmp_path / "bundle"), "memory://c")
     assert (changed.backend, changed.drain_s) == ("torch", 60)
 

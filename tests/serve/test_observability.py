@@ -10,6 +10,7 @@ import httpx
 import pytest
 import ray
 
+from serve.proxy.traced import TRACE_RESPONSE
 from tests.serve.client import PATIENCE_S, edit, exported, total
 
 
@@ -84,3 +85,9 @@ def test_what_is_the_callers_fault_takes_a_line_in_each_replica_and_no_traceback
     assert sorted(map(deployment, entries)) == ["Ingress", "Retriever"]
     entries += log_entries(of_edit, {"Ingress", "Retriever", "Conditioner", "Denoiser"})
     assert "Traceback" not in json.dumps(entries)
+
+
+def test_a_graph_that_does_not_trace_answers_without_a_trace(url: str) -> None:
+    sent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    reply = httpx.get(f"{url}/v1/models", headers=sent, timeout=PATIENCE_S).raise_for_status()
+    assert TRACE_RESPONSE not in reply.headers

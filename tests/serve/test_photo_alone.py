@@ -29,8 +29,8 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.manifest import DEMO_BUNDLE
 from fashion_rag.pipeline import Pipeline
 from fashion_rag.request import EditRequest
-from serve import app
 from serve.config import DenoiserSettings, IngressSettings, ServeConfig
+from serve.graph import build
 from tests.serve.client import PATIENCE_S, decoded, exported, picture, same, total
 from tests.serve.pictures import png
 from tests.serve.test_bad_days import dashboard
@@ -64,7 +64,7 @@ def photos_url(url: str, catalogue: Path) -> Iterator[str]:
         ingress=IngressSettings(deadline_s=3600.0, max_edits=100, max_edits_per_key=100),
         denoiser=DenoiserSettings(max_waiting=100),
     )
-    ray_serve.run(app.build(config), name=NAME, route_prefix=f"/{NAME}")
+    ray_serve.run(build(config), name=NAME, route_prefix=f"/{NAME}")
     yield f"{url}/{NAME}"
     ray_serve.delete(NAME)
 

@@ -11,6 +11,7 @@ from fashion_rag.errors import InvalidRequest
 from fashion_rag.person.reading import PhotoReading
 from fashion_rag.request import EditRequest, Window
 from serve import metrics
+from serve.batching import Outcome
 from serve.readings import Readings
 from tests.profiles import display_p3
 from tests.serve.pictures import photo
@@ -47,13 +48,13 @@ class Reader:
         self.let_go = asyncio.Event()
         self.error: Exception | None = None
 
-    async def __call__(self, asked: EditRequest) -> PhotoReading:
+    async def __call__(self, asked: EditRequest) -> Outcome[PhotoReading]:
         self.asked.append(asked)
         await self.let_go.wait()
         if self.error is not None:
-            raise self.error
+            return Outcome(self.error, 0, 0, num_items=1)
         label_map = np.full((512, 384), asked.image[0, 0, 0])
-        return PhotoReading(Window(0, 0, 80, 60), label_map, None, 1)
+        return Outcome(PhotoReading(Window(0, 0, 80, 60), label_map, None, 1), 0, 0, num_items=1)
 
 
 def run(steps: Callable[[Reader, Readings], Awaitable[None]], max_bytes: int = 3 * LABEL_MAP_BYTES) -> None:

@@ -1,6 +1,7 @@
 """Tests the sheet and the drawn catalogue of `make demo`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def test_the_demo_world_has_what_the_cases_need(tiny_bundle: Path, tmp_path: Pat
     catalogue = ensure_demo_world(tmp_path / "world", tiny_bundle)
     again = ensure_demo_world(tmp_path / "world", tiny_bundle)
     assert again == catalogue
+    drawn = tmp_path / "world" / "attributes.json"
+    before = drawn.stat().st_mtime_ns
+    ensure_demo_world(tmp_path / "world", tiny_bundle)
+    assert drawn.stat().st_mtime_ns == before
+    shutil.rmtree(catalogue)
+    ensure_demo_world(tmp_path / "world", tiny_bundle)
+    assert drawn.stat().st_mtime_ns > before
     opened = Bundle.open(tiny_bundle).open_catalogue(catalogue)
     assert len(opened) == 3 * NUM_PAIRS
     cases = showcase.read_cases(tmp_path / "world", tiny_bundle)

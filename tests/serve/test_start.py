@@ -71,11 +71,22 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("one_process", "deployment", "settings"),
+    [(False, "VAE", {"max_batch": 4}), (True, "Stages", {"vae": {"max_batch": 4}})],
+)
 def test_a_start_answers_from_the_beginning_and_ends_with_ctrl_c(
-    tiny_bundle: Path, tiny_catalogue: Path, onnx_folder: Path, tmp_path: Path
+    tiny_bundle: Path,
+    tiny_catalogue: Path,
+    onnx_folder: Path,
+    tmp_path: Path,
+    one_process: bool,
+    deployment: str,
+    settings: dict[str, Any],
 ) -> None:
-    args = {"bundle": str(tiny_bundle), "catalogue": str(tiny_catalogue), "compiled": str(onnx_folder)}
-    deployments = [{"name": "Denoiser", "user_config": {"max_rows": 4}}]
+    args: dict[str, Any] = {"bundle": str(tiny_bundle), "catalogue": str(tiny_catalogue), "compiled": str(onnx_folder)}
+    args["one_process"] = one_process
+    deployments = [{"name": deployment, "user_config": settings}]
     url = f"http://127.0.0.1:{(port := free_port())}"
     replies: list[httpx.Response] = []
     with command(tmp_path, *options_of(Graph(args, deployments), tmp_path, port), "--allow-origin", ORIGIN) as process:
@@ -102,6 +113,7 @@ def test_a_start_answers_from_the_beginning_and_ends_with_ctrl_c(
     assert (last.status_code, last.headers["access-control-allow-origin"]) == (415, ORIGIN)
     said = (tmp_path / "err").read_text()
     assert "Denoiser to load the UNet" in said
+    assert f"{deployment} to load" in said
     assert "Traceback" not in said
 
 

@@ -40,7 +40,7 @@ class ParserStage:
     """The training of the human parser on whole photos and on windows round a person.
 
     name: of the checkpoint. size: (height, width) of the pictures. Half the size costs a quarter of the time, so the
-    parser learns the classes there first.
+    parser learns the classes on small pictures, and exact edges on larger ones.
     """
 
     def __init__(

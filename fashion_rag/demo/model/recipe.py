@@ -31,10 +31,10 @@ VISION_IMAGE = 64
 CLIP_MEAN = (0.5, 0.5, 0.5)
 CLIP_STD = (0.5, 0.5, 0.5)
 LATENT_CHANNELS = 4
-# The (height, width) of the inputs of the human parser and the pose estimator, and of the latter's heat maps. Training
-# shows the parser smaller pictures at first.
-PARSER_SIZE = (192, 144)
-SMALL_PARSER_SIZE = (96, 72)
+# The (height, width) of the inputs of the human parser and the pose estimator, and of the latter's heat maps.
+PARSER_SIZE = (288, 216)
+# Training shows the parser smaller pictures at first. These are its stages in their order.
+PARSER_STAGES = {"small_parser": (96, 72), "middle_parser": (192, 144), "parser": PARSER_SIZE}
 POSE_SIZE = (128, 96)
 POSE_MAP_SIZE = (64, 48)
 PHOTO_MEAN = (0.5, 0.5, 0.5)

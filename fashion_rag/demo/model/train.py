@@ -42,9 +42,8 @@ from fashion_rag.training.run import even_share
 from fashion_rag.training.watch import Reporting
 
 EDIT_STAGES = ("vae", "clip", "adapter", "unet")
-# These learn from drawn photos, and need no stage of editing. The parser begins with the weights of the small parser,
-# which learns from pictures of half the size.
-PHOTO_STAGES = ("small_parser", "parser", "pose")
+# These learn from drawn photos, and need no stage of editing. The parser learns from pictures of three sizes in turn.
+PHOTO_STAGES = (*recipe.PARSER_STAGES, "pose")
 STAGES = EDIT_STAGES + PHOTO_STAGES
 _photo_plan = partial(TrainingPlan, batch_size=16, ema_decay=0.998, precision="float32")
 PLANS = {
@@ -53,7 +52,8 @@ PLANS = {
     "adapter": TrainingPlan(num_steps=500, batch_size=64, learning_rate=1e-3),
     "unet": TrainingPlan(num_steps=17_500, batch_size=16, learning_rate=7e-4),
     "small_parser": _photo_plan(num_steps=2500, learning_rate=2e-3),
-    "parser": _photo_plan(num_steps=6500, learning_rate=1.5e-3, decay_share=0.4),
+    "middle_parser": _photo_plan(num_steps=6500, learning_rate=1.5e-3, decay_share=0.4),
+    "parser": _photo_plan(num_steps=2400, batch_size=8, learning_rate=8e-4, decay_share=0.7),
     "pose": _photo_plan(num_steps=6500, learning_rate=1.5e-3),
 }
 MIX = SampleMix(garment_shares=(0.15, 0.5, 0.1, 0.25), caption_share=0.1, outside_weight=0.1)
@@ -144,12 +144,8 @@ class _Trainer:
                 return self._clip()
             case "adapter":
                 return self._adapter(self._trained(self._clip()))
-            case "small_parser":
-                return ParserStage(self.photos, self.device, name, recipe.SMALL_PARSER_SIZE)
-            case "parser":
-                parser = ParserStage(self.photos, self.device, name, recipe.PARSER_SIZE)
-                parser.network.load_state_dict(average_of(self.work, "small_parser"))
-                return parser
+            case name if name in recipe.PARSER_STAGES:
+                return self._parser(name)
             case "pose":
                 return PoseStage(self.photos, self.device)
         clip = self._trained(self._clip())
@@ -163,6 +159,14 @@ class _Trainer:
             self.device,
             PRECISION,
         )
+
+    def _parser(self, name: str) -> ParserStage:
+        """Return a stage of the parser, which begins with the weights of the stage before, if there is one."""
+        parser = ParserStage(self.photos, self.device, name, recipe.PARSER_STAGES[name])
+        names = list(recipe.PARSER_STAGES)
+        if name != names[0]:
+            parser.network.load_state_dict(average_of(self.work, names[names.index(name) - 1]))
+        return parser
 
     def _tokenizer(self) -> Any:
         folder = self.work / "tokenizer"
@@ -184,7 +188,7 @@ class _Trainer:
         )
 
     def _prompts(self, clip: ClipStage) -> PromptEncoder:
-        prompts = PromptEncoder(self._tokenizer(), recipe.text_encoder_of(clip.clip))
+        prompts = PromptEncoder.of(self._tokenizer(), recipe.text_encoder_of(clip.clip))
         return prompts.to(self.device)
 
     def _trained(self, stage: Any) -> Any:
@@ -210,7 +214,7 @@ class _Trainer:
 
     def _training_set(self, hidden: NDArray[np.float16]) -> TrainingSet:
         """Return the cases as the UNet's stage needs them."""
-        vae = VAE(self._trained(VaeStage(self.cases, self.device)).network)
+        vae = VAE.of(self._trained(VaeStage(self.cases, self.device)).network)
         size = recipe.MANIFEST.image_size
         latent_size = (size[0] // vae.downsampling, size[1] // vae.downsampling)
 

@@ -61,12 +61,14 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
         train.train(tmp_path, stages=["gan"])
 
 
-def test_the_parser_begins_with_the_weights_of_the_small_one(work: Path) -> None:
+@pytest.mark.parametrize(("before", "stage"), [("small_parser", "middle_parser"), ("middle_parser", "parser")])
+def test_the_parser_goes_on_with_the_weights_of_the_stage_before(work: Path, before: str, stage: str) -> None:
     trainer = train._Trainer(work, (12, 6), 0, torch.device("cpu"))
-    begun = trainer.stage("parser").network.state_dict()
-    small = torch.load(work / "small_parser.pt", weights_only=True)["average"]
-    for name, weight in small.items():
-        torch.testing.assert_close(begun[name], weight, rtol=0, atol=0)
+    begun = trainer.stage(stage)
+    trained = torch.load(work / f"{before}.pt", weights_only=True)["average"]
+    for name, weight in begun.network.state_dict().items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=0)
+    assert begun.size > trainer.stage(before).size
 
 
 def test_the_stages_of_photos_need_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
