@@ -39,7 +39,7 @@ def test_the_student_has_steps_and_guidance_of_its_own() -> None:
     assert resolve_sampling({}, with_student) == Sampling(7, 2.5, PLAIN)
     with pytest.raises(InvalidRequest, match="student: got True; needs a bundle"):
         resolve_sampling({"student": True}, MANIFEST)
-    with pytest.raises(InvalidRequest, match="solver: got .*unipc.*; must be ddim"):
+    with pytest.raises(InvalidRequest, match=r"solver: got .*unipc.*; must be ddim"):
         resolve_sampling({"student": True}, with_student, QUICK)
 
 
