@@ -21,6 +21,11 @@ def has_parser(bundle: Path) -> bool:
     return (bundle / "parser" / "config.json").is_file()
 
 
+def has_student(bundle: Path) -> bool:
+    """Return whether the bundle in this folder has a student, which paints in few steps."""
+    return (bundle / "unet_turbo" / "config.json").is_file()
+
+
 @dataclass(frozen=True)
 class Student:
     """How a bundle's student paints: a UNet that was distilled from the bundle's own, and takes few steps of one row.

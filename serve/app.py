@@ -30,7 +30,7 @@ from ray.serve.schema import (  # type: ignore[attr-defined]
 
 from fashion_rag.artifacts import MANIFEST_FILE
 from fashion_rag.errors import ArtifactError
-from fashion_rag.manifest import DEMO_BUNDLE, Manifest
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest, has_student
 from serve import tracing
 from serve.config import ServeConfig
 from serve.config_file import APP_NAME, Graph, read_graph
@@ -159,15 +159,18 @@ def _faults(error: ValidationError) -> str:
 def local_config(bundle: Path, catalogue: str | Path, **settings: Any) -> ServeConfig:
     """Return the configuration of a graph on this machine, with its GPU if there is one. Raises as ServeConfig.
 
-    Where the stages have one replica each and compute on the CPU, they share a process.
+    Where the stages have one replica each and compute on the CPU, they share a process. A student is served if the
+    bundle has one.
     """
     root = str(catalogue) if "://" in str(catalogue) else str(Path(catalogue).resolve())
     here = {"bundle": str(bundle.resolve()), "catalogue": root}
     gpus = {"replica_gpus": GPU_SHARE} if _has_gpu() else {}
     config = ServeConfig.from_args(here | gpus | settings)
-    if "one_process" in settings:
-        return config
-    return replace(config, one_process=config.max_replicas == 1 and config.replica_gpus == 0)
+    if "student" not in settings:
+        config = replace(config, student=has_student(bundle))
+    if "one_process" not in settings:
+        config = replace(config, one_process=config.max_replicas == 1 and config.replica_gpus == 0)
+    return config
 
 
 def _has_gpu() -> bool:

@@ -43,6 +43,9 @@ def _read_preset(value: Any, validate: ValidatorFunctionWrapHandler) -> Preset:
 
 PresetInFile = Annotated[Preset, WrapValidator(_read_preset)]
 
+# The stage in which the bundle's student denoises, where it is served.
+STUDENT_DENOISER = "student_denoiser"
+
 
 class Config:
     """The base of configurations, which are frozen dataclasses that check their fields."""
@@ -79,7 +82,7 @@ class IngressSettings(Config):
     once. upload_s: how long a body may take, within deadline_s. upload_stall_s: how long a body may take to bring
     64 KiB. retry_after_s: how long a refused caller is asked to wait. deadline_s: the longest time that an edit may
     take, and the default for callers who name no deadline. max_pixels: pixels of an uploaded picture. presets: sampling
-    options by the name under which callers may ask for them.
+    options by the name under which callers may ask for them; those of the student are offered where it is served.
     """
 
     # As many as a denoiser takes on by default, and some more that are on the way to it or back.
@@ -97,6 +100,7 @@ class IngressSettings(Config):
             "fast": Preset(steps=10, shortcuts=Shortcuts(Solver.UNIPC)),
             "balanced": Preset(steps=20, shortcuts=Shortcuts(Solver.DPMPP_2M)),
             "exact": Preset(steps=50),
+            "turbo": Preset(shortcuts=Shortcuts(student=True)),
         }
     )
 
@@ -197,7 +201,8 @@ class ServeConfig(Config):
     allow_origins: origins whose pages may use the server, such as https://shop.example; `*` stands for all; none by
     default. untrained: whether a bundle may be served that is marked as untrained. one_process: whether the retriever,
     the parser, the conditioner and the VAE share a process, which saves memory and time at the start. They then scale
-    as one. `app.local_config` decides where it is not given.
+    as one. student: whether the bundle's student is served, by denoisers of its own, beside the UNet. These two are
+    decided by `app.local_config` where they are not given.
 
     max_replicas: replicas of a deployment; with more than one, each deployment scales by its load. target_load: how
     much of what a denoiser can do may arrive at it before another is started. upscale_delay_s, downscale_delay_s: how
@@ -221,6 +226,7 @@ class ServeConfig(Config):
     allow_origins: tuple[str, ...] = ()
     untrained: bool = False
     one_process: bool = False
+    student: bool = False
     max_replicas: int = 1
     target_load: float = 0.7
     upscale_delay_s: float = 10.0
@@ -244,6 +250,14 @@ class ServeConfig(Config):
             raise ValueError(f"target_load: got {self.target_load}; must be more than 0 and at most 1")
         self._at_least(0.01, "replica_cpus", "drain_s")
         self._at_least(0, "replica_gpus", "wait_s", "upscale_delay_s", "downscale_delay_s")
+
+    def offered(self, settings: IngressSettings) -> IngressSettings:
+        """Return the settings of the ingress without the presets that this graph does not serve."""
+        offered = {}
+        for name, preset in settings.presets.items():
+            if self.student or not preset.shortcuts.student:
+                offered[name] = preset
+        return dataclasses.replace(settings, presets=offered)
 
     @property
     def runtime(self) -> Runtime:

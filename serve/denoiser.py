@@ -25,6 +25,7 @@ from torch import Tensor
 
 from export.runtime import Runtime
 from fashion_rag import pipeline
+from fashion_rag.bundle import STUDENT
 from fashion_rag.denoising.engine import Engine, Event, Failed, Finished, Preview, Progress
 from fashion_rag.denoising.runner import Edit, Inputs
 from fashion_rag.denoising.scheduler import running_rows
@@ -63,8 +64,11 @@ Events = asyncio.Queue[tuple[Event, UNetCall | None]]
 class Denoiser:
     """Denoises edits step by step, as many together as its settings allow."""
 
-    def __init__(self, runtime: Runtime, stages: dict[str, DeploymentHandle]) -> None:
-        """Take the stages that prepare edits, as `Preparer` names them."""
+    def __init__(self, runtime: Runtime, stages: dict[str, DeploymentHandle], student: bool = False) -> None:
+        """Take the stages that prepare edits, as `Preparer` names them.
+
+        student: whether the bundle's student denoises.
+        """
         leave_out_expected_errors()
         torch.set_num_threads(runtime.num_threads)
         self._num_threads = runtime.num_threads
@@ -72,11 +76,11 @@ class Denoiser:
         parts = runtime.open()
         bundle = parts.bundle
         self.device = parts.device
-        self.sampler = bundle.sampler
+        self.sampler = bundle.student_sampler if student else bundle.sampler
         self.latent_size = bundle.latent_size
         self.preparer = Preparer(**stages, shape=bundle.manifest.image_size)
         preview = Preview.of(bundle.manifest.preview) if bundle.manifest.preview else None
-        self.engine = Engine(parts.load_unet(), DenoiserSettings(), preview)
+        self.engine = Engine(parts.load_unet(STUDENT if student else "unet"), DenoiserSettings(), preview)
         self.results: Cache[Tensor] = Cache(0, attrgetter("nbytes"))
         self.meter = WorkMeter()
         self.num_steps_done = 0

@@ -91,13 +91,19 @@ class EditRunner:
     """Takes edits through the denoiser, whose handle streams, and the VAE."""
 
     def __init__(
-        self, denoiser: DeploymentHandle, vae: DeploymentHandle, shape: tuple[int, int], has_parser: bool
+        self,
+        denoiser: DeploymentHandle,
+        vae: DeploymentHandle,
+        shape: tuple[int, int],
+        has_parser: bool,
+        student_denoiser: DeploymentHandle | None = None,
     ) -> None:
         """Take the handles of the stages.
 
-        shape: the (height, width) of the model's pictures. has_parser: whether photos can be read.
+        shape: the (height, width) of the model's pictures. has_parser: whether photos can be read. student_denoiser:
+        denoises edits by the bundle's student, where it is served.
         """
-        self.denoiser = denoiser
+        self.denoiser, self.student_denoiser = denoiser, student_denoiser
         self.vae = vae
         self.shape = shape
         self.has_parser = has_parser
@@ -112,7 +118,9 @@ class EditRunner:
         job = await asyncio.to_thread(self._job, request, preview_steps)
         accepted: Accepted | None = None
         last_step = 0
-        calls = stream("denoise", lambda: self.denoiser.denoise.remote(job), request.deadline_unix_s)
+        denoiser = self.student_denoiser if request.shortcuts.student else self.denoiser
+        assert denoiser is not None, "the student is offered where it is served"
+        calls = stream("denoise", lambda: denoiser.denoise.remote(job), request.deadline_unix_s)
         async with aclosing(calls) as items:
             # A replica that takes the place of a dead one yields everything again, from Admitted on.
             async for item in items:

@@ -7,7 +7,8 @@
        ├──────────► VAE.decode
        └──────────► parser                            for a mask alone
 
-An arrow points to the stage that is called. The denoiser calls once it has taken an edit on (`preparation.py`).
+Where the bundle's student is served, it has denoisers of its own, which are called like the others. An arrow points to
+the stage that is called. The denoiser calls once it has taken an edit on (`preparation.py`).
 
 `app.py` imports this module only in the processes that deploy the graph, because the deployments bring PyTorch along.
 """
@@ -21,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from serve.autoscaling import LoadPolicy
 from serve.conditioner import Conditioner
-from serve.config import Config, ServeConfig, StagesSettings
+from serve.config import STUDENT_DENOISER, Config, ServeConfig, StagesSettings
 from serve.denoiser import Denoiser
 from serve.handles import StageHandle
 from serve.ingress import Ingress
@@ -42,8 +43,11 @@ def build(config: ServeConfig) -> ray_serve.Application:
     by_load = AutoscalingPolicy(policy_function=LoadPolicy, policy_kwargs={"target_load": config.target_load})
     stages = _in_one_process(config, on_gpu) if config.one_process else _apart(config, on_gpu)
     denoiser_options = _options(config, config.denoiser, on_gpu, policy=by_load)
-    denoiser = Denoiser.options(**denoiser_options).bind(config.runtime, stages)
-    return Ingress.options(**_options(config, config.ingress)).bind(config, stages | {"denoiser": denoiser})
+    denoisers: dict[str, Any] = {"denoiser": Denoiser.options(**denoiser_options).bind(config.runtime, stages)}
+    if config.student:
+        apart = Denoiser.options(name="StudentDenoiser", **denoiser_options)
+        denoisers[STUDENT_DENOISER] = apart.bind(config.runtime, stages, student=True)
+    return Ingress.options(**_options(config, config.ingress)).bind(config, stages | denoisers)
 
 
 def _apart(config: ServeConfig, on_gpu: Mapping[str, float]) -> dict[str, Any]:

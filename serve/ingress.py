@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +31,7 @@ from fashion_rag.errors import ArtifactError, FashionRAGError, InvalidRequest, N
 from fashion_rag.manifest import Manifest, has_parser
 from serve import metrics, tracing
 from serve.calls import answer
-from serve.config import IngressSettings, ServeConfig
+from serve.config import STUDENT_DENOISER, IngressSettings, ServeConfig
 from serve.edits import EditRunner
 from serve.http.admission import Admission
 from serve.http.auth import API_KEYS, CATALOGUE_KEYS, ApiKeys, Forbidden
@@ -100,20 +101,29 @@ class Ingress:
         wait_for(config.runtime.missing_bundle, config.wait_s)
         self.manifest = Manifest.read(Path(config.bundle) / MANIFEST_FILE)
         self.manifest.check_trained(Path(config.bundle), config.untrained)
+        if not config.student:
+            self.manifest = replace(self.manifest, student=None)
         self._load_keys()
         self.keys_error = ""
         self.warned = False
-        self.admission = Admission(config.ingress)
+        self.admission = Admission(config.offered(config.ingress))
         self.stages = stages
         self.retriever, self.conditioner = stages["retriever"], stages["conditioner"]
         self.finds_masks, shape = has_parser(Path(config.bundle)), self.manifest.image_size
-        self.edits = EditRunner(stages["denoiser"].options(stream=True), stages["vae"], shape, self.finds_masks)
+        student = stages.get(STUDENT_DENOISER)
+        self.edits = EditRunner(
+            stages["denoiser"].options(stream=True),
+            stages["vae"],
+            shape,
+            self.finds_masks,
+            student_denoiser=None if student is None else student.options(stream=True),
+        )
         self.masks = MaskFinder(stages["parser"], stages["retriever"], shape)
         self.created = int(time.time())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new IngressSettings."""
-        self.admission.settings = IngressSettings.from_args(user_config)
+        self.admission.settings = self.config.offered(IngressSettings.from_args(user_config))
 
     def _load_keys(self) -> None:
         self.keys = ApiKeys.load(self.config.api_keys, API_KEYS, os.environ)

@@ -87,6 +87,10 @@ CacheIntervalOption = Annotated[
     int, typer.Option(help="Run the whole UNet every so many steps, and its outermost layers in those between.")
 ]
 
+StudentOption = Annotated[
+    bool, typer.Option("--student", help="Have the bundle's student take the steps, which are few and not guided.")
+]
+
 Number = TypeVar("Number", int, float)
 
 

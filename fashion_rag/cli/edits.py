@@ -15,6 +15,7 @@ from fashion_rag.cli.base import (
     GuidanceStartOption,
     GuidedOption,
     SolverOption,
+    StudentOption,
     UntrainedOption,
     guided_part,
     progress,
@@ -80,6 +81,7 @@ def edit(
     guidance_end: GuidanceEndOption = PLAIN.guidance_end,
     guided: GuidedOption = None,
     cache_interval: CacheIntervalOption = PLAIN.cache_interval,
+    student: StudentOption = PLAIN.student,
     device: DeviceOption = "cpu",
     bundle: BundleOption = DEMO_BUNDLE,
     untrained: UntrainedOption = False,
@@ -99,6 +101,7 @@ def edit(
         "guidance_scale": guidance_scale,
         "solver": solver,
         "cache_interval": cache_interval,
+        "student": student,
     } | guided_part(guided, guidance_start, guidance_end)
     manifest = check_bundle(bundle)
     manifest.check_trained(bundle, untrained)

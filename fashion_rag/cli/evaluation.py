@@ -18,6 +18,7 @@ from fashion_rag.cli.base import (
     GuidanceStartOption,
     GuidedOption,
     SolverOption,
+    StudentOption,
     build_progress,
     guided_part,
     numbers,
@@ -82,6 +83,7 @@ def evaluate(
     guidance_end: GuidanceEndOption = PLAIN.guidance_end,
     guided: GuidedOption = None,
     cache_interval: CacheIntervalOption = PLAIN.cache_interval,
+    student: StudentOption = PLAIN.student,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many samples of each category.", show_default="all")
@@ -133,6 +135,7 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "solver": solver,
         "cache_interval": cache_interval,
+        "student": student,
     } | guided_part(guided, guidance_start, guidance_end)
     if not server and catalogue is None and retrieval is None and any(garment_counts):
         rule = "must be 0 without --catalogue, --retrieval or --server"

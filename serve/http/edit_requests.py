@@ -108,13 +108,17 @@ def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, byt
 
 def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:
     """Return the preset that a form names, as preset or quality. Raises InvalidRequest for an unknown name."""
-    field, value = ("quality", form.quality) if form.preset is None else ("preset", form.preset)
-    name = QUALITY_PRESETS.get(form.quality) if form.preset is None else form.preset
-    if name is None:
+    names: tuple[str, ...]
+    if form.preset is not None:
+        field, value, names = "preset", form.preset, (form.preset,)
+    elif form.quality in QUALITY_PRESETS:
+        field, value, names = "quality", form.quality, QUALITY_PRESETS[form.quality]
+    else:
         return NO_PRESET
-    if name not in presets:
-        raise InvalidRequest(field, value, f"needs a preset that this server has: {', '.join(presets) or 'none'}")
-    return presets[name]
+    for name in names:
+        if name in presets:
+            return presets[name]
+    raise InvalidRequest(field, value, f"needs a preset that this server has: {', '.join(presets) or 'none'}")
 
 
 def mask_request(form: MaskForm, settings: IngressSettings, request_id: str, arrived: float) -> EditRequest:

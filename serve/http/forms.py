@@ -29,7 +29,8 @@ MAX_FILTERS = 32
 MAX_FOUND = 100
 MAX_PARTIAL_IMAGES = 50
 MIN_DEADLINE_S = 0.001
-QUALITY_PRESETS = {"low": "fast", "medium": "balanced", "high": "exact"}
+# The presets of a quality, of which the first that a server offers is meant.
+QUALITY_PRESETS = {"low": ("turbo", "fast"), "medium": ("balanced",), "high": ("exact",)}
 
 # Values of OpenAI's API that this server does not support, by field and value, with the rule for the error.
 UNSUPPORTED = {
@@ -78,7 +79,7 @@ class EditForm(BaseModel):
         description="How many previews a stream sends before the finished picture; without effect on a single reply.",
     )
     model: str | None = Field(None, description="The name of the bundle that is served.")
-    quality: Quality = Field("auto", description="low, medium and high are the presets fast, balanced and exact.")
+    quality: Quality = Field("auto", description="low is the preset turbo, or fast; medium balanced; high exact.")
     background: Literal["auto", "opaque"] = "auto"
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="Without effect: outside the mask the photo always comes back as it is."
@@ -135,6 +136,7 @@ class EditForm(BaseModel):
         le=MAX_CACHE_INTERVAL,
         description="Run the whole UNet every so many steps, and in those between its outermost layers alone.",
     )
+    student: bool | None = Field(None, description="Have the bundle's student take the steps, which are few.")
     deadline_s: float | None = Field(
         None, ge=MIN_DEADLINE_S, description="How many seconds the caller is going to wait."
     )
@@ -154,8 +156,8 @@ class EditForm(BaseModel):
             raise InvalidRequest("n", self.n, "must be 1 with stream=true", "unsupported_value")
         if self.output_format == "png" and self.output_compression < 100:
             raise InvalidRequest("output_compression", self.output_compression, "must be 100 for png, which is exact")
-        if self.preset is not None and self.preset != QUALITY_PRESETS.get(self.quality, self.preset):
-            rule = f"must be {QUALITY_PRESETS[self.quality]!r}, or left out, with quality={self.quality}"
+        if self.preset is not None and self.preset not in QUALITY_PRESETS.get(self.quality, (self.preset,)):
+            rule = f"must be {' or '.join(QUALITY_PRESETS[self.quality])}, or left out, with quality={self.quality}"
             raise InvalidRequest("preset", self.preset, rule)
         return self
 
