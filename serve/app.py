@@ -203,6 +203,8 @@ def start(
     what cannot be served.
     """
     loads = LOADS_IN_ONE_PROCESS if config.one_process else LOADS
+    if config.student:
+        loads = loads | {"StudentDenoiser": "the student"}
 
     def say(awaited: str, num_ready: int = 0) -> None:
         report(awaited, num_ready, len(loads))

@@ -83,7 +83,7 @@ def test_edits_at_the_same_time_do_not_mix(url: str, pipeline: Pipeline) -> None
 
 
 def test_presets_and_shortcuts_share_steps_and_do_not_mix(url: str, pipeline: Pipeline) -> None:
-    presets = IngressSettings().presets
+    presets = {name: preset for name, preset in IngressSettings().presets.items() if not preset.shortcuts.student}
     asked: list[dict[str, Any]] = [
         *({"preset": name, "seed": seed} for seed, name in enumerate(presets)),
         {"steps": 9, "solver": "dpmpp_2m", "guidance_end": 0.5},

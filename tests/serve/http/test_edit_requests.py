@@ -2,19 +2,21 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fashion_rag.errors import InvalidRequest
+from fashion_rag.manifest import Student
 from fashion_rag.request import Shortcuts, Solver, Template
 from fashion_rag.sampling import Preset
 from serve.config import IngressSettings
 from serve.http.edit_requests import MAX_FILE_SIDES, edit_requests, garment_picture
 from serve.http.forms import EditForm, GarmentForm
 from tests.profiles import display_p3, one_way_rgb
-from tests.serve.http.sent_forms import ARRIVED, KEYPOINTS, MANIFEST, requests, saved
+from tests.serve.http.sent_forms import ARRIVED, KEYPOINTS, MANIFEST, changed, requests, saved
 from tests.serve.pictures import SIZE, huge_png, mask, photo, png
 
 
@@ -128,6 +130,21 @@ def test_what_does_not_suit_the_server_or_the_photo_is_refused(name: str, value:
     with pytest.raises(InvalidRequest, match=rule) as caught:
         requests(**{name: value})
     assert caught.value.field == name
+
+
+def test_low_quality_is_the_students_where_it_is_offered() -> None:
+    turbo = Preset(shortcuts=Shortcuts(student=True))
+    settings = IngressSettings(max_pixels=10_000, deadline_s=20.0, presets={"fast": Preset(steps=2), "turbo": turbo})
+    manifest = replace(MANIFEST, student=Student("0" * 64, num_inference_steps=3))
+    for fields in ({"quality": "low"}, {"preset": "turbo"}, {"student": "true"}):
+        (edit,) = edit_requests(changed(**fields), manifest, settings, "request-7", ARRIVED)
+        assert (edit.num_inference_steps, edit.guidance_scale, edit.shortcuts) == (3, 1.0, turbo.shortcuts)
+    (fast,) = edit_requests(changed(quality="low", preset="fast"), manifest, settings, "request-7", ARRIVED)
+    assert (fast.num_inference_steps, fast.shortcuts) == (2, Shortcuts())
+    with pytest.raises(InvalidRequest, match="student: got True; needs a bundle that has a student"):
+        requests(student="true")
+    with pytest.raises(InvalidRequest, match=r"guidance_scale: got 3\.0; must be at most 1 with the student"):
+        edit_requests(changed(preset="turbo", guidance_scale="3"), manifest, settings, "request-7", ARRIVED)
 
 
 def test_a_server_without_presets_says_so() -> None:

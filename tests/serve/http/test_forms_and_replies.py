@@ -58,8 +58,8 @@ def decoded(text: str) -> Image.Image:
     [
         ({"stream": True, "n": 2}, "n", "must be 1 with stream=true"),
         ({"output_compression": 99}, "output_compression", "png"),
-        ({"quality": "low", "preset": "exact"}, "preset", "must be 'fast'"),
-        ({"quality": "high", "preset": "mine"}, "preset", "must be 'exact'"),
+        ({"quality": "low", "preset": "exact"}, "preset", "must be turbo or fast"),
+        ({"quality": "high", "preset": "mine"}, "preset", "must be exact"),
         ({"response_format": "url"}, "response_format", "no picture is stored"),
         ({"background": "transparent"}, "background", "the photo keeps its background"),
         ({"output_format": "gif"}, "output_format", "must be png, jpeg or webp"),
