@@ -8,14 +8,15 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 from fashion_rag.errors import FashionRAGError
 
+AUTH_MODE = "RAY_AUTH_MODE"
 SAID, FAILED, DONE = "said", "failed", "done"
 
 
@@ -26,7 +27,8 @@ class Starter:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self._process.start()
+        with _token_mode():
+            self._process.start()
         # With no copy here, the end of the process is seen as the end of the connection.
         theirs.close()
 
@@ -75,12 +77,26 @@ class Starter:
         return self.result(say)
 
 
+@contextmanager
+def _token_mode() -> Iterator[None]:
+    """Have processes that start in the block take Ray to ask for tokens, as the Ray that the parent starts does.
+
+    Ray reads the variable when it is imported, which the program's main module may do before `_work` is called. In the
+    parent, Ray sets it itself.
+    """
+    is_set = AUTH_MODE in os.environ
+    os.environ.setdefault(AUTH_MODE, "token")
+    try:
+        yield
+    finally:
+        if not is_set:
+            del os.environ[AUTH_MODE]
+
+
 def _work(connection: Connection) -> None:
     """Do tasks until the parent closes the connection."""
     # Ctrl-C reaches all processes of a terminal. The parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Ray sets this in a process that starts a Ray of its own, as the parent does, and reads it when it is imported.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Imported at once, because it takes longer than anything that follows.
     from serve import deploying
 

@@ -1,6 +1,7 @@
 """Tests the process of a start: its tasks' outcomes come back, and it ends with the block."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from fashion_rag.errors import ArtifactError, FashionRAGError
 from serve import starter as serve_starter
 from serve.config import ServeConfig
-from serve.starter import Starter
+from serve.starter import AUTH_MODE, Starter
 
 
 def is_running(pid: int) -> bool:
@@ -35,6 +36,34 @@ def test_files_that_cannot_be_served_are_named_and_the_process_ends(
         pid = starter._process.pid
     assert said == ["a catalogue to be drawn"]
     assert not is_running(pid)
+
+
+SCRIPT = """
+import os
+import sys
+from serve.starter import Starter
+
+if __name__ == "__main__":
+    with Starter():
+        input()
+    print("parent", os.environ.get("RAY_AUTH_MODE"))
+else:
+    print("child", os.environ.get("RAY_AUTH_MODE"), flush=True)
+"""
+
+
+def test_the_main_module_may_import_ray_in_the_process_too(tmp_path: Path) -> None:
+    # Ray reads the mode when it is imported, and a spawned process runs the main module first.
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name != AUTH_MODE}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "child token\n"
+    assert process.communicate("\n")[0] == "parent None\n"
 
 
 def test_the_end_of_the_process_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
