@@ -85,6 +85,8 @@ def _ways() -> list[DenoisingWay]:
     presets = [
         DenoisingWay(f"preset {name}", "preset", preset.steps or 0, preset.shortcuts)
         for name, preset in IngressSettings().presets.items()
+        # The demo bundle has no student.
+        if not preset.shortcuts.student
     ]
     return ddim + solvers + guided + kept + presets
 
