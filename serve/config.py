@@ -164,7 +164,7 @@ class DenoiserSettings(Limits, Config):
     pin_cores: whether the threads of each denoiser stay on cores of their own, `num_threads` of them, on one NUMA node.
     """
 
-    margin_s: float = 0.2
+    margin_s: float = 0.5
     slack: float = 0.1
     results_bytes: int = 0
     pin_cores: bool = False

@@ -67,7 +67,7 @@ class ServerSetup:
     max_rows: int = 8
     max_waiting: int = 16
     patience_s: float = 60.0
-    margin_s: float = 0.2
+    margin_s: float = 0.5
     slack: float = 0.1
     max_edits: int = 24
     deadline_s: float = 300.0

@@ -67,7 +67,7 @@ class System:
 
     step_time_s: dict[int, float]
     stages_s: dict[str, Spread]
-    limits: Limits = field(default_factory=lambda: Limits(margin_s=0.2))
+    limits: Limits = field(default_factory=lambda: Limits(margin_s=0.5))
     max_edits: int = 24
     deadline_s: float = 300.0
     max_batch: int = 8
