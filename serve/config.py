@@ -251,14 +251,6 @@ class ServeConfig(Config):
         self._at_least(0.01, "replica_cpus", "drain_s")
         self._at_least(0, "replica_gpus", "wait_s", "upscale_delay_s", "downscale_delay_s")
 
-    def offered(self, settings: IngressSettings) -> IngressSettings:
-        """Return the settings of the ingress without the presets that this graph does not serve."""
-        offered = {}
-        for name, preset in settings.presets.items():
-            if self.student or not preset.shortcuts.student:
-                offered[name] = preset
-        return dataclasses.replace(settings, presets=offered)
-
     @property
     def runtime(self) -> Runtime:
         """Return what runs the networks."""

@@ -106,7 +106,7 @@ class Ingress:
         self._load_keys()
         self.keys_error = ""
         self.warned = False
-        self.admission = Admission(config.offered(config.ingress))
+        self.admission = Admission(config.ingress)
         self.stages = stages
         self.retriever, self.conditioner = stages["retriever"], stages["conditioner"]
         self.finds_masks, shape = has_parser(Path(config.bundle)), self.manifest.image_size
@@ -123,7 +123,7 @@ class Ingress:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on new IngressSettings."""
-        self.admission.settings = self.config.offered(IngressSettings.from_args(user_config))
+        self.admission.settings = IngressSettings.from_args(user_config)
 
     def _load_keys(self) -> None:
         self.keys = ApiKeys.load(self.config.api_keys, API_KEYS, os.environ)

@@ -60,7 +60,7 @@ def edit_requests(
     if form.deadline_s is not None and form.deadline_s > settings.deadline_s:
         raise InvalidRequest("deadline_s", form.deadline_s, f"must be at most {settings.deadline_s}")
     options = {name: getattr(form, name) for name in SAMPLING_OPTIONS}
-    sampling = resolve_sampling(options, manifest, _preset(form, settings.presets))
+    sampling = resolve_sampling(options, manifest, _preset(form, _offered(settings.presets, manifest)))
     photo = open_photo(form.image, max_pixels=settings.max_pixels)
     photo_size = (photo.pixels.shape[0], photo.pixels.shape[1])
     size = _asked_size(form, photo_size, settings.max_pixels)
@@ -104,6 +104,15 @@ def garment_picture(form: GarmentForm, max_pixels: int) -> tuple[GarmentRow, byt
     # The retriever replaces "unknown" by the place where it stores the picture.
     row = GarmentRow(form.id, form.category, form.caption, "unknown", digest, attributes=attributes)
     return checked(row), jpeg
+
+
+def _offered(presets: Mapping[str, Preset], manifest: Manifest) -> dict[str, Preset]:
+    """Return the presets without those of the student where there is none."""
+    offered = {}
+    for name, preset in presets.items():
+        if manifest.student is not None or not preset.shortcuts.student:
+            offered[name] = preset
+    return offered
 
 
 def _preset(form: EditForm, presets: Mapping[str, Preset]) -> Preset:

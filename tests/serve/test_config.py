@@ -81,9 +81,3 @@ def test_wrong_args_are_refused_by_name(kind: type[Config], args: dict[str, obje
 def test_bundle_and_catalogue_are_required() -> None:
     with pytest.raises(ValueError, match="catalogue"):
         ServeConfig.from_args({"bundle": "b"})
-
-
-def test_the_students_presets_are_offered_where_it_is_served() -> None:
-    settings = IngressSettings(presets={"quick": Preset(8), "turbo": Preset(shortcuts=Shortcuts(student=True))})
-    assert set(ServeConfig("b", "c").offered(settings).presets) == {"quick"}
-    assert ServeConfig("b", "c", student=True).offered(settings) == settings
