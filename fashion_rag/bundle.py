@@ -153,11 +153,6 @@ class Bundle:
         """Return whether there is a student of the UNet."""
         return self.manifest.student is not None
 
-    @property
-    def student_sampler(self) -> NoiseSchedule:
-        """Return the noise schedule of the student's steps."""
-        return self.sampler.for_student()
-
     def load_student(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
         """Return the student of the UNet, which must be there.
 

@@ -76,7 +76,7 @@ class Denoiser:
         parts = runtime.open()
         bundle = parts.bundle
         self.device = parts.device
-        self.sampler = bundle.student_sampler if student else bundle.sampler
+        self.sampler = bundle.sampler.for_student() if student else bundle.sampler
         self.latent_size = bundle.latent_size
         self.preparer = Preparer(**stages, shape=bundle.manifest.image_size)
         preview = Preview.of(bundle.manifest.preview) if bundle.manifest.preview else None

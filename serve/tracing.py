@@ -97,12 +97,19 @@ def span(name: str, kind: Kind, *, current: bool = True, **attributes: str | int
         yield INVALID_SPAN
         return
     opened = trace.get_tracer(__name__).start_span(name, attributes={KIND: kind, **attributes})
-    try:
+    with _ended(opened):
         if current:
             with within(opened):
                 yield opened
         else:
             yield opened
+
+
+@contextmanager
+def _ended(opened: Span) -> Iterator[None]:
+    """End the span with the block. An error that leaves the block becomes the span's status."""
+    try:
+        yield
     except BaseException as error:
         fail(opened, error)
         raise
@@ -170,13 +177,8 @@ def request_span(method: str, path: str, headers: MutableHeaders) -> Iterator[Sp
     attributes = {KIND: Kind.HTTP, "http.request.method": method, "url.path": path}
     opened = trace.get_tracer(__name__).start_span(method, context, SpanKind.SERVER, attributes)
     _TRACE_CONTEXT.inject(headers, trace.set_span_in_context(opened))
-    try:
+    with _ended(opened):
         yield opened
-    except BaseException as error:
-        fail(opened, error)
-        raise
-    finally:
-        opened.end()
 
 
 def now_ns() -> int:

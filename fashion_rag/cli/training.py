@@ -9,18 +9,18 @@ import typer
 
 from fashion_rag.cli.base import BundleOption, numbers, training_progress
 from fashion_rag.cli.checks import (
-    MANIFEST_FILE,
     check_bundle,
     check_folder,
     check_installed,
     check_least,
     check_out_folder,
 )
-from fashion_rag.manifest import DEMO_BUNDLE
+from fashion_rag.manifest import DEMO_BUNDLE, Manifest
 
 if TYPE_CHECKING:
     from fashion_rag.request import MaskType
     from fashion_rag.training.data import Source
+    from fashion_rag.training.fit import Precision, TrainingPlan
     from fashion_rag.training.run import TrainingSettings
 
 
@@ -94,19 +94,10 @@ def train(
 
     import torch
 
-    from fashion_rag.training.fit import TrainingPlan, pick_precision
     from fashion_rag.training.objective import SampleMix
     from fashion_rag.training.run import TrainingSettings
 
-    plan = TrainingPlan(
-        num_steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        num_parts=parts,
-        warmup_steps=warmup_steps,
-        precision=precision or pick_precision(),
-        save_every_s=save_every,
-    )
+    plan = _plan(steps, batch_size, parts, learning_rate, warmup_steps, precision, save_every)
     mix = SampleMix(
         _shares(garment_shares, retrieval),
         caption_share=caption_share,
@@ -159,26 +150,16 @@ def distill(
     seed: SeedOption = 0,
 ) -> None:
     """Train a student that paints in a few steps, each of one row, what a bundle's UNet paints in many guided steps."""
-    _check(data, work, out, bundle, retrieval, steps, batch_size, parts, processes, workers, sheet_every)
+    manifest = _check(data, work, out, bundle, retrieval, steps, batch_size, parts, processes, workers, sheet_every)
+    manifest.check_trained(bundle, untrained=False)
 
     import torch
 
-    from fashion_rag.manifest import Manifest
     from fashion_rag.training.distillation import Phases
-    from fashion_rag.training.fit import TrainingPlan, pick_precision
     from fashion_rag.training.objective import SampleMix
     from fashion_rag.training.run import TrainingSettings
 
-    Manifest.read(bundle / MANIFEST_FILE).check_trained(bundle, untrained=False)
-    plan = TrainingPlan(
-        num_steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        num_parts=parts,
-        warmup_steps=warmup_steps,
-        precision=precision or pick_precision(),
-        save_every_s=save_every,
-    )
+    plan = _plan(steps, batch_size, parts, learning_rate, warmup_steps, precision, save_every)
     mix = SampleMix(_shares(garment_shares, retrieval), caption_share=caption_share, outside_weight=outside_weight)
     settings = TrainingSettings(
         base=bundle.resolve(),
@@ -208,14 +189,14 @@ def _check(
     processes: int | None,
     workers: int,
     sheet_every: int,
-) -> None:
-    """Raise InvalidRequest, naming the option, for what both commands do not take."""
+) -> Manifest:
+    """Return the bundle's manifest. Raises InvalidRequest, naming the option, for what both commands do not take."""
     check_installed("data", str(data), "tensorboard", "train")
     check_folder("data", data)
     check_folder("retrieval", retrieval)
     check_out_folder("work", work)
     check_out_folder("out", out)
-    check_bundle(bundle)
+    manifest = check_bundle(bundle)
     for option, value, least in (
         ("steps", steps, 1),
         ("batch-size", batch_size, 1),
@@ -225,6 +206,29 @@ def _check(
         ("sheet-every", sheet_every, 0),
     ):
         check_least(option, value, least)
+    return manifest
+
+
+def _plan(
+    steps: int,
+    batch_size: int,
+    parts: int,
+    learning_rate: float,
+    warmup_steps: int,
+    precision: Precision | None,
+    save_every: float,
+) -> TrainingPlan:
+    from fashion_rag.training.fit import TrainingPlan, pick_precision
+
+    return TrainingPlan(
+        num_steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_parts=parts,
+        warmup_steps=warmup_steps,
+        precision=precision or pick_precision(),
+        save_every_s=save_every,
+    )
 
 
 def _shares(garment_shares: str | None, retrieval: Path | None) -> tuple[float, ...]:
